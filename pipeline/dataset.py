@@ -1,0 +1,220 @@
+"""Random access to the encoded images and labels of a TFDS data set prepared as ArrayRecord.
+
+TFDS knows where the files are, how long each is and what a record holds; the records themselves are read
+here, undecoded, by index, with no group-size warning and no decoding of what is not wanted.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from pipeline.errors import DataError, UserError
+
+
+def _prepare_hint(name: str) -> str:
+    return (
+        f"prepare it with `tfds build {name} --file_format=array_record --data_dir=DIR` and pass "
+        "--data_dir=DIR"
+    )
+
+
+def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a prepared data set.
+
+    Args:
+      name: `NAME[/CONFIG][:VERSION]`, as TFDS takes it.
+      data_dir: TFDS's data directory; None for its default.
+
+    Raises:
+      UserError: TFDS does not know the name, or it is not prepared there as ArrayRecord.
+    """
+    where = str(data_dir) if data_dir else tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--dataset={name}: not found in {where} ({reason}); {_prepare_hint(name)}") from error
+    if not builder.info.splits:
+        raise UserError(f"--dataset={name}: not prepared in {where}; {_prepare_hint(name)}")
+    file_format = builder.info.file_format
+    if file_format is not None and file_format.value != "array_record":
+        raise UserError(
+            f"--dataset={name}: prepared as {file_format.value} in {builder.data_dir}, but random access needs "
+            f"array_record; {_prepare_hint(name)}"
+        )
+    return builder
+
+
+def _image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
+    """Names of the image and the label feature: the supervised pair, else the only candidates."""
+    features = info.features
+    if info.supervised_keys and len(info.supervised_keys) == 2:
+        image, label = info.supervised_keys
+    else:
+        images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+        if len(images) != 1 or len(labels) != 1:
+            raise UserError(
+                f"{info.full_name}: expected one image and one label feature, got images {images} and labels {labels}"
+            )
+        image, label = images[0], labels[0]
+    if not isinstance(features[image], tfds.features.Image) or not isinstance(
+        features[label], tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"{info.full_name}: expected an image-classification data set, got features {image}: "
+            f"{type(features[image]).__name__}, {label}: {type(features[label]).__name__}"
+        )
+    return image, label
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    path: str
+    skip: int  # records before the split's first
+    first: int  # index, in the split, of the first record taken
+
+
+class Dataset:
+    """One split of a prepared data set.
+
+    Attributes:
+      name: `NAME[/CONFIG]:VERSION`.
+      split: as given, sub-splits such as `train[:90%]` included.
+      num_examples: N.
+      num_classes: of the label feature.
+      class_names: list of `num_classes` strings.
+    """
+
+    def __init__(self, name: str, split: str, *, data_dir: str | Path | None = None) -> None:
+        builder = load_builder(name, data_dir)
+        info = builder.info
+        try:
+            split_info = info.splits[split]
+            instructions = split_info.file_instructions
+        except (KeyError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"--split={split}: {info.full_name} has splits {', '.join(sorted(info.splits))}"
+            ) from error
+        self.name = f"{'/'.join(filter(None, [info.name, info.config_name]))}:{info.version}"
+        self.split = split
+        self.data_dir = str(data_dir) if data_dir else None
+        self.path = str(builder.data_dir)
+        self.split_names = sorted(info.splits)
+        self.num_examples = int(split_info.num_examples)
+        if not self.num_examples:
+            raise UserError(f"--split={split}: {self.name} in {self.path} has no examples there")
+        self._image_key, self._label_key = _image_and_label(info)
+        self.num_classes = int(info.features[self._label_key].num_classes)
+        self.class_names = list(info.features[self._label_key].names)
+        self._files: list[_File] = []
+        first = 0
+        for instruction in instructions:
+            self._files.append(_File(str(instruction.filename), instruction.skip, first))
+            first += instruction.examples_in_shard
+        self._starts = [file.first for file in self._files]
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+        self._split_info = split_info
+        self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.name, self.split, self.data_dir)
+
+    def identity(self) -> dict[str, Any]:
+        """Name, split, N and a cheap fingerprint from TFDS's metadata; content is checked view by view."""
+        facts = {
+            "name": self.name,
+            "split": self.split,
+            "shard_lengths": [int(n) for n in self._split_info.shard_lengths],
+            "num_bytes": int(self._split_info.num_bytes),
+            "features": self._features_json,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return {
+            "name": self.name,
+            "split": self.split,
+            "num_examples": self.num_examples,
+            "fingerprint": digest[:32],
+        }
+
+    def _reader(self, number: int) -> ArrayRecordReader:
+        with self._lock:
+            if number not in self._readers:
+                file = self._files[number]
+                if not Path(file.path).is_file():
+                    raise UserError(f"{file.path}: no such file; {_prepare_hint(self.name)}")
+                reader = ArrayRecordReader(file.path)
+                if not reader.ok() or not reader.num_records():
+                    raise DataError(f"{file.path}: not a whole ArrayRecord file; prepare the data set again")
+                self._readers[number] = reader
+            return self._readers[number]
+
+    def _features(self, examples: np.ndarray) -> list[Any]:
+        """The tf.Example feature maps of examples int64 [n], in order."""
+        by_file: dict[int, list[int]] = {}
+        for slot, example in enumerate(examples.tolist()):
+            by_file.setdefault(bisect.bisect_right(self._starts, example) - 1, []).append(slot)
+        out: list[Any] = [None] * len(examples)
+        for number, slots in by_file.items():
+            file = self._files[number]
+            wanted = [int(examples[slot]) - file.first + file.skip for slot in slots]
+            try:
+                records: Sequence[bytes] = self._reader(number).read(wanted)
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise DataError(
+                    f"{file.path}: records {wanted[:3]}... cannot be read: {str(error).splitlines()[0]}"
+                ) from error
+            for slot, record in zip(slots, records, strict=True):
+                out[slot] = tf.train.Example.FromString(record).features.feature
+        return out
+
+    def read(self, examples: np.ndarray) -> list[bytes]:
+        """Encoded images of examples int64 [n], in 0..N-1.
+
+        Raises:
+          DataError: a file is corrupt or holds no image.
+        """
+        out = []
+        for example, features in zip(examples, self._features(examples), strict=True):
+            values = features[self._image_key].bytes_list.value
+            if len(values) != 1:
+                raise DataError(f"{self.path}: example {example} of {self.split} holds no image")
+            out.append(values[0])
+        return out
+
+    def labels(self, examples: np.ndarray) -> np.ndarray:
+        """Labels of examples int64 [n]: int64 [n]."""
+        values = [f[self._label_key].int64_list.value[0] for f in self._features(examples)]
+        return np.array(values, np.int64)
+
+
+def _reopen(name: str, split: str, data_dir: str | None) -> Dataset:
+    return Dataset(name, split, data_dir=data_dir)
+
+
+def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
+    """Heights and widths in pixels from the images' headers: int32 [n, 2]; TF decodes no orientation tag."""
+    from PIL import Image  # reads headers only, of every format that TF decodes
+
+    out = np.empty((len(encoded), 2), np.int32)
+    for row, data in enumerate(encoded):
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                out[row] = image.height, image.width
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"image {row} of the batch has no readable header: {error}") from error
+    return out

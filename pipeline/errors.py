@@ -1,0 +1,86 @@
+"""The two ways in which a command fails, and how they reach the user.
+
+A mistake of the user's (`UserError`) ends in one line on standard error and exit code 2. Corrupt or
+mismatched data (`DataError`) is fatal, shows both sides, and exits 3. Both cross process and runtime
+borders (Beam workers, tf.data threads) as text inside somebody else's exception, so `find_error` digs
+them out again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+EXIT_USER_ERROR = 2
+EXIT_DATA_ERROR = 3
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+class UserError(Exception):
+    """What is wrong, what was got, what was expected, what to do: in one line. Exit code 2."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class DataError(Exception):
+    """Data are corrupt, or two sides do not match; the message shows both. Exit code 3."""
+
+    exit_code = EXIT_DATA_ERROR
+
+
+# As in "pipeline.errors.DataError: view 7: ...", up to the end of its line or Beam's own addition.
+_IN_TEXT = re.compile(r"\b(UserError|DataError): (.+?)(?= \[while running|\\n|\n|$)")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_error(error: BaseException) -> UserError | DataError | None:
+    """The UserError or DataError at the bottom of `error`, or None.
+
+    Args:
+      error: an exception as it came out of Beam or TensorFlow. Both may have turned the original into
+        text, with their own lines around it.
+    """
+    for link in _chain(error):
+        if isinstance(link, UserError | DataError):
+            return type(link)(str(link).split(" [while running")[0])
+    for link in _chain(error):
+        if found := _IN_TEXT.findall(str(link)):
+            kind, message = found[-1]
+            return (UserError if kind == "UserError" else DataError)(message.strip())
+    return None
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+    """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
+
+    Args:
+      main: takes the arguments without the program's name; returns an exit code, None for 0.
+      argv: the arguments; `sys.argv[1:]` by default.
+    """
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+    except KeyboardInterrupt:
+        print("interrupted; what was published stays, run the same command to continue", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `... | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        found = find_error(error)
+        if found is None:
+            raise
+        print(f"error: {found}", file=sys.stderr)
+        code = found.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)

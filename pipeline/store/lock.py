@@ -1,0 +1,56 @@
+"""One writer a store: a lock that survives nothing but its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def writer_lock(store: Path) -> Iterator[None]:
+    """Holds the store's lock.
+
+    The kernel releases it when the owner ends, however it ends, so there is no stale lock to clean up.
+
+    Raises:
+      UserError: somebody else holds it; says who, since when, and how to break it.
+    """
+    path = store / LOCK_FILE
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            try:
+                owner = json.loads(file.read())
+                whose = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+                remedy = f"`kill {owner['pid']}` there"
+            except (ValueError, KeyError):
+                whose, remedy = "another process", f"end it (`fuser {path}` names it)"
+            raise UserError(
+                f"--store={store}: {whose} is writing it; wait for it, or break the lock: {remedy}"
+            ) from error
+        file.truncate(0)
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": " ".join(sys.argv),
+        }
+        file.write(json.dumps(owner))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

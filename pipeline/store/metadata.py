@@ -1,0 +1,179 @@
+"""The manifest and TFDS's metadata: what a reader believes of a directory of shards.
+
+`dataset_info.json` alone says what is published, and is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters, naming
+
+from pipeline.errors import DataError
+from pipeline.store.codecs import Codec
+from pipeline.store.files import publish, write_text
+from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
+
+MANIFEST_FILE = "manifest.json"
+INFO_FILE = "dataset_info.json"
+FEATURES_FILE = "features.json"
+TFDS_NAME = "teacher_views"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitManifest:
+    """A split's shards, and the `Dataset.identity()` that they are of."""
+
+    dataset: dict[str, Any]
+    shards: tuple[ShardInfo, ...]
+
+    @property
+    def records(self) -> int:
+        """Number of views."""
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def fidelity(self) -> dict[str, float]:
+        """Mean KL and largest logit error of the codec over all shards."""
+        total = sum(shard.kl * shard.records for shard in self.shards)
+        return {
+            "mean_kl": total / max(self.records, 1),
+            "max_logit_error": max((shard.max_error for shard in self.shards), default=0.0),
+        }
+
+
+def published_lengths(directory: Path) -> dict[str, list[int]]:
+    """Shard lengths by split from `dataset_info.json`; empty where nothing is published.
+
+    Raises:
+      DataError: the file is not TFDS metadata of a store.
+    """
+    path = directory / INFO_FILE
+    if not path.exists():
+        return {}
+    try:
+        info = json.loads(path.read_text())
+        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        templates = {s["filepathTemplate"] for s in info["splits"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the metadata of a store ({type(error).__name__}: {error})") from error
+    if templates != {FILENAME_TEMPLATE}:
+        raise DataError(f"{path}: file names {sorted(templates)}, expected {FILENAME_TEMPLATE}")
+    return lengths
+
+
+def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
+    """The published part of the manifest, by split.
+
+    A manifest may run ahead of `dataset_info.json` where a run died between the two; what is ahead is not
+    published and is left out.
+
+    Raises:
+      DataError: unreadable, of another spec, or in contradiction to `dataset_info.json`.
+    """
+    lengths = published_lengths(directory)
+    if not lengths:
+        return {}
+    path = directory / MANIFEST_FILE
+    try:
+        whole = json.loads(path.read_text())
+        splits = {
+            name: SplitManifest(
+                dataset=dict(split["dataset"]), shards=tuple(ShardInfo(**shard) for shard in split["shards"])
+            )
+            for name, split in whole["splits"].items()
+        }
+        stated = whole["spec"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a store's manifest ({type(error).__name__}: {error})") from error
+    if stated != digest:
+        raise DataError(f"{path}: belongs to spec {stated[:16]}, this store's spec is {digest[:16]}")
+    out = {}
+    for name, counts in lengths.items():
+        shards = splits[name].shards[: len(counts)] if name in splits else ()
+        if [shard.records for shard in shards] != counts:
+            raise DataError(
+                f"{directory}: split {name} has {len(shards)} shards of {sum(s.records for s in shards)} views in "
+                f"{MANIFEST_FILE}, {len(counts)} of {sum(counts)} in {INFO_FILE}"
+            )
+        out[name] = dataclasses.replace(splits[name], shards=shards)
+    return out
+
+
+def publish_metadata(
+    directory: Path, splits: Mapping[str, SplitManifest], *, digest: str, codec: Codec
+) -> None:
+    """Writes manifest, features and, last, `dataset_info.json`; each whole or not at all.
+
+    Raises:
+      DataError: more shards than five digits can number, or fewer views than are published already.
+    """
+    for name, split in splits.items():
+        if len(split.shards) > MAX_SHARDS:
+            raise DataError(f"split {name}: {len(split.shards)} shards, at most {MAX_SHARDS}")
+    for name, counts in published_lengths(directory).items():
+        if name not in splits or [s.records for s in splits[name].shards[: len(counts)]] != counts:
+            raise DataError(f"{directory}: publishing would change what is published of split {name}")
+    manifest = {
+        "spec": digest,
+        "splits": {
+            name: {
+                "dataset": split.dataset,
+                "codec": {"name": codec.name, **split.fidelity()},
+                "shards": [dataclasses.asdict(shard) for shard in split.shards],
+            }
+            for name, split in splits.items()
+        },
+    }
+    write_text(directory / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_tfds_metadata(Path(scratch), directory, splits, codec)
+        for file in (FEATURES_FILE, INFO_FILE):
+            with publish(directory / file) as temporary:
+                shutil.copyfile(Path(scratch) / file, temporary)
+
+
+def _write_tfds_metadata(
+    scratch: Path, directory: Path, splits: Mapping[str, SplitManifest], codec: Codec
+) -> None:
+    """TFDS's own writer, into a scratch directory: it does not write atomically."""
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=TFDS_NAME,
+            version=tfds.core.Version("1.0.0"),
+            data_dir=str(scratch),
+            module_name="",
+            config_name="",
+            release_notes={},
+        ),
+        features=record_features(codec),
+        description="Augmented views and the teacher logits for them. Record index is view index.",
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    split_infos = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=[shard.records for shard in split.shards],
+            num_bytes=split.bytes,
+            filename_template=naming.ShardedFileTemplate(
+                template=FILENAME_TEMPLATE,
+                data_dir=str(directory),
+                filetype_suffix="array_record",
+                dataset_name=TFDS_NAME,
+            ),
+        )
+        for name, split in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(split_infos))
+    info.write_to_directory(str(scratch))

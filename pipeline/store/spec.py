@@ -1,0 +1,175 @@
+"""The spec: what the records of a store are a function of, and where they came from.
+
+Identity is digested and compared; provenance is shown and never compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, UserError
+from pipeline.store.codecs import Codec
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.render import EvalCrop, render_probe
+
+# Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
+FORMAT_VERSION = 1
+SPEC_FILE = "spec.json"
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to one, with dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in flatten(branch, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def differences(here: dict[str, Any], there: dict[str, Any], *, sides: tuple[str, str]) -> list[str]:
+    """Lines such as `policy.image_size: 128 here, 96 in the store`, one a field that differs."""
+    left, right = flatten(here), flatten(there)
+    absent = "absent"
+    return [
+        f"{key}: {left.get(key, absent)} {sides[0]}, {right.get(key, absent)} {sides[1]}"
+        for key in sorted(left | right)
+        if left.get(key, absent) != right.get(key, absent)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Identity and provenance of a store.
+
+    Attributes:
+      dataset: `Dataset.identity()` of the split that views are of.
+      seed: of every draw.
+      policy: how views are drawn.
+      eval_crop: the evaluation crop.
+      teacher: `Teacher.identity()`: fingerprint, value range, signature, batch size.
+      num_classes: C.
+      codec: name of the logits' codec.
+      temperature: at which the codec's cost is measured, and the trainer's default.
+      render_probe: `render_probe()` of the machine that writes.
+      format: of the store.
+      provenance: paths as given, versions, processor, command line.
+    """
+
+    dataset: dict[str, Any]
+    seed: int
+    policy: ViewPolicy
+    eval_crop: EvalCrop
+    teacher: dict[str, Any]
+    num_classes: int
+    codec: str
+    temperature: float
+    render_probe: str
+    format: int = FORMAT_VERSION
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed={self.seed}: expected 0 to 2**63 - 1")
+        if not 0 < self.temperature < 1e6:
+            raise UserError(f"--temperature={self.temperature}: expected a number above 0")
+        self.make_codec()
+
+    @property
+    def num_examples(self) -> int:
+        """N, views an epoch."""
+        return int(self.dataset["num_examples"])
+
+    def make_codec(self) -> Codec:
+        """The codec of the logits."""
+        return Codec(self.codec, self.num_classes)
+
+    def identity(self) -> dict[str, Any]:
+        """What records are a function of, as JSON."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "provenance"}
+        return {**out, "policy": self.policy.to_json(), "eval_crop": self.eval_crop.to_json()}
+
+    def digest(self) -> str:
+        """SHA-256 over the identity, 64 hex digits."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of spec.json."""
+        whole = {"identity": self.identity(), "digest": self.digest(), "provenance": self.provenance}
+        return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Spec:
+        """Parses `to_json`'s text; `where` names it in errors.
+
+        Raises:
+          DataError: not a spec, of another format, or its digest is not its identity's.
+        """
+        try:
+            whole = json.loads(text)
+            identity = dict(whole["identity"])
+            if identity["format"] != FORMAT_VERSION:
+                raise DataError(
+                    f"{where}: store format {identity['format']}, this version reads {FORMAT_VERSION}; "
+                    "install the version that wrote it or precompute again"
+                )
+            identity["policy"] = ViewPolicy.from_json(identity["policy"])
+            identity["eval_crop"] = EvalCrop(**identity["eval_crop"])
+            spec = cls(**identity, provenance=whole["provenance"])
+            stated = whole["digest"]
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            raise DataError(f"{where}: not a store's spec ({type(error).__name__}: {error})") from error
+        if spec.digest() != stated:
+            raise DataError(
+                f"{where}: digest is {spec.digest()[:16]} for what it says, {stated[:16]} as written; the file "
+                "was changed after it was made"
+            )
+        return spec
+
+    @classmethod
+    def load(cls, store: str | Path) -> Spec:
+        """Reads a store's spec.
+
+        Raises:
+          UserError: there is no store.
+          DataError: see `from_json`.
+        """
+        path = Path(store) / SPEC_FILE
+        try:
+            return cls.from_json(path.read_text(), where=str(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(
+                f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--store={store}: {SPEC_FILE} cannot be read: {error}") from error
+
+    def check_same(self, stored: Spec, *, store: str) -> None:
+        """Refuses to go on with a store that another spec made.
+
+        Raises:
+          DataError: lists what differs, with both sides.
+        """
+        if lines := differences(self.identity(), stored.identity(), sides=("asked for", f"in {store}")):
+            raise DataError(
+                f"--store={store} was made from another spec: {'; '.join(lines)}; ask for the same or name another "
+                "--store"
+            )
+
+    def check_renderer(self) -> None:
+        """Renders the built-in picture and compares.
+
+        Raises:
+          DataError: this machine's TensorFlow renders differently.
+        """
+        if (here := render_probe()) != self.render_probe:
+            raise DataError(
+                f"this machine's TensorFlow renders differently: built-in picture is {here} here, "
+                f"{self.render_probe} in the spec (written on {self.provenance.get('processor', 'another machine')}, "
+                f"TensorFlow {self.provenance.get('versions', {}).get('tensorflow', '?')}); use such a machine"
+            )

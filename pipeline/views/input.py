@@ -1,0 +1,235 @@
+"""View indices to batches of crops: the input pipeline of precompute, verify, replay and online teacher.
+
+One Python call a batch reads records and sources; TensorFlow's threads do the rest. The input is a pure
+function of the batch's first view, so it needs no checkpoint: resuming is starting elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import DataError, find_error
+from pipeline.views.batches import EXTRA_CROPS, plan_batch
+from pipeline.views.records import RecordSource, ViewRecords
+from pipeline.views.render import Renderer, fingerprint32, flip, slice_box
+from pipeline.views.source import ImageSource, LoadedImages, pack_regions
+
+Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Batch = dict[str, tf.Tensor]
+
+_COLUMNS = (
+    ("views", tf.int64, ()),
+    ("example", tf.int64, ()),
+    ("box", tf.int32, (4,)),
+    ("flip", tf.bool, ()),
+    ("ratio", tf.float32, ()),
+    ("crop_hash", tf.int64, ()),
+    ("source_hash", tf.int64, ()),
+    ("stored", tf.bool, ()),
+)
+
+
+def check_fingerprints(
+    views: np.ndarray,
+    example: np.ndarray,
+    *,
+    checked: np.ndarray,
+    what: str,
+    stored: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Compares fingerprints, `what` = "source" or "crop", int64 [n], where `checked`, bool [n].
+
+    Raises:
+      DataError: names the first view that differs, its example, and both fingerprints.
+    """
+    wrong = checked & (stored != found)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        remedy = {
+            "source": "this is not the data set that the teacher saw; pass the --data_dir that the store was made from",
+            "crop": "the picture is the same but is rendered differently here; run on the machine type and "
+            "TensorFlow version that `spec.json` names",
+        }[what]
+        raise DataError(
+            f"view {views[row]} (example {example[row]}): {what} fingerprint is {found[row]:08x} here, "
+            f"{stored[row]:08x} in the store ({int(wrong.sum())} of {len(wrong)} views of this batch differ); {remedy}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewInput:
+    """Batches of crops of consecutive views.
+
+    Attributes:
+      records: gives each view's parameters.
+      source: gives each view's image.
+      batch_size: B; a batch holds `B + 2` crops.
+      plan: first view to (views int64 [K], partner int32 [B]); by default `plan_batch`.
+    """
+
+    records: RecordSource
+    source: ImageSource
+    batch_size: int
+    plan: Planner | None = None
+
+    @property
+    def num_crops(self) -> int:
+        """K, crops a batch."""
+        return self.batch_size + EXTRA_CROPS
+
+    @property
+    def renderer(self) -> Renderer:
+        """The one renderer."""
+        return self.source.renderer
+
+    def _plan(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.plan is not None:
+            return self.plan(start)
+        return plan_batch(start, self.batch_size, num_examples=self.records.num_examples)
+
+    def _fetch(self, start: np.int64) -> list[Any]:
+        """Everything of one batch that needs Python; the last one or two entries are the images."""
+        views, partner = self._plan(int(start))
+        records, loaded = self.records.fetch(views, self.source)
+        images: list[Any]
+        if loaded.decoded is None:
+            images = [np.array(loaded.encoded, object)]
+        else:
+            # Before anything is cut: the box of another image may lie outside this one.
+            self._check_source(views, records, loaded)
+            images = [*pack_regions(loaded, records.box), loaded.source_hash]
+        columns = [views, *(getattr(records, name) for name, _, _ in _COLUMNS[1:])]
+        return [*columns, partner, records.logits[: self.batch_size], *images]
+
+    @staticmethod
+    def _check_source(views: np.ndarray, records: ViewRecords, loaded: LoadedImages) -> None:
+        found = loaded.source_hash
+        if found is None:
+            found = fingerprint32(tf.constant(loaded.encoded)).numpy()
+        check_fingerprints(
+            views,
+            records.example,
+            checked=records.stored,
+            what="source",
+            stored=records.source_hash,
+            found=found,
+        )
+
+    def _render(self, *tensors: tf.Tensor) -> Batch:
+        """Output of `_fetch` to a batch with static shapes."""
+        count, size = self.num_crops, self.renderer.image_size
+        batch: Batch = {}
+        for (name, _, shape), tensor in zip(_COLUMNS, tensors, strict=False):
+            batch[name] = tf.ensure_shape(tensor, [count, *shape])
+        rest = tensors[len(_COLUMNS) :]
+        batch["partner"] = tf.ensure_shape(rest[0], [self.batch_size])
+        batch["logits"] = tf.ensure_shape(rest[1], [self.batch_size, self.records.num_classes])
+        images = rest[2:]
+
+        def from_encoded(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
+            encoded, box, flipped = row
+            return flip(self.renderer.finish(self.renderer.cut(encoded, box)), flipped)
+
+        def from_region(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
+            start, box, flipped = row
+            length = tf.reduce_prod(tf.cast(box[2:], tf.int64)) * 3
+            # Aligned, so a view into the buffer: [length] to [height, width, 3].
+            region = tf.reshape(tf.slice(images[0], [start], [length]), tf.stack([box[2], box[3], 3]))
+            return flip(self.renderer.finish(tf.ensure_shape(region, [None, None, 3])), flipped)
+
+        if self.source.cached:
+            tf.ensure_shape(images[0], [None])
+            rows, render = tf.ensure_shape(images[1], [count]), from_region
+            batch["found_source_hash"] = tf.ensure_shape(images[2], [count])
+        else:
+            rows, render = tf.ensure_shape(images[0], [count]), from_encoded
+            batch["found_source_hash"] = fingerprint32(rows)
+        crops = tf.map_fn(
+            render,
+            (rows, batch["box"], batch["flip"]),
+            fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+            parallel_iterations=1,  # batches run side by side; more only made the loop slower
+        )
+        batch["crops"] = crops
+        batch["found_crop_hash"] = fingerprint32(tf.reshape(crops, [count, size * size * 3]))
+        return batch
+
+    def _check(self, batch: Batch) -> Batch:
+        """Lets a batch pass only if every stored view's two fingerprints are right."""
+        names = ["views", "example", "stored", "source_hash", "found_source_hash", "crop_hash", "found_crop_hash"]
+
+        def check(*values: np.ndarray) -> np.bool_:
+            got = dict(zip(names, values, strict=True))
+            for what in ("source", "crop"):
+                check_fingerprints(
+                    got["views"],
+                    got["example"],
+                    checked=got["stored"],
+                    what=what,
+                    stored=got[f"{what}_hash"],
+                    found=got[f"found_{what}_hash"],
+                )
+            return np.bool_(True)
+
+        passed = tf.numpy_function(check, [batch[name] for name in names], tf.bool)
+        with tf.control_dependencies([passed]):
+            batch["crops"] = tf.identity(batch["crops"])
+        return batch
+
+    def dataset(self, starts: tf.data.Dataset, *, threads: int | None = None) -> tf.data.Dataset:
+        """Batches for a data set of first views.
+
+        Args:
+          starts: int64 [] elements, in the order wanted.
+          threads: batches rendered side by side; TensorFlow tunes it by default.
+
+        Returns:
+          A data set, in order, of dicts with static shapes, K = B + 2: `crops` uint8 [K, S, S, 3]; `partner`
+          int32 [B]; `logits` float32 [B, C]; and over all K crops `views`, `example`, `box`, `flip`, `ratio`,
+          `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`).
+        """
+        parallel = threads or tf.data.AUTOTUNE
+        types = [dtype for _, dtype, _ in _COLUMNS] + [tf.int32, tf.float32]
+        types += [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
+        fetched = starts.map(
+            lambda start: tf.numpy_function(self._fetch, [start], types, stateful=False),
+            num_parallel_calls=parallel,
+            deterministic=True,
+        )
+        rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
+        return rendered.map(self._check, num_parallel_calls=parallel, deterministic=True).prefetch(2)
+
+    def explain(self, start: int, error: Exception) -> Exception:
+        """The DataError behind an error of TensorFlow's in the batch that begins at view `start`."""
+        if (found := find_error(error)) is not None:
+            return found
+        if not isinstance(error, tf.errors.OpError):
+            return error
+        try:
+            views, _ = self._plan(start)
+            records, loaded = self.records.fetch(views, self.source)
+            self._check_source(views, records, loaded)
+        except DataError as cause:
+            return cause
+        return self.source.explain(records.example, error)
+
+    def batches(self, starts: np.ndarray, *, threads: int | None = None) -> Iterator[Batch]:
+        """Iterates eagerly over the batches that begin at `starts`, int64 [n].
+
+        Raises:
+          DataError: a source cannot be decoded, or a fingerprint differs.
+        """
+        done = 0
+        try:
+            for batch in self.dataset(tf.data.Dataset.from_tensor_slices(starts), threads=threads):
+                yield batch
+                done += 1
+        except tf.errors.OpError as error:
+            raise self.explain(int(starts[min(done, len(starts) - 1)]), error) from error
+

@@ -1,0 +1,54 @@
+"""Keyed random bits: Philox streams whose counter is the view index.
+
+Every draw of the project comes from here. A stream is named, its key is a hash of (seed, name, integers),
+and element `i` of it can be had without elements `0..i-1`: Philox is counter-based. Only raw 64-bit words
+are used, whose values NumPy guarantees for ever; its samplers' values it does not. Seeds are hashed, never
+added, so no two streams or seeds overlap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+WORDS_PER_BLOCK = 4  # one step of Philox4x64's counter gives four words
+
+
+def stream_key(seed: int, stream: str, *integers: int) -> np.ndarray:
+    """The Philox key of a stream: uint64 [2], BLAKE2b over (seed, stream name, integers)."""
+    text = "\0".join([str(int(seed)), stream, *(str(int(i)) for i in integers)])
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def random_words(key: np.ndarray, start: int, count: int, *, blocks: int = 1) -> np.ndarray:
+    """The words of elements `start .. start + count - 1` of a stream.
+
+    Args:
+      key: uint64 [2], from `stream_key`.
+      start: index of the first element, 0 or more.
+      count: how many elements.
+      blocks: Philox blocks an element owns; part of the stream's definition.
+
+    Returns:
+      uint64 [count, 4 * blocks]. Row `i` depends on (key, start + i, blocks) only.
+    """
+    generator = np.random.Philox(key=key, counter=start * blocks)
+    words = generator.random_raw(count * blocks * WORDS_PER_BLOCK)
+    return np.asarray(words, np.uint64).reshape(count, blocks * WORDS_PER_BLOCK)
+
+
+def unit_float64(words: np.ndarray) -> np.ndarray:
+    """Uniform float64 in [0, 1) from the upper 53 bits of each word."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def below(words: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Uniform int64 in [0, bound) from the upper 32 bits of each word (bias below bound / 2**32).
+
+    Args:
+      words: uint64.
+      bound: integer, 1 to 2**31, broadcast against `words`.
+    """
+    return ((words >> np.uint64(32)) * bound.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

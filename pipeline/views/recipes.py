@@ -1,0 +1,73 @@
+"""The view half of the recipes: what a store has to hold for a published training setup.
+
+Views are fixed when the store is written, so this half belongs to the precompute; the training half is
+`trainer.recipes`. A recipe says which of its sources a number follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.errors import UserError
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.render import EvalCrop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewRecipe:
+    """Views, evaluation crop and the temperature at which the codec's cost is measured."""
+
+    policy: ViewPolicy
+    eval_crop: EvalCrop
+    temperature: float
+    source: str
+
+
+# Beyer et al. 2021, section 3 and appendix; big_vision's configs/proj/distill/bigsweep_flowers_pet.py:
+# Inception crops of 5-100 %, flips, a ratio per batch of 512 folded to 0.5..1, evaluated on the central
+# 128 of a short side of 160.
+_BIT = ViewPolicy(
+    name="inception", image_size=128, area_range=(0.05, 1.0), mixup=True, mixup_fold=True, mixup_block=512
+)
+_BIT_EVAL = EvalCrop(kind="resize_small", scale=1.25)
+
+VIEW_RECIPES: dict[str, ViewRecipe] = {
+    # Keras's knowledge_distillation_recipes (2021): resized to 160, a window of 128, an unfolded ratio a
+    # batch of 64, central 87.5 %. Its partner is the reversed batch, which shows each pair twice;
+    # ours is the next view, the one deviation kept on purpose.
+    "keras_example": ViewRecipe(
+        policy=ViewPolicy(name="light", image_size=128, mixup=True, mixup_fold=False, mixup_block=64),
+        eval_crop=EvalCrop(kind="central", scale=0.875),
+        temperature=10.0,
+        source="Keras example knowledge_distillation_recipes",
+    ),
+    "bit": ViewRecipe(
+        policy=_BIT, eval_crop=_BIT_EVAL, temperature=10.0, source="Beyer et al. 2021 (arXiv 2106.05237)"
+    ),
+    # Chosen here for 28 x 28 digits: no flips, which would make other characters of them, and no boxes
+    # under half of the picture, which hold no digit.
+    "demo": ViewRecipe(
+        policy=ViewPolicy(
+            name="inception",
+            image_size=32,
+            area_range=(0.5, 1.0),
+            flip_probability=0.0,
+            mixup=True,
+            mixup_fold=True,
+        ),
+        eval_crop=EvalCrop(kind="resize_small", scale=1.0),
+        temperature=2.0,
+        source="chosen here, for the embedded default",
+    ),
+}
+
+
+def view_recipe(name: str) -> ViewRecipe:
+    """A recipe's view half by name.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in VIEW_RECIPES:
+        raise UserError(f"--recipe={name}: expected one of {', '.join(VIEW_RECIPES)}")
+    return VIEW_RECIPES[name]

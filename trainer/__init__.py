@@ -1,0 +1,1 @@
+"""What the student learns: replay of stored views and teacher logits, with no teacher in memory."""

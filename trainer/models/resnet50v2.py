@@ -1,0 +1,37 @@
+"""Keras's own ResNet50V2, the student of the Keras example."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from pipeline.errors import UserError
+
+_SMALLEST_IMAGE = 32  # tf.keras.applications refuses smaller ones
+
+
+def resnet50v2(num_classes: int, image_size: int) -> tf.keras.Model:
+    """ResNet50V2 from scratch: 23,773,798 parameters with 102 classes (DESIGN section 8).
+
+    The network's value range is -1..1, as `tf.keras.applications.resnet_v2.preprocess_input` makes it; the
+    scaling from 0..255 is its first layer. Its batch normalisation sees one replica's batch.
+
+    Args:
+      num_classes: C.
+      image_size: S in pixels, >= 32.
+
+    Returns:
+      A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
+
+    Raises:
+      UserError: if the image is too small.
+    """
+    if image_size < _SMALLEST_IMAGE:
+        raise UserError(f"resnet50v2 needs an image_size >= {_SMALLEST_IMAGE}; got {image_size}")
+    image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
+    scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
+    # The head is ours, so that it stays float32 under mixed precision.
+    body = tf.keras.applications.ResNet50V2(
+        include_top=False, weights=None, input_tensor=scaled, pooling="avg"
+    )
+    logits = tf.keras.layers.Dense(num_classes, dtype=tf.float32, name="predictions")(body.output)
+    return tf.keras.Model(image, logits, name="resnet50v2")

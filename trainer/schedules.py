@@ -1,0 +1,148 @@
+"""Multipliers of the learning rate (and, in the paper's recipe, of the weight decay) by step.
+
+A schedule here gives a *multiplier* in 0..1, because two things are scaled by it: the base learning rate
+and, in big_vision, the weight decay, which the base rate must not touch. Each formula exists once and is
+evaluated by TensorFlow in the train step and by NumPy for plots.
+
+Steps are int64. All differences are taken in integers, before the cast to float32, so a run of more than
+2**24 steps loses no step to rounding.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import UserError
+
+
+def _to_float32(xp: Any, value: Any) -> Any:
+    return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
+
+
+def _ramp(step: Any, warmup_steps: int, xp: Any) -> Any:
+    """Linear from 0 at step 0 to 1 at `warmup_steps`; `step` is int64."""
+    if warmup_steps == 0:
+        return _to_float32(xp, xp.ones_like(step))
+    return _to_float32(xp, xp.minimum(step, warmup_steps)) / np.float32(warmup_steps)
+
+
+class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
+    """Step -> multiplier in 0..1. The optimizer calls it with its int64 `iterations`."""
+
+    @abc.abstractmethod
+    def formula(self, step: Any, xp: Any) -> Any:
+        """The multiplier, written once for both libraries.
+
+        Args:
+          step: int64 scalar or array, >= 0, of the library `xp`.
+          xp: `numpy` or `tensorflow`.
+
+        Returns:
+          float32 of the shape of `step`.
+        """
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The multiplier as a float32 tensor of the shape of `step` (any integer)."""
+        return self.formula(tf.cast(step, tf.int64), tf)
+
+    def numpy(self, step: Any) -> np.ndarray:
+        """The same multiplier without TensorFlow: float32 of the shape of `step` (integers)."""
+        return np.asarray(self.formula(np.asarray(step, np.int64), np))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dict(vars(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine(Multiplier):
+    """Linear warm-up from 0, then a half cosine to 0 at `total_steps` (big_vision's `decay_type="cosine"`).
+
+    `min(1, step / warmup_steps) * (1 + cos(pi * progress)) / 2`, with `progress` 0 at the end of the warm-up
+    and 1 at `total_steps`. It is evaluated as `sin^2` of the steps that remain, which is the same and does
+    not cancel near the end. A warm-up at least as long as the run gives the ramp alone, and 0 from
+    `total_steps` on; whether that is allowed is for the caller to say.
+
+    Attributes:
+      total_steps: steps of the run, >= 1.
+      warmup_steps: >= 0; both sources use 1500 (DESIGN section 8).
+
+    Raises:
+      UserError: if a number is out of range.
+    """
+
+    total_steps: int
+    warmup_steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps("total_steps", self.total_steps, at_least=1)
+        _check_steps("warmup_steps", self.warmup_steps, at_least=0)
+
+    def formula(self, step: Any, xp: Any) -> Any:
+        span = max(self.total_steps - self.warmup_steps, 1)
+        remaining = xp.minimum(xp.maximum(self.total_steps - step, 0), span)
+        fraction = _to_float32(xp, remaining) / np.float32(span)
+        return _ramp(step, self.warmup_steps, xp) * xp.sin(np.float32(math.pi / 2) * fraction) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupConstant(Multiplier):
+    """Linear warm-up from 0, then 1 for ever: for runs without an end.
+
+    Attributes:
+      warmup_steps: >= 0; 0 is a constant.
+
+    Raises:
+      UserError: if it is negative or not an integer.
+    """
+
+    warmup_steps: int
+
+    def __post_init__(self) -> None:
+        _check_steps("warmup_steps", self.warmup_steps, at_least=0)
+
+    def formula(self, step: Any, xp: Any) -> Any:
+        return _ramp(step, self.warmup_steps, xp)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A base number times a multiplier: what an optimizer takes as its learning rate or weight decay.
+
+    Attributes:
+      base: >= 0 and finite: the learning rate at multiplier 1.
+      multiplier: the schedule in 0..1.
+
+    Raises:
+      UserError: if `base` is negative or not finite.
+    """
+
+    base: float
+    multiplier: Multiplier
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base) and self.base >= 0):
+            raise UserError(f"a learning rate or weight decay must be finite and >= 0; got {self.base}")
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """float32 of the shape of `step` (any integer)."""
+        return np.float32(self.base) * self.multiplier(step)
+
+    def numpy(self, step: Any) -> np.ndarray:
+        """The same without TensorFlow: float32 of the shape of `step` (integers)."""
+        return np.float32(self.base) * self.multiplier.numpy(step)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"base": self.base, "multiplier": self.multiplier}
+
+
+def _check_steps(name: str, value: int, *, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise UserError(f"{name} must be an integer >= {at_least}; got {value!r}")
