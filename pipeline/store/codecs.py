@@ -14,6 +14,12 @@ from pipeline.errors import DataError, UserError
 CODECS = ("float32", "float16")
 
 
+def check_codec(name: str) -> None:
+    """Raises UserError unless there is a codec of that name."""
+    if name not in CODECS:
+        raise UserError(f"--codec={name}: expected one of {', '.join(CODECS)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """Logits as plain floating-point numbers of one width.
@@ -27,8 +33,7 @@ class Codec:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if self.name not in CODECS:
-            raise UserError(f"--codec={self.name}: expected one of {', '.join(CODECS)}")
+        check_codec(self.name)
 
     @property
     def dtype(self) -> np.dtype[Any]:

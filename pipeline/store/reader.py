@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
 EVAL_DIRECTORY = "eval"
+_OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
 
 
 class SplitReader:
@@ -45,13 +47,22 @@ class SplitReader:
         lengths = [shard.records for shard in manifest.shards]
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
-        self._readers: dict[int, ArrayRecordReader] = {}
+        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
+        self._verified: set[int] = set()
         self._lock = threading.Lock()
 
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._lock:
             if number not in self._readers:
-                self._readers[number] = self.verify(number)
+                if number in self._verified:
+                    path = self.directory / shard_name(self.split, number)
+                    self._readers[number] = open_shard(path, self.manifest.shards[number].records)
+                else:
+                    self._readers[number] = self.verify(number)
+                    self._verified.add(number)
+                if len(self._readers) > _OPEN_SHARDS:
+                    self._readers.popitem(last=False)  # closed when its last user lets go of it
+            self._readers.move_to_end(number)
             return self._readers[number]
 
     def verify(self, number: int) -> ArrayRecordReader:

@@ -77,6 +77,9 @@ class ViewInput:
     source: ImageSource
     batch_size: int
     plan: Planner | None = None
+    _built: dict[int | None, tuple[Any, Any]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_crops(self) -> int:
@@ -205,6 +208,20 @@ class ViewInput:
         rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
         return rendered.map(self._check, num_parallel_calls=parallel, deterministic=True).prefetch(2)
 
+    def _traced(self, starts: np.ndarray, threads: int | None) -> tf.data.Dataset:
+        """`dataset` of `starts`, traced once: tracing takes a second, and a store has many shards."""
+        if threads not in self._built:
+            element_spec = self.dataset(tf.data.Dataset.range(1), threads=threads).element_spec
+
+            @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+            def build(starts: tf.Tensor) -> tf.Tensor:
+                elements = tf.data.Dataset.from_tensor_slices(starts)
+                return tf.data.experimental.to_variant(self.dataset(elements, threads=threads))
+
+            self._built[threads] = (build, element_spec)
+        build, element_spec = self._built[threads]
+        return tf.data.experimental.from_variant(build(tf.constant(starts, tf.int64)), element_spec)
+
     def explain(self, start: int, error: Exception) -> Exception:
         """The DataError behind an error of TensorFlow's in the batch that begins at view `start`."""
         if (found := find_error(error)) is not None:
@@ -227,7 +244,7 @@ class ViewInput:
         """
         done = 0
         try:
-            for batch in self.dataset(tf.data.Dataset.from_tensor_slices(starts), threads=threads):
+            for batch in self._traced(starts, threads):
                 yield batch
                 done += 1
         except tf.errors.OpError as error:

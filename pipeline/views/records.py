@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from pipeline.views.batches import EXTRA_CROPS
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
+from pipeline.views.render import EvalCrop
 from pipeline.views.source import ImageSource, LoadedImages
 
 
@@ -70,16 +73,63 @@ class SampledViews:
 
     def draw(self, views: np.ndarray, loaded: LoadedImages) -> ViewRecords:
         """Parameters of views int64 [n] whose images are loaded."""
-        count = len(views)
-        sizes = loaded.sizes() if self.policy.name == "inception" else np.zeros((count, 2), np.int32)
-        nothing = np.zeros(count, np.int64)
-        return ViewRecords(
-            example=loaded.examples,
+        sizes = loaded.sizes() if self.policy.name == "inception" else np.zeros((len(views), 2), np.int32)
+        return _unstored(
+            loaded.examples,
             box=draw_boxes(self.policy, views, seed=self.seed, sizes=sizes),
             flip=draw_flips(self.policy, views, seed=self.seed),
             ratio=draw_ratios(self.policy, views, seed=self.seed),
-            crop_hash=nothing,
-            source_hash=nothing,
-            stored=np.zeros(count, bool),
-            logits=np.zeros((count, self.num_classes), np.float32),
+            num_classes=self.num_classes,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalViews:
+    """The evaluation crop of each example of a split, in the split's order: views without chance or mixup."""
+
+    eval_crop: EvalCrop
+    image_size: int
+    num_examples: int
+    num_classes: int
+
+    def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
+        """Implements `RecordSource`; view `v` is example `v`."""
+        loaded = source.load(views)
+        count = len(views)
+        return _unstored(
+            views,
+            box=self.eval_crop.boxes(loaded.sizes(), self.image_size),
+            flip=np.zeros(count, bool),
+            ratio=np.ones(count, np.float32),
+            num_classes=self.num_classes,
+        ), loaded
+
+
+def eval_planner(
+    batch_size: int, *, num_examples: int
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """`ViewInput.plan` for unmixed views: each its own partner; past the end the last one is repeated."""
+
+    def plan(start: int) -> tuple[np.ndarray, np.ndarray]:
+        views = np.minimum(np.arange(start, start + batch_size + EXTRA_CROPS), num_examples - 1)
+        # The slots for partners outside the batch are not needed: one image, read once.
+        views[batch_size:] = views[batch_size - 1]
+        return views.astype(np.int64), np.arange(batch_size, dtype=np.int32)
+
+    return plan
+
+
+def _unstored(
+    examples: np.ndarray, *, box: np.ndarray, flip: np.ndarray, ratio: np.ndarray, num_classes: int
+) -> ViewRecords:
+    nothing = np.zeros(len(examples), np.int64)
+    return ViewRecords(
+        example=examples,
+        box=box,
+        flip=flip,
+        ratio=ratio,
+        crop_hash=nothing,
+        source_hash=nothing,
+        stored=np.zeros(len(examples), bool),
+        logits=np.zeros((len(examples), num_classes), np.float32),
+    )

@@ -18,6 +18,9 @@ from trainer.models import build
 from trainer.optimizers import make_optimizer
 from trainer.schedules import WarmupConstant, WarmupCosine
 
+# Keras 2.15 asks `random` for a seed up to the float 1e9, once `set_random_seed` has been called.
+pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
+
 CLASSES, SIZE, BATCH = 10, 32, 8
 Batch = dict[str, tf.Tensor]
 
@@ -232,7 +235,7 @@ def digit_batches(count: int) -> tf.data.Dataset:
 
 @pytest.mark.parametrize("steps_per_execution", [1, 5])
 def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
-    steps = 60
+    steps = 150
     tf.keras.utils.set_random_seed(0)
     student = build("tiny", num_classes=CLASSES, image_size=SIZE)
     distiller = Distiller(student, temperature=1.0, temperature_squared=True)
@@ -246,10 +249,10 @@ def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
         clip_norm=1.0,
     )
     distiller.compile(optimizer=optimizer, steps_per_execution=steps_per_execution)
-    history = distiller.fit(digit_batches(steps), epochs=6, steps_per_epoch=10, verbose=0).history
+    history = distiller.fit(digit_batches(steps), epochs=6, steps_per_epoch=25, verbose=0).history
     assert optimizer.iterations.numpy() == steps
     assert history["loss"][-1] < 0.5 * history["loss"][0]
-    assert history["agreement"][-1] > 0.6
+    assert history["agreement"][-1] > 0.8
 
 
 def test_fit_reports_the_last_step() -> None:

@@ -1,0 +1,366 @@
+"""Runs the teacher once: `python -m pipeline.precompute --runner=DirectRunner`.
+
+Writes seeded augmentation parameters and teacher logits for many augmented epochs into a store. Run the same
+command again after a crash and it continues; with more epochs, and the store grows.
+
+    python -m pipeline.precompute --runner=DirectRunner                       # embedded default, about a minute
+    python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DIR \\
+        --teacher=SAVED_MODEL --store=DIR --epochs=50 --recipe=bit            # 1,020 images, a few minutes
+
+This is the only module that imports Beam.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
+from tqdm import tqdm
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UserError, run_command
+from pipeline.options import Parser, PrecomputeOptions, make_parser, resolve
+from pipeline.store.files import remove_temporaries, write_text
+from pipeline.store.lock import writer_lock
+from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
+from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
+from pipeline.store.spec import SPEC_FILE, Spec
+from pipeline.worker import (
+    VIEWS_SPLIT,
+    PrecomputeJob,
+    ShardResult,
+    ShardWorker,
+    progress_path,
+    split_directory,
+)
+
+_METRICS = "precompute"
+_POLL_SECONDS = 0.5
+_LONG_SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
+
+
+class ComputeShard(beam.DoFn):
+    """ShardTask to ShardResult; teacher and data set are held once a process."""
+
+    def __init__(self, job: PrecomputeJob, shared: Shared) -> None:
+        self._job = job
+        self._shared = shared
+
+    def setup(self) -> None:
+        """Loads the teacher, or takes the one that this process has."""
+        job = self._job
+        self._worker: ShardWorker = self._shared.acquire(lambda: ShardWorker(job), tag=job)
+
+    def process(self, task: ShardTask) -> Iterator[ShardResult]:
+        """Writes one shard."""
+        result = self._worker.run(task)
+        if not result.adopted:
+            Metrics.counter(_METRICS, "views").inc(task.records)
+            Metrics.counter(_METRICS, "bytes").inc(result.info.bytes)
+            for name in ("seconds", "teacher_seconds", "input_seconds"):
+                Metrics.counter(_METRICS, name.replace("seconds", "microseconds")).inc(
+                    int(getattr(result, name) * 1e6)
+                )
+        yield result
+
+
+class PublishStore(beam.DoFn):
+    """All ShardResults to the store's metadata: evaluation splits first, the views last."""
+
+    def __init__(self, job: PrecomputeJob, identities: dict[str, dict]) -> None:
+        self._job = job
+        self._identities = identities
+
+    def process(self, results: list[ShardResult]) -> Iterable[ShardResult]:
+        """Publishes, and gives the results on for the summary."""
+        spec = Spec.from_json(self._job.spec, where="the job's spec")
+        publish_results(self._job.store, spec, results, self._identities)
+        return results
+
+
+def publish_results(
+    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, dict]
+) -> None:
+    """Appends finished shards to what is published, and then forgets the notes on them.
+
+    Args:
+      store: its directory.
+      spec: its spec.
+      results: in any order.
+      identities: `Dataset.identity()` by split.
+    """
+    by_split: dict[str, list[ShardResult]] = {}
+    for result in sorted(results, key=lambda r: r.task.number):
+        by_split.setdefault(result.task.split, []).append(result)
+    directories: dict[Path, dict[str, SplitManifest]] = {}
+    for split, finished in by_split.items():
+        directory = split_directory(store, split)
+        if directory not in directories:
+            directories[directory] = load_manifest(directory, digest=spec.digest())
+        before = directories[directory].get(split)
+        shards = before.shards if before else ()
+        directories[directory][split] = SplitManifest(
+            dataset=identities[split], shards=(*shards, *(result.info for result in finished))
+        )
+    # The store's own directory last: with its metadata the store exists.
+    for directory in sorted(directories, key=lambda d: d == Path(store)):
+        publish_metadata(
+            directory, directories[directory], digest=spec.digest(), codec=spec.make_codec()
+        )
+        shutil.rmtree(directory / PENDING, ignore_errors=True)
+
+
+def cut_shards(split: str, *, published: list[int], total: int, views_per_shard: int) -> list[ShardTask]:
+    """The shards that are missing: cut from the published end; the last may be short.
+
+    Args:
+      split: its name.
+      published: lengths of the published shards.
+      total: views that there shall be.
+      views_per_shard: at most.
+
+    Raises:
+      UserError: more shards than five digits can number.
+    """
+    end, number = sum(published), len(published)
+    count = -(-(total - end) // views_per_shard) if total > end else 0
+    if number + count > MAX_SHARDS:
+        least = -(-(total - end) // max(MAX_SHARDS - number, 1))
+        raise UserError(
+            f"--views_per_shard={views_per_shard}: {number + count} shards, at most {MAX_SHARDS}; use "
+            f"--views_per_shard={least} or more"
+        )
+    return [
+        ShardTask(
+            split=split, number=number + i, first=first, records=min(views_per_shard, total - first)
+        )
+        for i, first in enumerate(range(end, total, views_per_shard))
+    ]
+
+
+def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, dict]]:
+    """Shards to be written, views last, and the data set identities of their splits."""
+    store, spec = Path(options.store), options.spec
+    identities = {VIEWS_SPLIT: spec.dataset}
+    totals = {}
+    for split in options.eval_splits:
+        dataset = Dataset(spec.dataset["name"], split, data_dir=options.data_dir)
+        identities[split], totals[split] = dataset.identity(), dataset.num_examples
+    totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
+    tasks: list[ShardTask] = []
+    for split, total in totals.items():
+        directory = split_directory(store, split)
+        manifest = load_manifest(directory, digest=spec.digest())
+        published = [s.records for s in manifest[split].shards] if split in manifest else []
+        tasks += cut_shards(
+            split, published=published, total=total, views_per_shard=options.views_per_shard
+        )
+    return tasks, identities
+
+
+def open_store(options: PrecomputeOptions) -> Path:
+    """Makes the store's directories; leaves the decision on its spec to `claim_store`."""
+    store = Path(options.store)
+    if store.exists() and not store.is_dir():
+        raise UserError(f"--store={store}: a file is in the way; name a directory")
+    store.mkdir(parents=True, exist_ok=True)
+    if not (store / SPEC_FILE).exists() and any(p.name != ".lock" for p in store.iterdir()):
+        # Temporaries of a run that died before its spec are ours; anything else is somebody's.
+        foreign = [p.name for p in store.iterdir() if not p.name.startswith(".")]
+        if foreign:
+            raise UserError(
+                f"--store={store}: not a store and not empty ({foreign[0]}, ...); name another directory"
+            )
+    return store
+
+
+def claim_store(store: Path, spec: Spec) -> None:
+    """Under the lock: writes the spec, or compares it with the one that is there."""
+    for directory in (store, split_directory(store, "eval")):
+        if directory.is_dir():
+            remove_temporaries(directory)
+    if (store / SPEC_FILE).exists():
+        stored = Spec.load(store)
+        stored.check_renderer()
+        spec.check_same(stored, store=str(store))
+    else:
+        write_text(store / SPEC_FILE, spec.to_json())
+    split_directory(store, "eval").mkdir(exist_ok=True)
+
+
+class Progress:
+    """A bar over the views of all pending shards, from what the workers note beside the store."""
+
+    def __init__(self, store: str, tasks: list[ShardTask]) -> None:
+        self._paths = [progress_path(store, task) for task in tasks]
+        self._total = sum(task.records for task in tasks)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Progress:
+        for path in self._paths:  # of a run that died
+            path.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        with tqdm(total=self._total, unit=" views", desc="precompute", dynamic_ncols=True) as bar:
+            while not self._ended.wait(_POLL_SECONDS):
+                self._show(bar)
+            self._show(bar)
+
+    def _show(self, bar: tqdm) -> None:
+        done = 0
+        for path in self._paths:
+            try:
+                done += int(path.read_text() or 0)
+            except (OSError, ValueError):  # not begun; or published, and its notes gone
+                continue
+        if done > bar.n:
+            bar.update(done - bar.n)
+
+
+def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
+    """Beam's options from the flags that are not ours.
+
+    Raises:
+      UserError: a flag that no Beam option class knows; Beam itself would only warn and drop it.
+    """
+    theirs = Parser(prog="beam", add_help=False, conflict_handler="resolve")
+    for options in [PipelineOptions, *_subclasses(PipelineOptions)]:
+        if "_add_argparse_args" in options.__dict__:
+            options._add_argparse_args(theirs)
+    _, unknown = theirs.parse_known_args(arguments)
+    if unknown:
+        for name in theirs.flag_names():
+            parser.add_argument(name) if name not in parser.flag_names() and name.startswith("--") else None
+        parser.refuse(unknown)
+    return PipelineOptions(arguments)
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [c for sub in cls.__subclasses__() for c in (sub, *_subclasses(sub))]
+
+
+def run_pipeline(
+    tasks: list[ShardTask],
+    job: PrecomputeJob,
+    identities: dict[str, dict],
+    *,
+    shared: Shared,
+    options: PipelineOptions,
+) -> dict[str, int]:
+    """Runs the Beam graph; returns its counters by name."""
+    pipeline = beam.Pipeline(options=options)
+    _ = (
+        pipeline
+        | "CreatePendingShards" >> beam.Create(tasks)
+        | "Reshuffle" >> beam.Reshuffle()
+        # ShardTask
+        | "ComputeShard" >> beam.ParDo(ComputeShard(job, shared))
+        # ShardResult
+        | "CollectShards" >> beam.combiners.ToList()
+        # [ShardResult], all of them
+        | "PublishStore" >> beam.ParDo(PublishStore(job, identities))
+    )
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query()["counters"]
+    return {c.key.metric.name: c.result for c in counters if c.key.metric.namespace == _METRICS}
+
+
+def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: PrecomputeOptions) -> str:
+    """One line before the work: how much there is, and whether a shard is too long to lose."""
+    views = sum(task.records for task in tasks)
+    rate = int(options.spec.teacher["batch_size"]) / seconds_a_batch
+    longest = max(task.records for task in tasks) / rate
+    line = f"{views:,} views in {len(tasks)} shards; teacher alone: {rate:,.0f} views/s, {views / rate / 60:,.1f} min"
+    if longest > _LONG_SHARD_SECONDS:
+        fitting = max(int(_LONG_SHARD_SECONDS * rate), 1)
+        line += (
+            f"\nA shard takes {longest / 60:.0f} teacher minutes, and a lost worker costs as much; "
+            f"--views_per_shard={fitting} would take ten"
+        )
+    return line
+
+
+def summarize(store: str, spec: Spec, counters: dict[str, int], seconds: float) -> str:
+    """The lines at the end."""
+    views = load_manifest(Path(store), digest=spec.digest())[VIEWS_SPLIT]
+    cost = views.fidelity()
+    lines = [
+        f"store: {store}: {views.records:,} views, {views.records // spec.num_examples} epochs of "
+        f"{spec.num_examples:,} examples, {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view",
+        f"codec {spec.codec}: mean KL {cost['mean_kl']:.2e} at T={spec.temperature:g}, largest logit error "
+        f"{cost['max_logit_error']:.2e}",
+    ]
+    if written := counters.get("views", 0):
+        spent = max(counters["microseconds"], 1)
+        lines.append(
+            f"this run: {written:,} views in {seconds:.1f} s, {written / seconds:,.0f} views/s; of a worker's time "
+            f"{counters['teacher_microseconds'] / spent:.0%} in the teacher, "
+            f"{counters['input_microseconds'] / spent:.0%} waiting for crops"
+        )
+    return "\n".join(lines)
+
+
+def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
+    """Refuses a run that the disk cannot hold, before it begins."""
+    codec = options.spec.make_codec()
+    needed = sum(task.records for task in tasks) * (codec.dtype.itemsize * codec.num_classes + 16)
+    free = shutil.disk_usage(options.store).free
+    if needed > free:
+        raise UserError(
+            f"--store={options.store}: about {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free there"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = make_parser()
+    flags, rest = parser.parse_known_args(argv)
+    runner_options = beam_options(rest, parser)
+    options = resolve(flags)
+    store = open_store(options)
+    with writer_lock(store):
+        claim_store(store, options.spec)
+        tasks, identities = pending_tasks(options)
+        if not tasks:
+            print(f"nothing to do: {options.epochs} epochs or more are published")
+            print(summarize(options.store, options.spec, {}, 0.0))
+            return 0
+        check_space(tasks, options)
+        job = PrecomputeJob(
+            store=options.store,
+            spec=options.spec.to_json(),
+            data_dir=options.data_dir,
+            teacher=options.teacher,
+            image_cache_bytes=options.image_cache_bytes,
+        )
+        shared = Shared()
+        worker = shared.acquire(lambda: ShardWorker(job), tag=job)
+        print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
+        begun = time.monotonic()
+        with Progress(options.store, tasks):
+            counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
+        print(summarize(options.store, options.spec, counters, time.monotonic() - begun))
+    return 0
+
+
+if __name__ == "__main__":
+    # Under `-m` this file is `__main__`, which workers cannot import; the module is the same by its name.
+    from pipeline import precompute
+
+    run_command(precompute.main, sys.argv[1:])

@@ -1,0 +1,74 @@
+"""Finds again what a store was made from: the paths given, else the ones in its provenance.
+
+What is found is only a candidate: data set and teacher are compared with the spec's fingerprints afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import demo
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError, UserError
+from pipeline.store.reader import Store
+from pipeline.store.spec import Spec, differences
+from pipeline.teacher import Teacher
+
+
+def find_data_dir(spec: Spec, given: str | None) -> str | None:
+    """The TFDS data directory: as given, the embedded default's, or the one that the precompute used."""
+    if given is not None:
+        return given
+    if spec.provenance.get("embedded_default"):
+        return str(demo.prepare_dataset())
+    return spec.provenance.get("data_dir")
+
+
+def open_dataset(store: Store, split: str, *, data_dir: str | None) -> Dataset:
+    """The data set of a store's views (`split="views"`) or of one of its evaluation splits, compared.
+
+    Raises:
+      UserError: it is not prepared there.
+      DataError: it is not the one that the teacher saw.
+    """
+    stored = store.spec.dataset
+    name = stored["split"] if split == "views" else split
+    dataset = Dataset(stored["name"], name, data_dir=find_data_dir(store.spec, data_dir))
+    store.check_dataset(dataset.identity(), split=split)
+    return dataset
+
+
+def find_teacher(spec: Spec, given: str | None) -> str:
+    """Path of the teacher: as given, the embedded default's, or where the precompute found it.
+
+    Raises:
+      UserError: none of them is there.
+    """
+    if given is not None:
+        return given
+    if spec.provenance.get("embedded_default"):
+        return str(demo.prepare_teacher())
+    path = spec.provenance.get("teacher")
+    if path is None or not Path(path).exists():
+        raise UserError(f"--teacher is missing: the store was made with {path}, which is not on this machine")
+    return str(path)
+
+
+def load_teacher(spec: Spec, path: str) -> Teacher:
+    """Loads the teacher of a spec and compares its fingerprint.
+
+    Raises:
+      UserError: it cannot be loaded.
+      DataError: it is another teacher.
+    """
+    teacher = Teacher(
+        path,
+        image_size=spec.policy.image_size,
+        num_classes=spec.num_classes,
+        value_range=spec.teacher["value_range"],
+        signature=spec.teacher["signature"],
+    )
+    found = teacher.identity(batch_size=int(spec.teacher["batch_size"]))
+    if lines := differences(found, spec.teacher, sides=("here", "in the spec")):
+        raise DataError(f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}")
+    return teacher

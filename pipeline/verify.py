@@ -1,0 +1,159 @@
+"""Replays a sample of a store and runs the teacher on it again: `python -m pipeline.verify --store=DIR`.
+
+    python -m pipeline.verify --store=runs/mnist_5k/store            # 1 % of the views, seconds
+
+Every shard's checksum is compared. Then a seeded sample of teacher batches, cut as the precompute cut them,
+is drawn, rendered and run again. Exit code 0 if every parameter and crop is the same and no logit differs by
+more than the codec's rounding and the arithmetic of another machine allow; 3 otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.errors import DataError, UserError, run_command
+from pipeline.options import Parser, whole
+from pipeline.provenance import find_data_dir, find_teacher
+from pipeline.store.reader import SplitReader, Store
+from pipeline.store.shards import ShardTask
+from pipeline.views.keys import random_words, stream_key, unit_float64
+from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker, Totals, found_records
+
+# float32 sums in another order: oneDNN on another processor, or another number of threads. Relative to the
+# largest logit of the view; on the machine that wrote the store the difference is 0.
+ARITHMETIC = 1e-4
+
+
+@dataclasses.dataclass
+class Findings:
+    """Counts over the sample.
+
+    Attributes:
+      views: compared.
+      wrong_parameters: views whose example, box, flip or ratio differ from what is drawn now.
+      wrong_crops: views whose crop or source fingerprint differs.
+      wrong_logits: views with a logit that differs by more than is allowed.
+      max_logit_difference: largest absolute difference between stored and fresh logits.
+    """
+
+    views: int = 0
+    wrong_parameters: int = 0
+    wrong_crops: int = 0
+    wrong_logits: int = 0
+    max_logit_difference: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the store must not be used."""
+        return bool(self.wrong_parameters or self.wrong_crops or self.wrong_logits)
+
+
+def sample_batches(reader: SplitReader, *, batch_size: int, fraction: float, seed: int) -> list[ShardTask]:
+    """A seeded sample of teacher batches, as tasks of one batch each; at least one.
+
+    Args:
+      reader: of the split.
+      batch_size: of the teacher.
+      fraction: of the batches, 0 to 1.
+      seed: of the sample.
+    """
+    tasks, first = [], 0
+    for number, shard in enumerate(reader.manifest.shards):
+        for start in range(0, shard.records, batch_size):
+            records = min(batch_size, shard.records - start)
+            tasks.append(
+                ShardTask(split=reader.split, number=number, first=first + start, records=records)
+            )
+        first += shard.records
+    words = random_words(stream_key(seed, "verify", len(tasks)), 0, len(tasks))[:, 0]
+    count = max(round(fraction * len(tasks)), 1)
+    return [tasks[i] for i in np.sort(np.argsort(unit_float64(words), kind="stable")[:count])]
+
+
+def compare(worker: ShardWorker, reader: SplitReader, task: ShardTask, findings: Findings) -> None:
+    """Adds one teacher batch's comparison to `findings`."""
+    for start, batch in worker.batches(task, Totals()):
+        fresh = worker.run_teacher(batch)[: task.first + task.records - start]
+        found = found_records(batch, fresh)
+        stored = reader.read(np.arange(start, start + len(fresh)))
+        same = stored.example == found.example
+        same &= (stored.box == found.box).all(axis=1) & (stored.flip == found.flip)
+        same &= stored.ratio == found.ratio
+        crops = (stored.crop_hash == found.crop_hash) & (stored.source_hash == found.source_hash)
+        difference = np.abs(stored.logits - fresh)
+        allowed = reader.codec.allowed_error(fresh) + ARITHMETIC * np.abs(fresh).max(axis=1, keepdims=True)
+        findings.views += len(fresh)
+        findings.wrong_parameters += int((~same).sum())
+        findings.wrong_crops += int((~crops).sum())
+        findings.wrong_logits += int((difference > allowed).any(axis=1).sum())
+        findings.max_logit_difference = max(findings.max_logit_difference, float(difference.max()))
+
+
+def readers_of(store: Store) -> Iterator[SplitReader]:
+    """The readers of all splits, evaluation splits last."""
+    yield store.views
+    for split in store.eval_splits:
+        yield store.eval_reader(split)
+
+
+def make_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(prog="python -m pipeline.verify", description="Verifies a store against its teacher.")
+    add = parser.add_argument
+    add("--store", required=True, help="directory of the store")
+    add("--teacher", help="SavedModel or .keras file; by default where the precompute found it")
+    add("--data_dir", help="TFDS data directory; by default the precompute's")
+    add("--fraction", type=float, default=0.01, help="of the views that are run again, 0 to 1")
+    add("--seed", type=whole, default=0, help="of the sample")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    flags = make_parser().parse_strictly(argv)
+    if not 0 <= flags.fraction <= 1:
+        raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
+    store = Store(flags.store)
+    for reader in readers_of(store):
+        for number in range(len(reader.manifest.shards)):
+            reader.verify(number)
+    job = PrecomputeJob(
+        store=flags.store,
+        spec=store.spec.to_json(),
+        data_dir=find_data_dir(store.spec, flags.data_dir),
+        teacher=find_teacher(store.spec, flags.teacher),
+        image_cache_bytes=0,
+    )
+    worker = ShardWorker(job)
+    batch_size = int(store.spec.teacher["batch_size"])
+    tasks = [
+        (reader, task)
+        for reader in readers_of(store)
+        for task in sample_batches(reader, batch_size=batch_size, fraction=flags.fraction, seed=flags.seed)
+    ]
+    findings = {False: Findings(), True: Findings()}
+    with tqdm(total=sum(t.records for _, t in tasks), unit=" views", desc="verify", dynamic_ncols=True) as bar:
+        for reader, task in tasks:
+            compare(worker, reader, task, findings[task.split != VIEWS_SPLIT])
+            bar.update(task.records)
+    for is_eval, found in findings.items():
+        print(
+            f"{'evaluation crops' if is_eval else 'views'}: {found.views:,} run again, "
+            f"{found.wrong_parameters} with other parameters, {found.wrong_crops} differing crops, "
+            f"largest logit difference {found.max_logit_difference:.3g} "
+            f"({found.wrong_logits} views beyond what {store.spec.codec} allows)"
+        )
+    if any(found.failed for found in findings.values()):
+        raise DataError(
+            f"{flags.store}: the store is not what its spec's teacher gives for its views; do not train on it"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,249 @@
+"""One worker of the precompute: shard tasks to shards, on any runner or none.
+
+A shard is a function of (spec, first view, number of views). Teacher batches are cut inside it, from its first
+view, at the size that the spec records; the last one is filled up with the views that follow, whose logits are
+dropped, so that every batch's composition is fixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError
+from pipeline.store.codecs import fidelity
+from pipeline.provenance import load_teacher
+from pipeline.store.reader import EVAL_DIRECTORY
+from pipeline.store.shards import PENDING, ShardInfo, ShardTask, adopt_shard, serialize, write_note, write_shard
+from pipeline.store.spec import Spec, differences
+from pipeline.views.input import Batch, ViewInput
+from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
+from pipeline.views.render import training_renderer
+from pipeline.views.source import ImageSource
+
+VIEWS_SPLIT = "views"
+_PROGRESS_SECONDS = 0.5
+_WARM_UP_BATCHES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecomputeJob:
+    """What a worker has to be told; small, and made of plain values, so that any runner can ship it.
+
+    Attributes:
+      store: directory of the store.
+      spec: text of spec.json.
+      data_dir: TFDS data directory or None.
+      teacher: path of the teacher.
+      image_cache_bytes: for decoded images, per process.
+    """
+
+    store: str
+    spec: str
+    data_dir: str | None
+    teacher: str
+    image_cache_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """A finished shard and what it cost, in seconds of this worker's wall time."""
+
+    task: ShardTask
+    info: ShardInfo
+    adopted: bool
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    input_seconds: float = 0.0
+
+
+def split_directory(store: str | Path, split: str) -> Path:
+    """Where a split's shards live: the store itself, or its `eval/`."""
+    return Path(store) if split == VIEWS_SPLIT else Path(store) / EVAL_DIRECTORY
+
+
+def progress_path(store: str | Path, task: ShardTask) -> Path:
+    """The file in which a worker says how many views of a shard are done."""
+    return split_directory(store, task.split) / PENDING / f"{task.name}.progress"
+
+
+@dataclasses.dataclass
+class Totals:
+    """Sums over a shard's batches."""
+
+    kl: float = 0.0
+    max_error: float = 0.0
+    teacher_seconds: float = 0.0
+    input_seconds: float = 0.0
+
+
+class ShardWorker:
+    """Holds teacher and data set, and computes shards.
+
+    Raises:
+      DataError: the teacher, data set or rendering here is not the spec's.
+    """
+
+    def __init__(self, job: PrecomputeJob) -> None:
+        self.job = job
+        self.spec = Spec.from_json(job.spec, where="the job's spec")
+        self.spec.check_renderer()
+        self._digest = self.spec.digest()
+        self._codec = self.spec.make_codec()
+        self._batch_size = int(self.spec.teacher["batch_size"])
+        self.teacher = load_teacher(self.spec, job.teacher)
+        self._inputs: dict[str, ViewInput] = {}
+
+    def input_of(self, split: str) -> ViewInput:
+        """Input pipeline of the training views, or of a split's evaluation crops."""
+        if split not in self._inputs:
+            self._inputs[split] = self._training_input() if split == VIEWS_SPLIT else self._eval_input(split)
+        return self._inputs[split]
+
+    def _training_input(self) -> ViewInput:
+        spec = self.spec
+        dataset = Dataset(spec.dataset["name"], spec.dataset["split"], data_dir=self.job.data_dir)
+        if lines := differences(dataset.identity(), spec.dataset, sides=("here", "in the spec")):
+            raise DataError(f"this worker sees another data set: {'; '.join(lines)}")
+        records = SampledViews(
+            policy=spec.policy,
+            seed=spec.seed,
+            num_examples=spec.num_examples,
+            num_classes=spec.num_classes,
+        )
+        source = ImageSource(
+            dataset, training_renderer(spec.policy), cache_bytes=self.job.image_cache_bytes
+        )
+        return ViewInput(records, source, self._batch_size)
+
+    def _eval_input(self, split: str) -> ViewInput:
+        spec = self.spec
+        dataset = Dataset(spec.dataset["name"], split, data_dir=self.job.data_dir)
+        records = EvalViews(
+            eval_crop=spec.eval_crop,
+            image_size=spec.policy.image_size,
+            num_examples=dataset.num_examples,
+            num_classes=spec.num_classes,
+        )
+        source = ImageSource(dataset, spec.eval_crop.renderer(spec.policy.image_size))
+        return ViewInput(records, source, self._batch_size, eval_planner(self._batch_size, num_examples=dataset.num_examples))
+
+    def warm_up(self) -> float:
+        """Runs the first views' batch a few times; seconds a batch of the teacher, compilation excluded.
+
+        Raises:
+          UserError: the teacher does not fit the views or the data set.
+        """
+        batch = next(self.input_of(VIEWS_SPLIT).batches(np.array([0])))
+        seconds = []
+        for _ in range(_WARM_UP_BATCHES):
+            start = time.perf_counter()
+            logits = self.run_teacher(batch)
+            seconds.append(time.perf_counter() - start)
+        self.teacher.check_logits(logits)
+        return min(seconds)
+
+    def run_teacher(self, batch: Batch) -> np.ndarray:
+        """Logits float32 [B, C] of a batch."""
+        return self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][: self._batch_size])
+
+    def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
+        """Writes a shard, or adopts the one that a run that died left.
+
+        Args:
+          task: the shard.
+          on_views: called with the number of views of each finished batch.
+        """
+        begun = time.perf_counter()
+        directory = split_directory(self.job.store, task.split)
+        info = adopt_shard(directory, task, digest=self._digest)
+        if info is not None:
+            if on_views is not None:
+                on_views(task.records)
+            return ShardResult(task=task, info=info, adopted=True)
+        totals = Totals()
+        size, sha256 = write_shard(
+            directory / task.name, self._chunks(task, totals, on_views), task.records
+        )
+        info = ShardInfo(
+            records=task.records,
+            bytes=size,
+            sha256=sha256,
+            kl=totals.kl / task.records,
+            max_error=totals.max_error,
+        )
+        write_note(directory, task, info, digest=self._digest)
+        return ShardResult(
+            task=task,
+            info=info,
+            adopted=False,
+            seconds=time.perf_counter() - begun,
+            teacher_seconds=totals.teacher_seconds,
+            input_seconds=totals.input_seconds,
+        )
+
+    def _chunks(
+        self, task: ShardTask, totals: Totals, on_views: Callable[[int], None] | None
+    ) -> Iterator[list[bytes]]:
+        """Serialized records of a shard, a teacher batch at a time."""
+        for start, batch in self.batches(task, totals):
+            count = min(self._batch_size, task.first + task.records - start)
+            begun = time.perf_counter()
+            logits = self.run_teacher(batch)[:count]
+            totals.teacher_seconds += time.perf_counter() - begun
+            encoded = self._codec.encode(logits)
+            kl, error = fidelity(logits, self._codec.decode(encoded), self.spec.temperature)
+            totals.kl += kl
+            totals.max_error = max(totals.max_error, error)
+            yield serialize(found_records(batch, logits), encoded)
+            if on_views is not None:
+                on_views(count)
+
+    def batches(self, task: ShardTask, totals: Totals) -> Iterator[tuple[int, Batch]]:
+        """(first view, batch) for each teacher batch of a shard; counts the time spent waiting for input."""
+        starts = np.arange(task.first, task.first + task.records, self._batch_size)
+        batches = self.input_of(task.split).batches(starts)
+        for start in starts.tolist():
+            begun = time.perf_counter()
+            batch = next(batches)
+            totals.input_seconds += time.perf_counter() - begun
+            yield start, batch
+
+    def run(self, task: ShardTask) -> ShardResult:
+        """`compute`, with the progress noted beside the store now and then."""
+        path = progress_path(self.job.store, task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done, noted = 0, 0.0
+
+        def note(count: int) -> None:
+            nonlocal done, noted
+            done += count
+            now = time.monotonic()
+            if now - noted >= _PROGRESS_SECONDS or done == task.records:
+                path.write_text(str(done))
+                noted = now
+
+        return self.compute(task, note)
+
+
+def found_records(batch: Batch, logits: np.ndarray) -> ViewRecords:
+    """The records of a batch's first n views as rendered, n = len(logits), float32 [n, C]."""
+    count = len(logits)
+    names = ("example", "box", "flip", "ratio", "found_crop_hash", "found_source_hash")
+    column = {name: batch[name][:count].numpy() for name in names}
+    return ViewRecords(
+        example=column["example"],
+        box=column["box"],
+        flip=column["flip"],
+        ratio=column["ratio"],
+        crop_hash=column["found_crop_hash"],
+        source_hash=column["found_source_hash"],
+        stored=np.zeros(count, bool),
+        logits=logits,
+    )
+
