@@ -46,7 +46,9 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--dataset={name}: not found in {where} ({reason}); {_prepare_hint(name)}") from error
+        raise UserError(
+            f"--dataset={name}: not found in {where} ({reason}); {_prepare_hint(name)}"
+        ) from error
     if not builder.info.splits:
         raise UserError(f"--dataset={name}: not prepared in {where}; {_prepare_hint(name)}")
     file_format = builder.info.file_format

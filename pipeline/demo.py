@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +37,7 @@ _INSTALL = "pip install 'view-distill[demo]'"
 
 # The teacher's training. Mixup and zoom are what makes its logits smooth on crops and mixtures, which is
 # what a student is asked to match.
-_TEACHER_EPOCHS = 25
+_TEACHER_EPOCHS = 20
 _TEACHER_BATCH_SIZE = 100
 _TEACHER_PEAK_LEARNING_RATE = 4e-3
 
@@ -109,7 +109,6 @@ def prepare_teacher(path: Path | None = None) -> Path:
             start = time.monotonic()
             model = _train_teacher(*digits["train"])
             accuracy = evaluate_teacher(model, *digits["test"])
-            # Saved with every function that loading as a Keras model and as a plain SavedModel needs.
             model.save(partial, include_optimizer=False)
             _say(
                 f"trained the embedded default's teacher in {time.monotonic() - start:.0f} s: "
@@ -164,7 +163,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
 
         name = DATASET
         VERSION = tfds.core.Version(_VERSION)
-        RELEASE_NOTES = {_VERSION: "First release."}
+        RELEASE_NOTES: ClassVar = {_VERSION: "First release."}
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
@@ -206,7 +205,7 @@ def _teacher() -> tf.keras.Model:
 
 
 def _training_batches(images: np.ndarray, labels: np.ndarray) -> tf.data.Dataset:
-    """Endless-order batches of augmented, mixed images and soft labels.
+    """One epoch (reshuffled each time) of batches of augmented, mixed images and soft labels.
 
     Yields:
       float32 [B, 32, 32, 3] in 0..255 and float32 [B, 10] that sums to 1, with B = `_TEACHER_BATCH_SIZE`.

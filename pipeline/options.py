@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline import demo
@@ -30,9 +31,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, as UserError, and no abbreviated flags."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs
-        )
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing usage."""
@@ -242,9 +241,7 @@ def _eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
     return names
 
 
-def _provenance(
-    *, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None
-) -> dict[str, Any]:
+def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> dict[str, Any]:
     versions = {}
     for package in _VERSIONED:
         try:
@@ -264,7 +261,7 @@ def _provenance(
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with Path("/proc/cpuinfo").open() as file:
             for line in file:
                 if line.startswith("model name"):
                     return line.split(":", 1)[1].strip()

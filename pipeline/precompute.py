@@ -1,10 +1,10 @@
-"""Runs the teacher once: `python -m pipeline.precompute --runner=DirectRunner`.
+r"""Runs the teacher once: `python -m pipeline.precompute --runner=DirectRunner`.
 
 Writes seeded augmentation parameters and teacher logits for many augmented epochs into a store. Run the same
 command again after a crash and it continues; with more epochs, and the store grows.
 
     python -m pipeline.precompute --runner=DirectRunner                       # embedded default, about a minute
-    python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DIR \\
+    python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DIR \
         --teacher=SAVED_MODEL --store=DIR --epochs=50 --recipe=bit            # 1,020 images, a few minutes
 
 This is the only module that imports Beam.
@@ -12,12 +12,14 @@ This is the only module that imports Beam.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -41,6 +43,8 @@ from pipeline.worker import (
     progress_path,
     split_directory,
 )
+
+Identity = dict[str, Any]  # of a data set
 
 _METRICS = "precompute"
 _POLL_SECONDS = 0.5
@@ -75,7 +79,7 @@ class ComputeShard(beam.DoFn):
 class PublishStore(beam.DoFn):
     """All ShardResults to the store's metadata: evaluation splits first, the views last."""
 
-    def __init__(self, job: PrecomputeJob, identities: dict[str, dict]) -> None:
+    def __init__(self, job: PrecomputeJob, identities: dict[str, Identity]) -> None:
         self._job = job
         self._identities = identities
 
@@ -87,7 +91,7 @@ class PublishStore(beam.DoFn):
 
 
 def publish_results(
-    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, dict]
+    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
 ) -> None:
     """Appends finished shards to what is published, and then forgets the notes on them.
 
@@ -112,9 +116,7 @@ def publish_results(
         )
     # The store's own directory last: with its metadata the store exists.
     for directory in sorted(directories, key=lambda d: d == Path(store)):
-        publish_metadata(
-            directory, directories[directory], digest=spec.digest(), codec=spec.make_codec()
-        )
+        publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
         shutil.rmtree(directory / PENDING, ignore_errors=True)
 
 
@@ -139,14 +141,12 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
             f"--views_per_shard={least} or more"
         )
     return [
-        ShardTask(
-            split=split, number=number + i, first=first, records=min(views_per_shard, total - first)
-        )
+        ShardTask(split=split, number=number + i, first=first, records=min(views_per_shard, total - first))
         for i, first in enumerate(range(end, total, views_per_shard))
     ]
 
 
-def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, dict]]:
+def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, Identity]]:
     """Shards to be written, views last, and the data set identities of their splits."""
     store, spec = Path(options.store), options.spec
     identities = {VIEWS_SPLIT: spec.dataset}
@@ -160,9 +160,7 @@ def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str
         directory = split_directory(store, split)
         manifest = load_manifest(directory, digest=spec.digest())
         published = [s.records for s in manifest[split].shards] if split in manifest else []
-        tasks += cut_shards(
-            split, published=published, total=total, views_per_shard=options.views_per_shard
-        )
+        tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
     return tasks, identities
 
 
@@ -251,13 +249,18 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
 
 
 def _subclasses(cls: type) -> list[type]:
-    return [c for sub in cls.__subclasses__() for c in (sub, *_subclasses(sub))]
+    out: list[type] = []
+    child: type
+    for child in cls.__subclasses__():
+        out.append(child)
+        out.extend(_subclasses(child))
+    return out
 
 
 def run_pipeline(
     tasks: list[ShardTask],
     job: PrecomputeJob,
-    identities: dict[str, dict],
+    identities: dict[str, Identity],
     *,
     shared: Shared,
     options: PipelineOptions,
@@ -300,20 +303,20 @@ def summarize(store: str, spec: Spec, counters: dict[str, int], seconds: float) 
     """The lines at the end."""
     views = load_manifest(Path(store), digest=spec.digest())[VIEWS_SPLIT]
     cost = views.fidelity()
-    lines = [
-        f"store: {store}: {views.records:,} views, {views.records // spec.num_examples} epochs of "
-        f"{spec.num_examples:,} examples, {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view",
+    text = (
+        f"store: {store}: {views.records:,} views ({views.records // spec.num_examples} epochs of "
+        f"{spec.num_examples:,} examples), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
         f"codec {spec.codec}: mean KL {cost['mean_kl']:.2e} at T={spec.temperature:g}, largest logit error "
-        f"{cost['max_logit_error']:.2e}",
-    ]
+        f"{cost['max_logit_error']:.2e}"
+    )
     if written := counters.get("views", 0):
         spent = max(counters["microseconds"], 1)
-        lines.append(
-            f"this run: {written:,} views in {seconds:.1f} s, {written / seconds:,.0f} views/s; of a worker's time "
+        text += (
+            f"\nthis run: {written:,} views in {seconds:.1f} s, {written / seconds:,.0f} views/s; of a worker's time "
             f"{counters['teacher_microseconds'] / spent:.0%} in the teacher, "
             f"{counters['input_microseconds'] / spent:.0%} waiting for crops"
         )
-    return "\n".join(lines)
+    return text
 
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
@@ -361,6 +364,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     # Under `-m` this file is `__main__`, which workers cannot import; the module is the same by its name.
-    from pipeline import precompute
-
-    run_command(precompute.main, sys.argv[1:])
+    run_command(importlib.import_module("pipeline.precompute").main, sys.argv[1:])

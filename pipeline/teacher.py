@@ -57,9 +57,7 @@ class Teacher:
         signature: str = DEFAULT_SIGNATURE,
     ) -> None:
         if value_range not in VALUE_RANGES:
-            raise UserError(
-                f"--teacher_value_range={value_range}: expected one of {', '.join(VALUE_RANGES)}"
-            )
+            raise UserError(f"--teacher_value_range={value_range}: expected one of {', '.join(VALUE_RANGES)}")
         self.path = Path(path)
         self.signature = signature
         self.value_range = value_range

@@ -66,9 +66,7 @@ def sample_batches(reader: SplitReader, *, batch_size: int, fraction: float, see
     for number, shard in enumerate(reader.manifest.shards):
         for start in range(0, shard.records, batch_size):
             records = min(batch_size, shard.records - start)
-            tasks.append(
-                ShardTask(split=reader.split, number=number, first=first + start, records=records)
-            )
+            tasks.append(ShardTask(split=reader.split, number=number, first=first + start, records=records))
         first += shard.records
     words = random_words(stream_key(seed, "verify", len(tasks)), 0, len(tasks))[:, 0]
     count = max(round(fraction * len(tasks)), 1)
@@ -137,7 +135,9 @@ def main(argv: list[str]) -> int:
         for task in sample_batches(reader, batch_size=batch_size, fraction=flags.fraction, seed=flags.seed)
     ]
     findings = {False: Findings(), True: Findings()}
-    with tqdm(total=sum(t.records for _, t in tasks), unit=" views", desc="verify", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=sum(t.records for _, t in tasks), unit=" views", desc="verify", dynamic_ncols=True
+    ) as bar:
         for reader, task in tasks:
             compare(worker, reader, task, findings[task.split != VIEWS_SPLIT])
             bar.update(task.records)

@@ -16,10 +16,18 @@ import numpy as np
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
-from pipeline.store.codecs import fidelity
 from pipeline.provenance import load_teacher
+from pipeline.store.codecs import fidelity
 from pipeline.store.reader import EVAL_DIRECTORY
-from pipeline.store.shards import PENDING, ShardInfo, ShardTask, adopt_shard, serialize, write_note, write_shard
+from pipeline.store.shards import (
+    PENDING,
+    ShardInfo,
+    ShardTask,
+    adopt_shard,
+    serialize,
+    write_note,
+    write_shard,
+)
 from pipeline.store.spec import Spec, differences
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
@@ -116,9 +124,7 @@ class ShardWorker:
             num_examples=spec.num_examples,
             num_classes=spec.num_classes,
         )
-        source = ImageSource(
-            dataset, training_renderer(spec.policy), cache_bytes=self.job.image_cache_bytes
-        )
+        source = ImageSource(dataset, training_renderer(spec.policy), cache_bytes=self.job.image_cache_bytes)
         return ViewInput(records, source, self._batch_size)
 
     def _eval_input(self, split: str) -> ViewInput:
@@ -131,7 +137,12 @@ class ShardWorker:
             num_classes=spec.num_classes,
         )
         source = ImageSource(dataset, spec.eval_crop.renderer(spec.policy.image_size))
-        return ViewInput(records, source, self._batch_size, eval_planner(self._batch_size, num_examples=dataset.num_examples))
+        return ViewInput(
+            records,
+            source,
+            self._batch_size,
+            eval_planner(self._batch_size, num_examples=dataset.num_examples),
+        )
 
     def warm_up(self) -> float:
         """Runs the first views' batch a few times; seconds a batch of the teacher, compilation excluded.
@@ -167,9 +178,7 @@ class ShardWorker:
                 on_views(task.records)
             return ShardResult(task=task, info=info, adopted=True)
         totals = Totals()
-        size, sha256 = write_shard(
-            directory / task.name, self._chunks(task, totals, on_views), task.records
-        )
+        size, sha256 = write_shard(directory / task.name, self._chunks(task, totals, on_views), task.records)
         info = ShardInfo(
             records=task.records,
             bytes=size,
@@ -246,4 +255,3 @@ def found_records(batch: Batch, logits: np.ndarray) -> ViewRecords:
         stored=np.zeros(count, bool),
         logits=logits,
     )
-

@@ -130,7 +130,8 @@ def publish_metadata(
         "splits": {
             name: {
                 "dataset": split.dataset,
-                "codec": {"name": codec.name, **split.fidelity()},
+                "codec": codec.name,
+                "fidelity": split.fidelity(),
                 "shards": [dataclasses.asdict(shard) for shard in split.shards],
             }
             for name, split in splits.items()

@@ -16,7 +16,7 @@ import tensorflow as tf
 from pipeline.errors import DataError, find_error
 from pipeline.views.batches import EXTRA_CROPS, plan_batch
 from pipeline.views.records import RecordSource, ViewRecords
-from pipeline.views.render import Renderer, fingerprint32, flip, slice_box
+from pipeline.views.render import Renderer, fingerprint32, flip
 from pipeline.views.source import ImageSource, LoadedImages, pack_regions
 
 Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -165,7 +165,15 @@ class ViewInput:
 
     def _check(self, batch: Batch) -> Batch:
         """Lets a batch pass only if every stored view's two fingerprints are right."""
-        names = ["views", "example", "stored", "source_hash", "found_source_hash", "crop_hash", "found_crop_hash"]
+        names = [
+            "views",
+            "example",
+            "stored",
+            "source_hash",
+            "found_source_hash",
+            "crop_hash",
+            "found_crop_hash",
+        ]
 
         def check(*values: np.ndarray) -> np.bool_:
             got = dict(zip(names, values, strict=True))
@@ -249,4 +257,3 @@ class ViewInput:
                 done += 1
         except tf.errors.OpError as error:
             raise self.explain(int(starts[min(done, len(starts) - 1)]), error) from error
-

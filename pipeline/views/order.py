@@ -61,10 +61,10 @@ def examples_at(positions: np.ndarray, *, num_examples: int, seed: int, epoch: i
     first, second = stream_key(seed, "order", epoch)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         keys = _hash(np.arange(ROUNDS, dtype=np.uint64) ^ second, first)
-        out = _permute_domain(np.asarray(positions).astype(np.uint64), keys, rows, columns)
+        out = _permute_domain(np.atleast_1d(positions).astype(np.uint64), keys, rows, columns)
         while (outside := out >= num_examples).any():
             out[outside] = _permute_domain(out[outside], keys, rows, columns)
-    return out.astype(np.int64)
+    return out.astype(np.int64).reshape(np.shape(positions))
 
 
 def example_of_view(views: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:

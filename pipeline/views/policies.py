@@ -10,6 +10,7 @@ and only then may the golden values in the tests change.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,8 @@ class ViewPolicy:
         if not 0 < low <= high <= 1:
             raise UserError(f"--area_range={low},{high}: expected 0 < low <= high <= 1 (shares of the image)")
         low, high = self.aspect_range
-        if not 0 < low <= high:
-            raise UserError(f"aspect range {low}..{high}: expected 0 < low <= high")
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"aspect range {low}..{high}: expected finite 0 < low <= high")
         if not 1 <= self.light_scale <= 8:
             raise UserError(f"light_scale {self.light_scale}: expected 1 to 8")
         if not 0 <= self.flip_probability <= 1:
@@ -140,9 +141,7 @@ def _words_of(elements: np.ndarray, key: np.ndarray, *, blocks_each: int) -> np.
     rows = np.empty((len(distinct), out.shape[1]), np.uint64)
     starts = np.flatnonzero(np.diff(distinct, prepend=-2) != 1)
     for start, stop in zip(starts, [*starts[1:], len(distinct)], strict=True):
-        rows[start:stop] = keys.random_words(
-            key, int(distinct[start]), int(stop - start), blocks=blocks_each
-        )
+        rows[start:stop] = keys.random_words(key, int(distinct[start]), int(stop - start), blocks=blocks_each)
     out[:] = rows[inverse]
     return out
 

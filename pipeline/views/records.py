@@ -46,8 +46,13 @@ class ViewRecords:
 class RecordSource(Protocol):
     """Gives the records of any views, and the images that they are cut from."""
 
-    num_examples: int
-    num_classes: int
+    @property
+    def num_examples(self) -> int:
+        """N."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
         """Records and images of views int64 [K], duplicates allowed."""
@@ -105,9 +110,7 @@ class EvalViews:
         ), loaded
 
 
-def eval_planner(
-    batch_size: int, *, num_examples: int
-) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+def eval_planner(batch_size: int, *, num_examples: int) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """`ViewInput.plan` for unmixed views: each its own partner; past the end the last one is repeated."""
 
     def plan(start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,14 +125,13 @@ def eval_planner(
 def _unstored(
     examples: np.ndarray, *, box: np.ndarray, flip: np.ndarray, ratio: np.ndarray, num_classes: int
 ) -> ViewRecords:
-    nothing = np.zeros(len(examples), np.int64)
     return ViewRecords(
         example=examples,
         box=box,
         flip=flip,
         ratio=ratio,
-        crop_hash=nothing,
-        source_hash=nothing,
+        crop_hash=np.zeros(len(examples), np.int64),
+        source_hash=np.zeros(len(examples), np.int64),
         stored=np.zeros(len(examples), bool),
         logits=np.zeros((len(examples), num_classes), np.float32),
     )

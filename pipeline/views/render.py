@@ -99,7 +99,9 @@ class Renderer(Protocol):
     `finish(slice_box(prepare(encoded), box))` and `finish(cut(encoded, box))` are bit-equal.
     """
 
-    image_size: int
+    @property
+    def image_size(self) -> int:
+        """S, side of a crop in pixels."""
 
     def prepare(self, encoded: tf.Tensor) -> tf.Tensor:
         """Encoded image to the uint8 [H, W, 3] that boxes refer to."""

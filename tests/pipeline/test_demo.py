@@ -140,7 +140,7 @@ def test_directory_of_something_else_is_refused_and_kept(tmp_path):
 
 def test_unwritable_directory_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .*VIEW_DISTILL_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be written .*VIEW_DISTILL_CACHE"):
         demo.prepare_teacher(tmp_path / "file" / "teacher")
 
 

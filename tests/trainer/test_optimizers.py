@@ -80,7 +80,8 @@ def reference(
         grads = [g.astype(np.float64) for g in gradients(step)]
         total = np.sqrt(sum(np.sum(g**2) for g in grads))
         alpha = rate(step) * np.sqrt(1 - b2 ** (step + 1)) / (1 - b1 ** (step + 1))
-        for i, g in enumerate(grads):
+        for i, gradient in enumerate(grads):
+            g = gradient
             if clip != "none":
                 g = g / max(1.0, total if clip == "global" else np.sqrt(np.sum(g**2)))
             if DECAYED[i] or not kernels_only:

@@ -60,7 +60,7 @@ def test_warmup_longer_than_the_run_is_the_ramp_alone() -> None:
 
 @pytest.mark.parametrize(("total", "warmup"), [(0, 0), (-1, 0), (10, -1), (2.5, 1), (True, 0)])
 def test_impossible_steps_are_refused(total: int, warmup: int) -> None:
-    with pytest.raises(UserError, match="steps must be an integer >= [01]; got"):
+    with pytest.raises(UserError, match=r"steps must be an integer >= [01]; got"):
         WarmupCosine(total, warmup)
 
 

@@ -1,0 +1,60 @@
+"""A small data set of mixed image kinds, two teachers and a published store, made once a session."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.spec import Spec
+from pipeline.worker import ShardWorker
+from tests import stores
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TFDS data directory with `small_photos`: `train` 17, `test` 7; read only."""
+    return stores.prepare_photos(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def other_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data set's name, sizes and kinds with other pixels; read only."""
+    return stores.prepare_photos(tmp_path_factory.mktemp("other_data"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain SavedModel; read only."""
+    return stores.save_teacher(tmp_path_factory.mktemp("teacher") / "plain")
+
+
+@pytest.fixture(scope="session")
+def keras_teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same teacher as a Keras SavedModel; read only."""
+    path = tmp_path_factory.mktemp("keras_teacher") / "keras"
+    stores.keras_teacher().save(path, include_optimizer=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def spec(data_dir: Path, teacher_path: Path) -> Spec:
+    return stores.make_spec(data_dir, teacher_path)
+
+
+@pytest.fixture(scope="session")
+def published_store(
+    tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path, teacher_path: Path
+) -> Path:
+    """Three epochs of `train` in shards of 20 views, and `test`; read only."""
+    store = tmp_path_factory.mktemp("published") / "store"
+    worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+    stores.write_store(worker, epochs=3)
+    return store
+
+
+@pytest.fixture
+def store(published_store: Path, tmp_path: Path) -> Path:
+    """A copy of the published store, to be damaged."""
+    return Path(shutil.copytree(published_store, tmp_path / "store"))

@@ -1,0 +1,195 @@
+"""Small data sets, teachers and stores, made by the real code and without Beam's graph."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from pipeline.dataset import Dataset
+from pipeline.store.files import write_text
+from pipeline.store.spec import SPEC_FILE, Spec
+from pipeline.teacher import Teacher
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.render import EvalCrop, render_probe
+from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker, split_directory
+from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
+
+DATASET = "small_photos"
+CLASSES = 5
+SIZE = 24
+BATCH = 4
+POLICY = ViewPolicy(image_size=SIZE)
+N = len(TRAIN_IMAGES)
+
+
+def prepare_dataset(
+    data_dir: Path,
+    splits: dict[str, list[bytes]],
+    *,
+    name: str = DATASET,
+    file_format: str = "array_record",
+) -> Path:
+    """Prepares encoded images as a TFDS data set; label = index modulo `CLASSES`."""
+
+    class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(None, None, 3)),
+                        "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+            del dl_manager
+            return {split: self._generate_examples(images) for split, images in splits.items()}
+
+        def _generate_examples(self, images: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+            for key, image in enumerate(images):
+                yield key, {"image": io.BytesIO(image), "label": key % CLASSES}
+
+    Photos.name = name
+    with contextlib.redirect_stdout(io.StringIO()):
+        Photos(data_dir=data_dir).download_and_prepare(
+            file_format=file_format,
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    return data_dir
+
+
+def prepare_photos(data_dir: Path, *, seed: int = 0) -> Path:
+    """The test data set: `train` of 17 and `test` of 7 examples of mixed kinds."""
+    return prepare_dataset(
+        data_dir,
+        {
+            "train": encoded_images(TRAIN_IMAGES, seed=seed),
+            "test": encoded_images(TEST_IMAGES, seed=seed + 50),
+        },
+    )
+
+
+def teacher_weights(classes: int = CLASSES) -> list[np.ndarray]:
+    """Kernel and bias of a 5 x 5 convolution with stride 2, and of a dense layer; float32."""
+    generator = np.random.default_rng(7)
+    shapes = [(5, 5, 3, 6), (6,), (6, classes), (classes,)]
+    return [(0.3 * generator.normal(size=shape)).astype(np.float32) for shape in shapes]
+
+
+class PlainTeacher(tf.Module):
+    """A convolution and a dense layer, without Keras; takes 0..255."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.weights = [tf.Variable(weight) for weight in teacher_weights(classes)]
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        kernel, bias, dense, dense_bias = self.weights
+        hidden = tf.nn.relu(tf.nn.conv2d(images / 255.0, kernel, 2, "SAME") + bias)
+        return tf.reduce_mean(hidden, [1, 2]) @ dense + dense_bias
+
+
+def save_teacher(
+    path: Path,
+    call: Any = None,
+    *,
+    module: tf.Module | None = None,
+    inputs: dict[str, tf.TensorSpec] | None = None,
+    signature: str = "serving_default",
+) -> Path:
+    """Saves a plain SavedModel with one signature; by default a `PlainTeacher`."""
+    if module is None:
+        module = PlainTeacher()
+    function = tf.function(call or (lambda image: {"logits": module(image)}))
+    inputs = inputs or {"image": tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32)}
+    tf.saved_model.save(module, str(path), signatures={signature: function.get_concrete_function(**inputs)})
+    return path
+
+
+def keras_teacher() -> tf.keras.Model:
+    """The same network with the same weights in Keras."""
+    layers = tf.keras.layers
+    image = tf.keras.Input([SIZE, SIZE, 3])
+    x = layers.Rescaling(1 / 255.0)(image)
+    x = layers.Conv2D(6, 5, strides=2, padding="same", activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = tf.keras.Model(image, layers.Dense(CLASSES)(x))
+    model.set_weights(teacher_weights())
+    return model
+
+
+def make_spec(data_dir: Path, teacher: Path, **changes: Any) -> Spec:
+    """The spec of a small store."""
+    dataset = Dataset(DATASET, "train", data_dir=data_dir)
+    policy = changes.pop("policy", POLICY)
+    loaded = Teacher(teacher, image_size=policy.image_size, num_classes=dataset.num_classes)
+    spec = Spec(
+        dataset=dataset.identity(),
+        seed=0,
+        policy=policy,
+        eval_crop=EvalCrop(),
+        teacher=loaded.identity(batch_size=BATCH),
+        num_classes=dataset.num_classes,
+        codec="float16",
+        temperature=2.0,
+        render_probe=render_probe(),
+        provenance={"command": "python -m pipeline.precompute (a test)"},
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def job_for(store: Path, spec: Spec, data_dir: Path, teacher: Path, *, cache_bytes: int = 0) -> PrecomputeJob:
+    """What a worker is told."""
+    return PrecomputeJob(
+        store=str(store),
+        spec=spec.to_json(),
+        data_dir=str(data_dir),
+        teacher=str(teacher),
+        image_cache_bytes=cache_bytes,
+    )
+
+
+def write_store(
+    worker: ShardWorker, *, epochs: int, views_per_shard: int = 20, eval_splits: tuple[str, ...] = ("test",)
+) -> list[ShardResult]:
+    """Writes, or continues, and publishes the store of a worker's job, without Beam's graph."""
+    from pipeline.precompute import cut_shards, publish_results
+    from pipeline.store.metadata import load_manifest
+
+    store, spec = Path(worker.job.store), worker.spec
+    (store / "eval").mkdir(parents=True, exist_ok=True)
+    if not (store / SPEC_FILE).exists():
+        write_text(store / SPEC_FILE, spec.to_json())
+    identities, totals = {VIEWS_SPLIT: spec.dataset}, {}
+    for split in eval_splits:
+        dataset = Dataset(spec.dataset["name"], split, data_dir=worker.job.data_dir)
+        identities[split], totals[split] = dataset.identity(), dataset.num_examples
+    totals[VIEWS_SPLIT] = epochs * spec.num_examples
+    results = []
+    for split, total in totals.items():
+        manifest = load_manifest(split_directory(store, split), digest=spec.digest())
+        published = [shard.records for shard in manifest[split].shards] if split in manifest else []
+        tasks = cut_shards(split, published=published, total=total, views_per_shard=views_per_shard)
+        results += [worker.run(task) for task in tasks]
+    publish_results(str(store), spec, results, identities)
+    return results
+
+
+def shard_files(store: Path) -> dict[str, bytes]:
+    """Content of every shard of a store, by path below it."""
+    return {
+        str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.array_record-*"))
+    }

@@ -1,0 +1,154 @@
+"""What a run says of itself while it trains: progress bar, metrics.jsonl, TensorBoard, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline.store.files import write_text
+from trainer.checkpoints import Checkpoints
+from trainer.evaluate import Evaluation, Evaluator
+from trainer.steps import RunLength
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard: one object a log step, appended as it happens.
+
+    Args:
+      workdir: of the run.
+      step: that the run goes on from; what an earlier run wrote of later steps is dropped, for it will be
+        written again.
+    """
+
+    def __init__(self, workdir: Path, *, step: int) -> None:
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            write_text(self._path, "".join(_lines_until(self._path, step)))
+        self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+
+    def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
+        """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": prefix, **figures}) + "\n")
+        with self._board.as_default(step):
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    tf.summary.scalar(f"{prefix}/{name}", value)
+
+    def close(self) -> None:
+        """Flushes TensorBoard's file."""
+        self._board.close()
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Whole lines of a metrics file up to and with `step`; a half-written last line is dropped."""
+    out = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                out.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return out
+
+
+class RunCallback(tf.keras.callbacks.Callback):
+    """Counts steps over all calls of `fit`, and does what is due after each.
+
+    Attributes:
+      step: finished steps of the run.
+      best: the best evaluation so far, and `last` the latest, by split's name.
+    """
+
+    _supports_tf_logs = True  # tensors, so that a step that nothing is due after does not wait for the device
+
+    def __init__(
+        self,
+        *,
+        length: RunLength,
+        step: int,
+        log: MetricsLog,
+        log_every: int,
+        checkpoints: Checkpoints,
+        checkpoint_every: int,
+        evaluator: Evaluator | None,
+        learning_rate: Callable[[int], float],
+    ) -> None:
+        super().__init__()
+        self.step = step
+        self.last: Evaluation | None = None
+        self.best: Evaluation | None = None
+        self.train_seconds = 0.0
+        self.timed_steps = 0
+        self._length = length
+        self._log = log
+        self._log_every = log_every
+        self._checkpoints = checkpoints
+        self._checkpoint_every = checkpoint_every
+        self._evaluator = evaluator
+        self._learning_rate = learning_rate
+        self._bar = tqdm(
+            total=length.steps * length.batch_size,
+            initial=step * length.batch_size,
+            unit=" views",
+            desc="train",
+            dynamic_ncols=True,
+        )
+        self._since: tuple[int, float] | None = None  # (step, time) of the latest log
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """An interval begins: what came before it (tracing, an evaluation) is no training time."""
+        del epoch, logs
+        self._since = None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After each step."""
+        del batch
+        self.step += 1
+        self._bar.update(self._length.batch_size)
+        if self._since is None:  # the first step of an interval traces and fills the pipeline
+            self._since = (self.step, time.perf_counter())
+        if self.step % self._log_every == 0 or self.step == self._length.steps:
+            self._write(logs or {})
+        if self.step % self._checkpoint_every == 0:
+            self._checkpoints.save(self.step)
+
+    def _write(self, logs: dict[str, Any]) -> None:
+        figures: dict[str, Any] = {name: float(value) for name, value in logs.items()}
+        now = time.perf_counter()  # after the values have come from the device
+        figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
+        figures["learning_rate"] = self._learning_rate(self.step - 1)
+        if self._since is not None and self.step > self._since[0]:
+            steps, seconds = self.step - self._since[0], now - self._since[1]
+            figures["views_per_second"] = steps * self._length.batch_size / seconds
+            self.train_seconds += seconds
+            self.timed_steps += steps
+        self._since = (self.step, now)
+        self._log.write(self.step, figures, prefix="train")
+        self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """An interval ends: evaluates and saves."""
+        del epoch, logs
+        if self._evaluator is not None:
+            self.last = self._evaluator.evaluate(self.model.student)
+            self._log.write(self.step, self.last.to_json(), prefix=f"eval_{self._evaluator.split}")
+            tqdm.write(
+                f"step {self.step}: {self._evaluator.split} top-1 {self.last.student_top1:.2%}, agreement "
+                f"{self.last.agreement:.2%}, distillation loss {self.last.distillation_loss:.4f}"
+            )
+            if self.best is None or self.last.student_top1 > self.best.student_top1:
+                self.best = self.last
+                self._checkpoints.save_best(self.step)
+        self._checkpoints.save(self.step)
+
+    def close(self) -> None:
+        """Ends the bar and the log."""
+        self._bar.close()
+        self._log.close()

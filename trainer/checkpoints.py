@@ -1,0 +1,99 @@
+"""Checkpoints of a run: weights, optimizer state, and what the run is.
+
+What the run is (step, spec digest, batch size, student, ...) is inside the checkpoint, so that it is as atomic
+as the weights: TensorFlow writes aside and renames, index last.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.errors import DataError, UserError
+from pipeline.store.spec import differences
+
+_RUN_KEY = "run/.ATTRIBUTES/py_state"
+
+
+class _RunState(tf.train.experimental.PythonState):
+    """A JSON object in a checkpoint."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__()
+        self.value = value
+
+    def serialize(self) -> str:
+        return json.dumps(self.value, sort_keys=True)
+
+    def deserialize(self, string_value: str) -> None:
+        self.value = json.loads(string_value)
+
+
+class Checkpoints:
+    """The latest few checkpoints of a run, and the best one.
+
+    Args:
+      directory: of the checkpoints.
+      student, optimizer: what is saved.
+      identity: what has to be the same for a run to be resumed; `spec` in it is the store's digest.
+      keep: latest checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        student: tf.keras.Model,
+        optimizer: tf.keras.optimizers.legacy.Optimizer,
+        identity: dict[str, Any],
+        keep: int = 3,
+    ) -> None:
+        self._identity = identity
+        # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
+        optimizer._create_all_weights(student.trainable_variables)
+        self._run = _RunState({"step": 0, **identity})
+        self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run)
+        self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
+        self._best = tf.train.CheckpointManager(self._checkpoint, str(directory / "best"), max_to_keep=1)
+
+    def restore(self) -> int:
+        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+
+        Raises:
+          DataError: it belongs to another store.
+          UserError: it was made with other flags.
+        """
+        path = self._latest.latest_checkpoint
+        if path is None:
+            return 0
+        try:
+            text = tf.train.load_checkpoint(path).get_tensor(_RUN_KEY)
+            found = json.loads(text.decode())
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}"
+            ) from error
+        step = int(found.pop("step"))
+        if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
+            kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
+            raise kind(
+                f"{path} cannot be continued: {'; '.join(lines)}; ask for the same, or use another --workdir"
+            )
+        self._checkpoint.restore(path).assert_consumed()
+        return step
+
+    def save(self, step: int) -> None:
+        """Saves as of `step` finished steps; nothing if that is there."""
+        path = self._latest.latest_checkpoint
+        if path is not None and path.endswith(f"-{step}"):
+            return
+        self._run.value = {"step": step, **self._identity}
+        self._latest.save(checkpoint_number=step)
+
+    def save_best(self, step: int) -> None:
+        """Saves as the best so far."""
+        self._run.value = {"step": step, **self._identity}
+        self._best.save(checkpoint_number=step)

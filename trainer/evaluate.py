@@ -1,0 +1,132 @@
+"""Evaluates a student on a held-out split, with no teacher in memory.
+
+The teacher's logits on the evaluation crops are in the store's `eval/`, with both fingerprints, which are
+checked like those of any view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.dataset import Dataset
+from pipeline.store.reader import Store
+from pipeline.views.input import ViewInput
+from pipeline.views.records import eval_planner
+from pipeline.views.source import ImageSource
+from trainer.distiller import distillation_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of one evaluation over all images of a split.
+
+    Attributes:
+      examples: number of images.
+      student_top1, teacher_top1: share of images whose largest logit is the label's, 0 to 1.
+      agreement: share of images where student and teacher have the same largest logit, 0 to 1.
+      distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
+    """
+
+    examples: int
+    student_top1: float
+    teacher_top1: float
+    agreement: float
+    distillation_loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As result.json holds it."""
+        return dataclasses.asdict(self)
+
+
+class Evaluator:
+    """Evaluation crops, labels and teacher logits of one split.
+
+    Args:
+      store: has the split in its `eval/`.
+      dataset: the split.
+      batch_size: images at a time.
+      temperature, temperature_squared: of the distillation loss.
+      cache_bytes: rendered crops are kept in memory if all of them fit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        temperature: float,
+        temperature_squared: bool,
+        cache_bytes: int,
+    ) -> None:
+        self.split = dataset.split
+        self._size = min(batch_size, dataset.num_examples)
+        self._count = dataset.num_examples
+        self._temperature = temperature
+        self._temperature_squared = temperature_squared
+        image_size = store.spec.policy.image_size
+        source = ImageSource(dataset, store.spec.eval_crop.renderer(image_size))
+        plan = eval_planner(self._size, num_examples=self._count)
+        self._input = ViewInput(store.eval_reader(dataset.split), source, self._size, plan)
+        self._keep = self._count * image_size**2 * 3 <= cache_bytes
+        self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []
+        self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None
+        self._labels = dataset.labels(np.arange(self._count))
+
+    def _batches(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """(crops uint8 [B, S, S, 3], teacher logits float32 [B, C]); all of them, or an iterator over them."""
+        if self._kept:
+            return self._kept
+        starts = np.arange(0, self._count, self._size)
+        rendered = ((b["crops"][: self._size], b["logits"]) for b in self._input.batches(starts))
+        if not self._keep:
+            return rendered  # type: ignore[return-value]
+        self._kept = list(rendered)
+        return self._kept
+
+    def _forward(self, student: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The student in a graph, traced once however often it is evaluated."""
+        if self._traced is None or self._traced[0] is not student:
+
+            @tf.function
+            def forward(crops: tf.Tensor) -> tf.Tensor:
+                return tf.cast(student(tf.cast(crops, tf.float32), training=False), tf.float32)
+
+            self._traced = (student, forward)
+        return self._traced[1]
+
+    def logits(self, student: tf.keras.Model) -> tuple[np.ndarray, np.ndarray]:
+        """Student's and teacher's logits on all images of the split, float32 [n, C] each."""
+        forward = self._forward(student)
+        ours, theirs = [], []
+        for crops, logits in self._batches():
+            ours.append(forward(crops).numpy())
+            theirs.append(logits.numpy())
+        return np.concatenate(ours)[: self._count], np.concatenate(theirs)[: self._count]
+
+    def evaluate(self, student: tf.keras.Model) -> Evaluation:
+        """Evaluates a student, float32 [B, S, S, 3] in 0..255 to logits [B, C].
+
+        Raises:
+          DataError: an evaluation crop is not the one that the teacher saw.
+        """
+        ours, theirs = self.logits(student)
+        loss = distillation_loss(
+            tf.constant(theirs),
+            tf.constant(ours),
+            temperature=self._temperature,
+            temperature_squared=self._temperature_squared,
+        )
+        choice, teacher_choice = ours.argmax(axis=1), theirs.argmax(axis=1)
+        return Evaluation(
+            examples=self._count,
+            student_top1=float((choice == self._labels).mean()),
+            teacher_top1=float((teacher_choice == self._labels).mean()),
+            agreement=float((choice == teacher_choice).mean()),
+            distillation_loss=float(tf.reduce_mean(loss)),
+        )

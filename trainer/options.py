@@ -1,0 +1,152 @@
+"""Flags of the trainer, parsed once and strictly."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any, get_args
+
+from pipeline.errors import UserError
+from pipeline.options import Parser, positive, whole
+from pipeline.store.reader import Store
+from trainer.models import STUDENTS
+from trainer.optimizers import Clip, DecayMode
+from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
+from trainer.steps import RunLength
+
+
+def make_parser() -> Parser:
+    """The command's flags; those that a recipe sets have no default of their own."""
+    parser = Parser(
+        prog="python -m trainer.train",
+        description="Trains a student on the views and teacher logits of a store.",
+    )
+    add = parser.add_argument
+    add("--store", required=True, help="directory of the store")
+    add("--workdir", required=True, help="directory for checkpoints, metrics and the trained student")
+    add("--data_dir", help="TFDS data directory; by default the precompute's")
+    add("--teacher", help="SavedModel or .keras file, to go on online where the store ends")
+    add("--epochs", type=positive, help="epochs to train; by default what the store holds")
+    add("--steps", type=positive, help="steps to train, instead of --epochs")
+    add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
+    add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
+    add("--allow_short_run", action="store_true", help="allow a warm-up as long as the run")
+    add("--student", help=f"one of {', '.join(sorted(STUDENTS))}")
+    add("--batch_size", type=positive, help="views a step")
+    add("--temperature", type=float, help="of the loss; by default the store's")
+    add("--temperature_squared", action=argparse.BooleanOptionalAction, help="multiply the loss by T^2")
+    add("--learning_rate", type=float, help="at the end of the warm-up")
+    add("--weight_decay", type=float, help="a step, at full schedule")
+    add("--decay_mode", choices=get_args(DecayMode), help="whether the schedule scales the decay")
+    add("--decay_kernels_only", action=argparse.BooleanOptionalAction, help="spare biases and norms")
+    add("--clip", choices=get_args(Clip), help="of gradients")
+    add("--clip_norm", type=float, help="of gradients")
+    add("--warmup_steps", type=whole, help="linear warm-up")
+    add("--seed", type=whole, default=0, help="of the student's initial weights")
+    add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
+    add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
+    add("--eval_every", type=positive, help="steps between evaluations; by default a tenth of the run")
+    add("--eval_batch_size", type=positive, default=256, help="images at a time")
+    add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
+    add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
+    add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
+    return parser
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What was asked of a run, resolved.
+
+    Attributes:
+      flags: as given.
+      recipe_name, recipe: with the flags that override it.
+      temperature: T of the loss.
+      length: of the run.
+      warmup_steps: of the schedule.
+      eval_split: for intervals, or None where the store has no evaluation logits.
+      eval_every: steps of an interval.
+    """
+
+    flags: dict[str, Any]
+    recipe_name: str
+    recipe: TrainRecipe
+    temperature: float
+    length: RunLength
+    warmup_steps: int
+    eval_split: str | None
+    eval_every: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The text of config.json: everything that was asked."""
+        return dataclasses.asdict(self)
+
+    def identity(self, spec_digest: str) -> dict[str, Any]:
+        """What has to be the same for a run to be continued from its checkpoint.
+
+        Length and schedule are left out: a finished run may be extended.
+        """
+        recipe = {
+            k: v for k, v in self.recipe.to_json().items() if k not in ("source", "warmup_steps", "views")
+        }
+        return {
+            "spec": spec_digest,
+            "recipe_name": self.recipe_name,
+            **recipe,
+            "temperature": self.temperature,
+            "seed": self.flags["seed"],
+        }
+
+
+def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
+    """Flags and a store to options.
+
+    Raises:
+      UserError: anything that cannot work, or that is surely a mistake, before anything is loaded.
+    """
+    spec = store.spec
+    name = flags.recipe or default_recipe(spec)
+    recipe = train_recipe(name)
+    if not flags.allow_recipe_mismatch:
+        check_views(name, spec)
+    given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
+    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    if recipe.student not in STUDENTS:
+        raise UserError(f"--student={recipe.student}: expected one of {', '.join(sorted(STUDENTS))}")
+    epochs = flags.epochs if flags.epochs or flags.steps else store.epochs
+    length = RunLength.of(
+        epochs=epochs,
+        steps=flags.steps,
+        batch_size=recipe.batch_size,
+        num_examples=spec.num_examples,
+        stored_views=store.views.num_records,
+    )
+    if length.online_from < length.steps and flags.teacher is None:
+        raise UserError(
+            f"{length.steps:,} steps of {recipe.batch_size} need {length.steps * recipe.batch_size:,} views, the store "
+            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher to go on online, precompute "
+            f"more epochs, or train for --epochs={store.epochs}"
+        )
+    warmup_steps = length.steps // 20 if recipe.warmup_steps is None else recipe.warmup_steps
+    if warmup_steps >= length.steps and not flags.allow_short_run:
+        raise UserError(
+            f"--warmup_steps={warmup_steps}: the run has {length.steps} steps and would never leave its warm-up; "
+            "train longer, warm up shorter, or pass --allow_short_run"
+        )
+    return TrainOptions(
+        flags=dict(vars(flags)),
+        recipe_name=name,
+        recipe=recipe,
+        temperature=spec.temperature if recipe.temperature is None else recipe.temperature,
+        length=length,
+        warmup_steps=warmup_steps,
+        eval_split=_eval_split(flags.eval_split, store),
+        eval_every=flags.eval_every or max(length.steps // 10, 1),
+    )
+
+
+def _eval_split(asked: str | None, store: Store) -> str | None:
+    """The split to evaluate on: as asked, else validation, else test, else none."""
+    if asked is not None:
+        store.eval_reader(asked)
+        return asked
+    return next((name for name in ("validation", "test") if name in store.eval_splits), None)

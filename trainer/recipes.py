@@ -1,0 +1,107 @@
+"""The training half of the recipes, as data: which source each number follows.
+
+The view half is fixed when the store is written and lives in `pipeline.views.recipes`; a recipe names the one
+that it goes with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.spec import Spec, differences
+from pipeline.views.recipes import view_recipe
+from trainer.optimizers import Clip, DecayMode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Everything of a run that a source prescribes.
+
+    Attributes:
+      views: name of the view half; None goes with any store.
+      student: name of the student.
+      batch_size: views a step.
+      temperature: of the loss; None takes the store's.
+      temperature_squared: whether the loss is multiplied by T^2.
+      learning_rate: at the end of the warm-up.
+      weight_decay: a step, at full schedule.
+      decay_mode: `scaled` by the schedule (big_vision) or `unscaled` (Keras example).
+      decay_kernels_only: biases and norms are left alone (big_vision).
+      clip, clip_norm: of gradients.
+      warmup_steps: linear, from 0; None is a twentieth of the run.
+      source: where the numbers are from.
+    """
+
+    views: str | None = None
+    student: str = "resnet50v2"
+    batch_size: int = 512
+    temperature: float | None = None
+    temperature_squared: bool = True
+    learning_rate: float = 0.003
+    weight_decay: float = 3e-4
+    decay_mode: DecayMode = "scaled"
+    decay_kernels_only: bool = True
+    clip: Clip = "global"
+    clip_norm: float = 1.0
+    warmup_steps: int | None = None
+    source: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return dataclasses.asdict(self)
+
+
+TRAIN_RECIPES: dict[str, TrainRecipe] = {
+    # big_vision's loss, clip and decay with the paper's fast Flowers102 numbers; the warm-up in proportion,
+    # because a run here may have any length. ResNet50V2 because it is Keras's own.
+    "default": TrainRecipe(source="Beyer et al. 2021, table of hyper-parameters, Flowers102 10k epochs"),
+    # Chosen here: 10 epochs of 4,000 digits in well under a minute on two cores.
+    "demo": TrainRecipe(
+        views="demo",
+        student="tiny",
+        batch_size=128,
+        learning_rate=0.01,
+        weight_decay=1e-4,
+        source="chosen here, for the embedded default",
+    ),
+}
+
+
+def default_recipe(spec: Spec) -> str:
+    """Name of the recipe for a store when none is asked for."""
+    return "demo" if spec.provenance.get("embedded_default") else "default"
+
+
+def train_recipe(name: str) -> TrainRecipe:
+    """A recipe's training half by name.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in TRAIN_RECIPES:
+        raise UserError(f"--recipe={name}: expected one of {', '.join(TRAIN_RECIPES)}")
+    return TRAIN_RECIPES[name]
+
+
+def check_views(name: str, spec: Spec) -> None:
+    """Refuses a store whose views are not the recipe's.
+
+    Raises:
+      UserError: lists what differs, with both sides.
+    """
+    wanted = train_recipe(name).views
+    if wanted is None:
+        return
+    half = view_recipe(wanted)
+    lines = differences(
+        {"policy": half.policy.to_json(), "eval_crop": half.eval_crop.to_json()},
+        {"policy": spec.policy.to_json(), "eval_crop": spec.eval_crop.to_json()},
+        sides=("in the recipe", "in the store"),
+    )
+    if lines:
+        raise UserError(
+            f"--recipe={name}: the store's views are not the recipe's: {'; '.join(lines)}; precompute with "
+            f"--recipe={wanted}, or pass --allow_recipe_mismatch"
+        )

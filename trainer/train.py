@@ -1,0 +1,270 @@
+"""Trains a student on a store: `python -m trainer.train --store=DIR --workdir=DIR`.
+
+Replays the stored views with their teacher logits, with no teacher in memory; every view's two fingerprints are
+checked. With `--teacher`, training goes on online past the last stored view. Run the same command again after
+an interruption and it continues from its latest checkpoint.
+
+    python -m trainer.train --store=runs/mnist_5k/store --workdir=runs/mnist_5k/student     # under a minute
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import DataError, UserError, find_error, run_command
+from pipeline.provenance import load_teacher, open_dataset
+from pipeline.store.files import write_text
+from pipeline.store.reader import Store
+from pipeline.teacher import Teacher
+from pipeline.views.input import ViewInput
+from trainer import models
+from trainer.callbacks import MetricsLog, RunCallback
+from trainer.checkpoints import Checkpoints
+from trainer.distiller import Distiller
+from trainer.evaluate import Evaluator
+from trainer.online import ContinuedViews
+from trainer.optimizers import make_optimizer
+from trainer.options import TrainOptions, make_parser, resolve
+from trainer.replay import replay_input, step_batches
+from trainer.schedules import Scaled, WarmupCosine
+from trainer.steps import cut_segments
+
+STUDENT_DIRECTORY = "student"
+_PREFETCHED = 64  # batches that may have been under way when one of them failed
+
+
+class Run:
+    """One training run: the model, its input, and its directory.
+
+    Args:
+      options: resolved flags.
+      store: to train on.
+    """
+
+    def __init__(self, options: TrainOptions, store: Store) -> None:
+        flags, recipe = options.flags, options.recipe
+        self.options, self.store = options, store
+        self.workdir = Path(flags["workdir"])
+        self.dataset = open_dataset(store, "views", data_dir=flags["data_dir"])
+        self.teacher = self._load_teacher()
+        self.student = models.build(
+            recipe.student, num_classes=store.spec.num_classes, image_size=store.spec.policy.image_size
+        )
+        schedule = WarmupCosine(options.length.steps, options.warmup_steps)
+        self.learning_rate = Scaled(recipe.learning_rate, schedule)
+        self.optimizer = make_optimizer(
+            recipe.learning_rate,
+            schedule=schedule,
+            weight_decay=recipe.weight_decay,
+            decay_mode=recipe.decay_mode,
+            decay_kernels_only=recipe.decay_kernels_only,
+            clip=recipe.clip,
+            clip_norm=recipe.clip_norm,
+        )
+        self.distiller = Distiller(
+            self.student,
+            temperature=options.temperature,
+            temperature_squared=recipe.temperature_squared,
+            teacher=self.teacher,
+            round_trip=store.spec.make_codec().round_trip,
+        )
+        self.distiller.compile(optimizer=self.optimizer)
+        self.input: ViewInput = replay_input(
+            store,
+            self.dataset,
+            batch_size=recipe.batch_size,
+            image_cache_bytes=flags["image_cache_bytes"],
+            records=None if self.teacher is None else ContinuedViews.of(store),
+        )
+        self.checkpoints = Checkpoints(
+            self.workdir / "checkpoints",
+            student=self.student,
+            optimizer=self.optimizer,
+            identity=options.identity(store.spec.digest()),
+        )
+
+    def _load_teacher(self) -> Teacher | None:
+        path = self.options.flags["teacher"]
+        if path is None:
+            return None
+        if self.options.length.online_from == self.options.length.steps:
+            print(f"--teacher={path} is not needed: the store holds every view of this run", flush=True)
+            return None
+        return load_teacher(self.store.spec, path)
+
+    def evaluator(self, split: str) -> Evaluator:
+        """The evaluator of a split that the store has the teacher's logits of."""
+        return Evaluator(
+            self.store,
+            open_dataset(self.store, split, data_dir=self.options.flags["data_dir"]),
+            batch_size=self.options.flags["eval_batch_size"],
+            temperature=self.options.temperature,
+            temperature_squared=self.options.recipe.temperature_squared,
+            cache_bytes=self.options.flags["image_cache_bytes"],
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Trains from the latest checkpoint to the end; returns what result.json says of the training."""
+        length = self.options.length
+        first = self.checkpoints.restore()
+        if first > length.steps:
+            raise UserError(
+                f"--workdir={self.workdir}: the run there is at step {first}, past the {length.steps} asked for; ask for "
+                "more, or use another --workdir"
+            )
+        if first:
+            print(f"continuing at step {first} of {length.steps}", flush=True)
+        split = self.options.eval_split
+        callback = RunCallback(
+            length=length,
+            step=first,
+            log=MetricsLog(self.workdir, step=first),
+            log_every=self.options.flags["log_every"],
+            checkpoints=self.checkpoints,
+            checkpoint_every=self.options.flags["checkpoint_every"],
+            evaluator=None if split is None else self.evaluator(split),
+            learning_rate=lambda step: float(self.learning_rate.numpy(step)),
+        )
+        begun = time.monotonic()
+        try:
+            self._fit(first, callback)
+        finally:
+            callback.close()
+        self.checkpoints.save(callback.step)
+        out = {
+            "steps": length.steps,
+            "first_step": first,
+            "seconds": time.monotonic() - begun,
+            "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size
+            if self.teacher
+            else 0,
+        }
+        if callback.timed_steps:
+            out["seconds_a_step"] = callback.train_seconds / callback.timed_steps
+            out["views_per_second"] = length.batch_size / out["seconds_a_step"]
+        return out
+
+    def _fit(self, first: int, callback: RunCallback) -> None:
+        length = self.options.length
+        segments = cut_segments(
+            first, length.steps, interval=self.options.eval_every, online_from=length.online_from
+        )
+        for segment in segments:
+            batches = step_batches(self.input, segment.start, segment.stop, with_stored=segment.online)
+            try:
+                self.distiller.fit(
+                    batches,
+                    epochs=segment.intervals,
+                    steps_per_epoch=segment.interval,
+                    callbacks=[callback],
+                    verbose=0,
+                )
+            except tf.errors.OpError as error:
+                raise self._explain(error, callback.step) from error
+
+    def _explain(self, error: Exception, step: int) -> Exception:
+        """The DataError behind TensorFlow's, looked for among the batches that were under way."""
+        if (found := find_error(error)) is not None:
+            return found
+        size = self.options.recipe.batch_size
+        for start in range(step * size, min(step + _PREFETCHED, self.options.length.steps) * size, size):
+            try:
+                next(self.input.batches(np.array([start])))
+            except DataError as cause:
+                return cause
+        return error
+
+    def export(self) -> Path:
+        """Writes the student as a SavedModel, whole or not at all."""
+        path, logger = self.workdir / STUDENT_DIRECTORY, tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # Keras warns twice that a model without metrics has none
+        try:
+            replace_directory(path, lambda temporary: self.student.save(temporary, include_optimizer=False))
+        finally:
+            logger.setLevel(level)
+        return path
+
+
+def replace_directory(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a directory aside and puts it in the place of the one at `path`."""
+    fresh, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
+    for leftover in (fresh, old):
+        remove_directory(leftover)
+    write(fresh)
+    if path.exists():
+        path.rename(old)
+    fresh.rename(path)
+    remove_directory(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory if it is there."""
+    if path.exists():
+        tf.io.gfile.rmtree(str(path))
+
+
+def describe(options: TrainOptions, store: Store) -> str:
+    """The lines before a run."""
+    length, recipe = options.length, options.recipe
+    dataset = store.spec.dataset
+    text = (
+        f"{recipe.student} on {dataset['name']} ({dataset['split']}): {length.steps:,} steps of {recipe.batch_size} "
+        f"views, {length.epochs:.1f} epochs; store holds {store.epochs}; recipe {options.recipe_name}"
+    )
+    if length.online_from < length.steps:
+        text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
+    epochs = options.flags["epochs"] or (None if options.flags["steps"] else store.epochs)
+    if epochs is not None and (left := length.left_over(epochs)):
+        text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
+    return text
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    flags = make_parser().parse_strictly(argv)
+    store = Store(flags.store)
+    store.spec.check_renderer()
+    options = resolve(flags, store)
+    workdir = Path(flags.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if flags.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(flags.seed)
+    print(describe(options, store), flush=True)
+    run = Run(options, store)
+    write_text(workdir / "config.json", json.dumps(options.to_json(), indent=2) + "\n")
+    training = run.train()
+    splits = [name for name in store.eval_splits if name != store.spec.dataset["split"]]
+    evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
+    student = run.export()
+    result = {
+        **training,
+        "spec": store.spec.digest(),
+        "student": options.recipe.student,
+        "parameters": run.student.count_params(),
+        "epochs": options.length.epochs,
+        "store_bytes": store.views.manifest.bytes,
+        "evaluation": evaluations,
+    }
+    write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    for name, figures in evaluations.items():
+        print(
+            f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "
+            f"{figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
+        )
+    print(f"student: {student}; figures: {workdir / 'result.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
