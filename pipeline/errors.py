@@ -60,6 +60,15 @@ def find_error(error: BaseException) -> UserError | DataError | None:
     return None
 
 
+def _of_the_system(error: Exception) -> UserError | None:
+    """A full disk, a missing directory, a missing right: the user's to mend, in one line."""
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.strerror:
+            name = f"{link.filename}: " if link.filename else ""
+            return UserError(f"{name}{link.strerror}; nothing published is lost, run the same command again")
+    return None
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
 
@@ -76,7 +85,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        found = find_error(error)
+        found = find_error(error) or _of_the_system(error)
         if found is None:
             raise
         print(f"error: {found}", file=sys.stderr)

@@ -58,20 +58,21 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """argparse type: a whole number, 1 or more."""
-    number = whole(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return number
+    return _integer(text, at_least=1)
 
 
 def whole(text: str) -> int:
     """argparse type: a whole number, 0 or more."""
+    return _integer(text, at_least=0)
+
+
+def _integer(text: str, *, at_least: int) -> int:
     try:
         number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number") from error
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    if number < at_least:
+        raise argparse.ArgumentTypeError(f"{text}: expected {at_least} or more")
     return number
 
 

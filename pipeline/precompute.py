@@ -24,6 +24,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import create_runner
 from apache_beam.utils.shared import Shared
 from tqdm import tqdm
 
@@ -240,11 +241,15 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     for options in [PipelineOptions, *_subclasses(PipelineOptions)]:
         if "_add_argparse_args" in options.__dict__:
             options._add_argparse_args(theirs)
-    _, unknown = theirs.parse_known_args(arguments)
+    known, unknown = theirs.parse_known_args(arguments)
     if unknown:
         for name in theirs.flag_names():
             parser.add_argument(name) if name not in parser.flag_names() and name.startswith("--") else None
         parser.refuse(unknown)
+    try:
+        create_runner(known.runner or "DirectRunner")
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--runner={known.runner}: {str(error).splitlines()[0]}") from error
     return PipelineOptions(arguments)
 
 

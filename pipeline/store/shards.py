@@ -125,7 +125,7 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
       DataError: a record is not one of a store with this codec.
     """
     try:
-        columns = {k: v.numpy() for k, v in tf.io.parse_example(serialized, _PARSE).items()}
+        columns = {k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), _PARSE).items()}
         raw = b"".join(columns["logits"])
         encoded = np.frombuffer(raw, codec.dtype).reshape(len(serialized), codec.num_classes)
     except (tf.errors.InvalidArgumentError, ValueError) as error:
@@ -151,9 +151,11 @@ def open_shard(path: Path, records: int) -> ArrayRecordReader:
     if not path.is_file():
         raise DataError(f"{path}: no such shard; the metadata name it")
     reader = ArrayRecordReader(str(path))
-    count = reader.num_records() if reader.ok() else 0  # 0 for anything truncated or unclosed, too
+    usable = reader.ok()
+    count = reader.num_records() if usable else 0  # 0 for anything truncated or unclosed, too
     if count != records:
-        reader.close()
+        if usable:  # else closing raises what opening did not
+            reader.close()
         raise DataError(f"{path}: {count} readable records, expected {records}; the file is damaged")
     return reader
 
@@ -207,6 +209,8 @@ def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | Non
         return None
     path = store / task.name
     if note.get("spec") != digest or note.get("task") != dataclasses.asdict(task):
+        return None
+    if info.records != task.records:
         return None
     if not path.is_file() or path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
         return None

@@ -1,0 +1,55 @@
+"""Training steps with the replay against the same step on one resident batch.
+
+    python tests/benchmarks/training_rate.py --store=DIR --student=resnet50v2 --batch_size=64
+
+Goal: 0.95 with a student as big as ResNet50V2 at 128.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+
+import tensorflow as tf
+from alternate import measure, median, ratio
+
+from pipeline.errors import run_command
+from pipeline.store.reader import Store
+from trainer.options import make_parser, resolve
+from trainer.replay import step_batches
+from trainer.train import Run
+
+
+def main(argv: list[str]) -> int:
+    """The command; takes the trainer's flags."""
+    parser = make_parser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps_a_round", type=int, default=8)
+    with tempfile.TemporaryDirectory() as workdir:
+        flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
+        store = Store(flags.store)
+        run = Run(resolve(flags, store), store)
+    step = run.distiller.make_train_function()
+    size, count = run.options.recipe.batch_size, flags.steps_a_round
+    # One pipeline over all rounds, as in a run; repeated, should the store be shorter than the benchmark.
+    replayed = iter(step_batches(run.input, 0, run.options.length.steps, with_stored=False).repeat())
+    resident = iter(tf.data.Dataset.from_tensors(next(replayed)).repeat())
+
+    def train(batches: object) -> Callable[[], int]:
+        def work() -> int:
+            for _ in range(count):
+                logs = step(batches)
+            float(logs["loss"])
+            return count * size
+
+        return work
+
+    rates = measure({"resident": train(resident), "replay": train(replayed)}, rounds=flags.rounds)
+    for name, values in rates.items():
+        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s a step")
+    print(f"replay: {ratio(rates, 'replay', 'resident'):.3f} of the step on a resident batch")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""pipeline.store.files: whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.files import TEMPORARY, publish, remove_temporaries, sha256_of, write_text
+
+
+def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with publish(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(TEMPORARY)
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_publish_leaves_nothing_when_raising(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), publish(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publish_leaves_the_old_file_when_raising(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(ValueError, match="no"), publish(path) as temporary:
+        temporary.write_text("new")
+        raise ValueError("no")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_publish_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), publish(tmp_path / "file"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
+    with publish(tmp_path / "file") as first, publish(tmp_path / "file") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_remove_temporaries_removes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}views.array_record-00001-77-ab").touch()
+    (tmp_path / "views.array_record-00000").touch()
+    remove_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["views.array_record-00000"]
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

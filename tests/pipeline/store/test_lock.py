@@ -1,0 +1,78 @@
+"""pipeline.store.lock: one writer, and no lock without its owner, in real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.store.lock import LOCK_FILE, writer_lock
+
+ROOT = Path(__file__).resolve().parents[3]
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.store.lock import writer_lock
+with writer_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def another_writer(store: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "held\n"
+            yield owner
+        finally:
+            owner.kill()
+
+
+def test_second_writer_is_refused_with_the_owner_and_the_lock_ends_with_it(tmp_path: Path) -> None:
+    with another_writer(tmp_path) as owner:
+        with pytest.raises(UserError) as caught, writer_lock(tmp_path):
+            pass
+        message = str(caught.value)
+        assert f"--store={tmp_path}: process {owner.pid} on " in message
+        assert f"since {datetime.datetime.now(datetime.UTC).date()}" in message
+        assert f"break the lock: `kill {owner.pid}`" in message
+        # Being refused takes nothing from the owner.
+        with pytest.raises(UserError, match=f"process {owner.pid}"), writer_lock(tmp_path):
+            pass
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        with writer_lock(tmp_path):
+            assert f'"pid": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_lock_is_free_after_its_block_however_it_ends(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), writer_lock(tmp_path):
+        raise ValueError("no")
+    with writer_lock(tmp_path):
+        pass
+    assert (tmp_path / LOCK_FILE).read_text() == ""
+
+
+def test_a_lock_file_of_an_owner_that_died_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text('{"pid": 1, "host": "gone"}')
+    with writer_lock(tmp_path):
+        assert '"host": "gone"' not in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
+    with another_writer(tmp_path):
+        (tmp_path / LOCK_FILE).write_text("")
+        with pytest.raises(UserError, match="another process is writing it.*fuser"), writer_lock(tmp_path):
+            pass

@@ -1,0 +1,144 @@
+"""Training runs on the small stores of `tests.stores`, started as the command starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import run_command
+from pipeline.store.metadata import MANIFEST_FILE
+from pipeline.store.reader import Store
+from pipeline.store.shards import serialize, shard_name, write_shard
+from pipeline.views.input import ViewInput
+from trainer.options import TrainOptions, make_parser, resolve
+from trainer.replay import step_batches
+from trainer.train import Run, main
+
+ROOT = Path(__file__).resolve().parents[1]
+Batch = dict[str, np.ndarray]
+
+
+def arguments(store: Path, workdir: Path, data_dir: Path | None, *extra: str) -> list[str]:
+    """The command line of a short run of the `tiny` student, 5 views a step."""
+    found = [] if data_dir is None else [f"--data_dir={data_dir}"]
+    return [f"--store={store}", f"--workdir={workdir}", *found, "--student=tiny", "--batch_size=5", *extra]
+
+
+def options(argv: list[str], store: Store) -> TrainOptions:
+    """Arguments to options, as `main` does."""
+    return resolve(make_parser().parse_strictly(argv), store)
+
+
+def start_run(argv: list[str]) -> Run:
+    """What `main` does up to the training, fresh weights included."""
+    flags = make_parser().parse_strictly(argv)
+    store = Store(flags.store)
+    Path(flags.workdir).mkdir(parents=True, exist_ok=True)
+    tf.keras.utils.set_random_seed(flags.seed)
+    return Run(resolve(flags, store), store)
+
+
+def fail(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and the one line on standard error of a command that has to fail."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(main, argv)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code, lines[0]
+
+
+def command(argv: list[str], *options: str) -> list[str]:
+    """The command as a process of its own."""
+    return [sys.executable, *options, "-m", "trainer.train", *argv]
+
+
+def run_process(argv: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, with nothing on its screen but the last words if it fails."""
+    done = subprocess.run(
+        command(argv, *options), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def environment() -> dict[str, str]:
+    """That of this process, with TensorFlow's notices off."""
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def metrics(workdir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The objects of metrics.jsonl, of one kind or all."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Loss by step; each step is there once."""
+    lines = metrics(workdir, "train")
+    out = {line["step"]: line["loss"] for line in lines}
+    assert len(out) == len(lines)
+    return out
+
+
+def numpy_batches(view_input: ViewInput, start: int, stop: int, *, with_stored: bool = False) -> list[Batch]:
+    """The batches of steps `start .. stop - 1`."""
+    batches: Iterator[Batch] = step_batches(
+        view_input, start, stop, with_stored=with_stored
+    ).as_numpy_iterator()
+    return list(batches)
+
+
+def assert_same_batches(got: list[Batch], expected: list[Batch]) -> None:
+    """Bit for bit, types and keys included."""
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert ours[name].dtype == theirs[name].dtype, name
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def assert_same_weights(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """Bit for bit."""
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def checkpoint_weights(workdir: Path) -> dict[str, np.ndarray]:
+    """All numbers of the latest checkpoint by name, optimizer state included."""
+    path = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+    assert path is not None
+    reader = tf.train.load_checkpoint(path)
+    names = [name for name in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
+    return {name: reader.get_tensor(name) for name in names if not name.startswith("save_counter")}
+
+
+def forge_records(path: Path, view: int, **columns: Any) -> None:
+    """Rewrites columns of one record of a store, with a manifest that fits: what a checksum cannot see."""
+    store = Store(path)
+    codec = store.spec.make_codec()
+    lengths = [shard.records for shard in store.views.manifest.shards]
+    ends = np.cumsum(lengths)
+    number = int(np.searchsorted(ends, view, side="right"))
+    first = int(ends[number]) - lengths[number]
+    records = store.views.read(np.arange(first, ends[number]))
+    for name, value in columns.items():
+        getattr(records, name)[view - first] = value
+    shard = path / shard_name("views", number)
+    chunks = [serialize(records, codec.encode(records.logits))]
+    size, digest = write_shard(shard, chunks, lengths[number])
+    manifest = json.loads((path / MANIFEST_FILE).read_text())
+    manifest["splits"]["views"]["shards"][number] |= {"bytes": size, "sha256": digest}
+    (path / MANIFEST_FILE).write_text(json.dumps(manifest))

@@ -1,0 +1,71 @@
+"""Stores for training runs, made once a session, and a data set that only its pixels give away."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
+
+from pipeline.store.spec import Spec
+from pipeline.worker import ShardWorker
+from tests import stores
+
+MakeStore = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_store(
+    tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path, teacher_path: Path
+) -> MakeStore:
+    """Writes a store of `train` with no evaluation logits; spec's fields may be changed."""
+
+    def make(name: str, *, epochs: int, views_per_shard: int = 20, **changes: object) -> Path:
+        store = tmp_path_factory.mktemp(name) / "store"
+        changed = dataclasses.replace(spec, **changes)
+        worker = ShardWorker(stores.job_for(store, changed, data_dir, teacher_path))
+        stores.write_store(worker, epochs=epochs, views_per_shard=views_per_shard, eval_splits=())
+        return store
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def three_epochs(make_store: MakeStore) -> Path:
+    """51 views, of the same spec as `published_store`; read only."""
+    return make_store("three_epochs", epochs=3)
+
+
+@pytest.fixture(scope="session")
+def one_epoch(make_store: MakeStore) -> Path:
+    """The first 17 of those views; read only."""
+    return make_store("one_epoch", epochs=1)
+
+
+@pytest.fixture(scope="session")
+def float32_store(make_store: MakeStore) -> Path:
+    """51 views with logits as the teacher gave them; read only."""
+    return make_store("float32", epochs=3, codec="float32")
+
+
+@pytest.fixture(scope="session")
+def forged_data_dir(
+    tmp_path_factory: pytest.TempPathFactory, data_dir: Path, other_data_dir: Path
+) -> Path:
+    """Other images under the metadata of the data set that the teacher saw; read only."""
+    forged = Path(shutil.copytree(other_data_dir, tmp_path_factory.mktemp("forged") / "data"))
+    (info,) = data_dir.rglob("dataset_info.json")
+    shutil.copy(info, forged / info.relative_to(data_dir))
+    return forged
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """What `--deterministic` does, for one test."""
+    tf.config.experimental.enable_op_determinism()
+    yield
+    disable_op_determinism()

@@ -1,0 +1,67 @@
+"""trainer.recipes: what a recipe accepts, and how it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.store.spec import Spec
+from pipeline.views.recipes import VIEW_RECIPES, view_recipe
+from trainer.models import STUDENTS
+from trainer.optimizers import make_optimizer
+from trainer.recipes import TRAIN_RECIPES, check_views, default_recipe, train_recipe
+from trainer.schedules import WarmupConstant
+
+
+@pytest.mark.parametrize("name", TRAIN_RECIPES)
+def test_every_recipe_names_what_exists_and_says_where_it_is_from(name: str):
+    recipe = train_recipe(name)
+    assert recipe.views is None or recipe.views in VIEW_RECIPES
+    assert recipe.student in STUDENTS
+    assert recipe.source
+    make_optimizer(
+        recipe.learning_rate,
+        schedule=WarmupConstant(0),
+        weight_decay=recipe.weight_decay,
+        decay_mode=recipe.decay_mode,
+        decay_kernels_only=recipe.decay_kernels_only,
+        clip=recipe.clip,
+        clip_norm=recipe.clip_norm,
+    )
+
+
+def test_unknown_recipe_is_refused_with_the_choices():
+    with pytest.raises(UserError, match=r"--recipe=slow: expected one of default, demo"):
+        train_recipe("slow")
+
+
+def test_embedded_default_has_its_own_recipe(spec: Spec):
+    assert default_recipe(spec) == "default"
+    assert default_recipe(dataclasses.replace(spec, provenance={"embedded_default": True})) == "demo"
+
+
+def test_recipe_for_any_views_accepts_any_store(spec: Spec):
+    check_views("default", spec)
+
+
+def test_recipe_accepts_its_own_views(spec: Spec):
+    half = view_recipe("demo")
+    check_views("demo", dataclasses.replace(spec, policy=half.policy, eval_crop=half.eval_crop))
+
+
+def test_other_views_are_refused_with_every_difference_and_the_remedy(spec: Spec):
+    half = view_recipe("demo")
+    # One difference in each half of what the store fixes.
+    policy = dataclasses.replace(half.policy, image_size=24, flip_probability=0.5)
+    eval_crop = dataclasses.replace(half.eval_crop, scale=1.25)
+    with pytest.raises(UserError) as error:
+        check_views("demo", dataclasses.replace(spec, policy=policy, eval_crop=eval_crop))
+    message = str(error.value)
+    assert "policy.image_size: 32 in the recipe, 24 in the store" in message
+    assert "policy.flip_probability: 0.0 in the recipe, 0.5 in the store" in message
+    assert "eval_crop.scale: 1.0 in the recipe, 1.25 in the store" in message
+    assert "area_range" not in message
+    assert "--recipe=demo" in message
+    assert "--allow_recipe_mismatch" in message

@@ -1,0 +1,88 @@
+"""trainer.steps: the arithmetic of a run against counting it out."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.views.batches import plan_batch
+from trainer.steps import RunLength, cut_segments
+
+LENGTHS = list(itertools.product([1, 2, 3], [1, 4, 7], [1, 2, 5, 9], [1, 2, 3]))  # E, N, B, stored epochs
+
+
+def length_of(epochs: int, num_examples: int, batch_size: int, stored: int) -> RunLength:
+    return RunLength.of(
+        epochs=epochs,
+        steps=None,
+        batch_size=batch_size,
+        num_examples=num_examples,
+        stored_views=stored * num_examples,
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (0, 1), (0, 12), (0, 13), (3, 3), (3, 4), (5, 13), (6, 12), (7, 14)]
+)
+def test_intervals_end_at_multiples_at_the_border_and_at_the_end_and_nowhere_else(start: int, stop: int):
+    for interval, online_from in itertools.product(range(1, 16), range(17)):
+        segments = cut_segments(start, stop, interval=interval, online_from=online_from)
+        steps, ends = [], []
+        for segment in segments:
+            assert (segment.stop - segment.start) == segment.intervals * segment.interval > 0
+            span = range(segment.start, segment.stop)
+            assert {step >= online_from for step in span} == {segment.online}
+            steps += span
+            ends += range(segment.start + segment.interval, segment.stop + 1, segment.interval)
+        assert steps == list(range(start, stop)), (interval, online_from)
+        cuts = {step for step in range(start + 1, stop) if step % interval == 0 or step == online_from}
+        assert ends == sorted(cuts | ({stop} if stop > start else set())), (interval, online_from)
+
+
+def test_a_run_needs_few_calls_of_fit():
+    # An interval before the border, one across it cut in two, and the rest.
+    assert len(cut_segments(0, 1000, interval=10, online_from=505)) == 4
+    assert len(cut_segments(0, 1000, interval=10, online_from=1000)) == 1
+
+
+@pytest.mark.parametrize(("epochs", "num_examples", "batch_size", "stored"), LENGTHS)
+def test_run_length_counts_whole_batches(epochs: int, num_examples: int, batch_size: int, stored: int):
+    views = list(range(epochs * num_examples))
+    batches = [views[i : i + batch_size] for i in range(0, len(views), batch_size)]
+    whole = [batch for batch in batches if len(batch) == batch_size]
+    if not whole:
+        with pytest.raises(UserError, match="do not fill one batch"):
+            length_of(epochs, num_examples, batch_size, stored)
+        return
+    length = length_of(epochs, num_examples, batch_size, stored)
+    assert length.steps == len(whole)
+    assert length.left_over(epochs) == len(views) - len(whole) * batch_size
+    assert length.epochs == pytest.approx(len(whole) * batch_size / num_examples)
+
+
+@pytest.mark.parametrize(("epochs", "num_examples", "batch_size", "stored"), LENGTHS)
+def test_a_run_is_online_from_the_first_step_that_needs_a_view_that_is_not_stored(
+    epochs: int, num_examples: int, batch_size: int, stored: int
+):
+    if epochs * num_examples < batch_size:
+        return
+    length = length_of(epochs, num_examples, batch_size, stored)
+    end = stored * num_examples
+    needs = [  # of partners, too
+        max(plan_batch(step * batch_size, batch_size, num_examples=num_examples)[0]) >= end
+        for step in range(length.steps)
+    ]
+    assert length.online_from == next((step for step, online in enumerate(needs) if online), length.steps)
+
+
+def test_steps_may_be_given_instead_of_epochs():
+    length = RunLength.of(epochs=None, steps=7, batch_size=4, num_examples=10, stored_views=20)
+    assert (length.steps, length.online_from, length.epochs) == (7, 5, 2.8)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (None, None)])
+def test_epochs_and_steps_exclude_each_other(epochs: int | None, steps: int | None):
+    with pytest.raises(UserError, match="either --epochs or --steps"):
+        RunLength.of(epochs=epochs, steps=steps, batch_size=1, num_examples=1, stored_views=1)
