@@ -126,7 +126,7 @@ class Dataset:
         first = 0
         for instruction in instructions:
             self._files.append(_File(str(instruction.filename), instruction.skip, first))
-            first += instruction.examples_in_shard
+            first += instruction.take
         self._starts = [file.first for file in self._files]
         self._readers: dict[int, ArrayRecordReader] = {}
         self._lock = threading.Lock()

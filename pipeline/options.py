@@ -167,12 +167,15 @@ def announce_demo(flags: argparse.Namespace) -> bool:
     return False
 
 
-def resolve(flags: argparse.Namespace) -> PrecomputeOptions:
-    """Flags to options: reads the data set's metadata, fingerprints the teacher and builds the spec."""
+def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
+    """Flags to options: reads the data set's metadata, fingerprints the teacher and builds the spec.
+
+    Raises:
+      UserError: anything that cannot work; what needs no loading is refused before anything is loaded.
+    """
+    check_codec(flags.codec)
     recipe = _recipe(flags)
     temperature = recipe.temperature if flags.temperature is None else flags.temperature
-    is_demo = announce_demo(flags)
-    check_codec(flags.codec)
     dataset_name, data_dir, teacher = flags.dataset, flags.data_dir, flags.teacher
     if is_demo:
         dataset_name, data_dir = demo.DATASET, str(demo.prepare_dataset())

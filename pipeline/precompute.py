@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, run_command
-from pipeline.options import Parser, PrecomputeOptions, make_parser, resolve
+from pipeline.options import DEMO_STORE, Parser, PrecomputeOptions, announce_demo, make_parser, resolve
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
@@ -165,9 +165,13 @@ def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str
     return tasks, identities
 
 
-def open_store(options: PrecomputeOptions) -> Path:
-    """Makes the store's directories; leaves the decision on its spec to `claim_store`."""
-    store = Path(options.store)
+def open_store(path: str) -> Path:
+    """Makes the store's directory; leaves the decision on its spec to `claim_store`.
+
+    Raises:
+      UserError: something else is there.
+    """
+    store = Path(path)
     if store.exists() and not store.is_dir():
         raise UserError(f"--store={store}: a file is in the way; name a directory")
     store.mkdir(parents=True, exist_ok=True)
@@ -340,8 +344,9 @@ def main(argv: list[str]) -> int:
     parser = make_parser()
     flags, rest = parser.parse_known_args(argv)
     runner_options = beam_options(rest, parser)
-    options = resolve(flags)
-    store = open_store(options)
+    is_demo = announce_demo(flags)
+    store = open_store(flags.store or DEMO_STORE)
+    options = resolve(flags, is_demo=is_demo)
     with writer_lock(store):
         claim_store(store, options.spec)
         tasks, identities = pending_tasks(options)

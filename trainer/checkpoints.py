@@ -16,6 +16,12 @@ from pipeline.errors import DataError, UserError
 from pipeline.store.spec import differences
 
 _RUN_KEY = "run/.ATTRIBUTES/py_state"
+# What TensorFlow raises for files that are damaged, or are of another network.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _RunState(tf.train.experimental.PythonState):
@@ -72,17 +78,21 @@ class Checkpoints:
         try:
             text = tf.train.load_checkpoint(path).get_tensor(_RUN_KEY)
             found = json.loads(text.decode())
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}"
-            ) from error
+        except _UNREADABLE as error:
+            raise DataError(f"{path}: cannot be read as a checkpoint: {_first_line(error)}") from error
         step = int(found.pop("step"))
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
             kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
             raise kind(
                 f"{path} cannot be continued: {'; '.join(lines)}; ask for the same, or use another --workdir"
             )
-        self._checkpoint.restore(path).assert_consumed()
+        try:
+            self._checkpoint.restore(path).assert_consumed()
+        except (*_UNREADABLE, AssertionError) as error:
+            raise DataError(
+                f"{path}: cannot be restored into this student: {_first_line(error)}; remove it to go on from the "
+                "one before, or use another --workdir"
+            ) from error
         return step
 
     def save(self, step: int) -> None:

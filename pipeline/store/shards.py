@@ -125,7 +125,9 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
       DataError: a record is not one of a store with this codec.
     """
     try:
-        columns = {k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), _PARSE).items()}
+        columns = {
+            k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), _PARSE).items()
+        }
         raw = b"".join(columns["logits"])
         encoded = np.frombuffer(raw, codec.dtype).reshape(len(serialized), codec.num_classes)
     except (tf.errors.InvalidArgumentError, ValueError) as error:

@@ -7,6 +7,7 @@ function of the batch's first view, so it needs no checkpoint: resuming is start
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -198,14 +199,14 @@ class ViewInput:
 
         Args:
           starts: int64 [] elements, in the order wanted.
-          threads: batches rendered side by side; TensorFlow tunes it by default.
+          threads: batches rendered side by side; as many as there are cores by default.
 
         Returns:
           A data set, in order, of dicts with static shapes, K = B + 2: `crops` uint8 [K, S, S, 3]; `partner`
           int32 [B]; `logits` float32 [B, C]; and over all K crops `views`, `example`, `box`, `flip`, `ratio`,
           `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`).
         """
-        parallel = threads or tf.data.AUTOTUNE
+        parallel = threads or os.cpu_count() or 1
         types = [dtype for _, dtype, _ in _COLUMNS] + [tf.int32, tf.float32]
         types += [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
         fetched = starts.map(
@@ -214,7 +215,11 @@ class ViewInput:
             deterministic=True,
         )
         rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
-        return rendered.map(self._check, num_parallel_calls=parallel, deterministic=True).prefetch(2)
+        checked = rendered.map(self._check, num_parallel_calls=parallel, deterministic=True).prefetch(2)
+        options = tf.data.Options()
+        # Its tuner held up the end of an iterator for as long as the iterator had lived, now and then.
+        options.autotune.enabled = False
+        return checked.with_options(options)
 
     def _traced(self, starts: np.ndarray, threads: int | None) -> tf.data.Dataset:
         """`dataset` of `starts`, traced once: tracing takes a second, and a store has many shards."""

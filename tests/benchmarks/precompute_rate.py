@@ -18,7 +18,7 @@ import numpy as np
 from alternate import measure, median, ratio
 
 from pipeline.errors import run_command
-from pipeline.options import make_parser, resolve
+from pipeline.options import announce_demo, make_parser, resolve
 from pipeline.store.shards import PENDING, ShardTask
 from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--views", type=int, default=1024, help="a round and contender")
     flags = parser.parse_strictly([*argv, "--store=unused"])
-    options = resolve(flags)
+    options = resolve(flags, is_demo=announce_demo(flags))
     size = flags.teacher_batch_size
     with tempfile.TemporaryDirectory() as store:
         (Path(store) / PENDING).mkdir()

@@ -1,0 +1,145 @@
+"""pipeline.errors: found again below Beam and TensorFlow, and shown in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+import tensorflow as tf
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.errors import DataError, UserError, find_error, run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+MESSAGE = "view 7 (example 3): crop fingerprint is 00c0ffee here, 0badf00d in the store [1 of 4]; stop"
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError])
+def test_an_error_is_found_as_itself_and_below_others(kind: type[Exception]) -> None:
+    original = kind(MESSAGE)
+    caused = RuntimeError("outer")
+    caused.__cause__ = original
+    handled = ValueError("outermost")
+    handled.__context__ = caused
+    for error in (original, caused, handled):
+        found = find_error(error)
+        assert type(found) is kind
+        assert str(found) == MESSAGE
+
+
+def test_another_error_is_not_taken_for_one() -> None:
+    assert find_error(ValueError("DataError is what this is not")) is None
+    loop = ValueError("a")
+    loop.__context__ = RuntimeError("b")
+    loop.__context__.__context__ = loop
+    assert find_error(loop) is None
+
+
+def run_beam(flags: list[str]) -> Exception:
+    def fail(number: int, message: str = MESSAGE) -> int:
+        from pipeline.errors import DataError
+
+        raise DataError(message)
+
+    with pytest.raises(Exception, match="DataError|view 7") as caught:
+        with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags])) as pipeline:
+            _ = pipeline | beam.Create([1]) | "ComputeShard" >> beam.Map(fail)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]],
+    ids=["in_process", "multi_processing"],
+)
+def test_an_error_is_found_in_beams(flags: list[str]) -> None:
+    """Between processes all that is left of an exception is its traceback as text."""
+    found = find_error(run_beam(flags))
+    assert isinstance(found, DataError)
+    assert str(found) == MESSAGE
+
+
+def test_an_error_is_found_in_tf_datas() -> None:
+    def fail(number: int) -> int:
+        raise DataError(MESSAGE)
+
+    dataset = tf.data.Dataset.range(1).map(lambda i: tf.numpy_function(fail, [i], tf.int64))
+    with pytest.raises(tf.errors.OpError) as caught:
+        next(iter(dataset))
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert str(found) == MESSAGE
+
+
+def code_of(main: object, argv: list[str] | None = None) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, argv or [])  # type: ignore[arg-type]
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_ends_with_what_main_returns(returned: int | None, code: int) -> None:
+    assert code_of(lambda argv: returned) == code
+
+
+def test_a_command_gets_its_arguments() -> None:
+    got: list[str] = []
+    assert code_of(got.extend, ["--a", "b"]) == 0
+    assert got == ["--a", "b"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (DataError, 3)])
+def test_an_error_is_one_line_and_its_exit_code(
+    kind: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: list[str]) -> None:
+        try:
+            raise kind(MESSAGE)
+        except kind as error:
+            raise RuntimeError("somebody else's\nlong\nexplanation") from error
+
+    assert code_of(main) == code
+    assert capsys.readouterr().err == f"error: {MESSAGE}\n"
+
+
+def test_an_interrupt_exits_130_and_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert code_of(main) == 130
+    assert capsys.readouterr().err.startswith("interrupted; what was published stays")
+
+
+def test_a_full_disk_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise OSError(28, "No space left on device", "the/store")
+
+    assert code_of(main) == 2
+    assert capsys.readouterr().err.startswith("error: the/store: No space left on device")
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def main(argv: list[str]) -> None:
+        raise AssertionError("a defect")
+
+    with pytest.raises(AssertionError, match="a defect"):
+        run_command(main, [])
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    code = (
+        "from pipeline.errors import run_command\n"
+        "run_command(lambda argv: [print('x' * 99) for _ in range(10000)] and None)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -1,0 +1,148 @@
+"""trainer.evaluate: the figures against NumPy, and no trace of how the split was cut into batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError
+from pipeline.store.reader import Store
+from tests import stores
+from tests.images import TEST_IMAGES, encoded_images
+from trainer import models
+from trainer.evaluate import Evaluation, Evaluator
+
+COUNT = len(TEST_IMAGES)
+LABELS = np.arange(COUNT) % stores.CLASSES
+TEMPERATURE = 2.0
+CACHE = 1 << 30
+
+
+def make_evaluator(
+    store: Path,
+    data_dir: Path,
+    *,
+    batch_size: int = 3,
+    cache: int = CACHE,
+    temperature: float = TEMPERATURE,
+    squared: bool = False,
+) -> Evaluator:
+    return Evaluator(
+        Store(store),
+        Dataset(stores.DATASET, "test", data_dir=data_dir),
+        batch_size=batch_size,
+        temperature=temperature,
+        temperature_squared=squared,
+        cache_bytes=cache,
+    )
+
+
+@pytest.fixture(scope="module")
+def crops(published_store: Path) -> np.ndarray:
+    """The evaluation crops, rendered here without any input pipeline: uint8 [7, S, S, 3]."""
+    spec = Store(published_store).spec
+    renderer = spec.eval_crop.renderer(stores.SIZE)
+    out = []
+    for encoded in encoded_images(TEST_IMAGES, seed=50):
+        height, width = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape[:2]
+        (box,) = spec.eval_crop.boxes(np.array([[height, width]], np.int32), stores.SIZE)
+        out.append(renderer.finish(renderer.cut(tf.constant(encoded), tf.constant(box))).numpy())
+    return np.stack(out)
+
+
+@pytest.fixture(scope="module")
+def student(crops: np.ndarray) -> tf.keras.Model:
+    """A student that does not say the same of every image."""
+    tf.keras.utils.set_random_seed(3)
+    student = models.build("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
+    *body, kernel, bias = student.get_weights()
+    student.set_weights([*body, 20 * kernel, bias])
+    mean = student(crops.astype(np.float32), training=False).numpy().mean(axis=0)
+    student.set_weights([*body, 20 * kernel, bias - mean])
+    return student
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits.astype(np.float64) / TEMPERATURE)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def test_figures_are_numpy_s(
+    published_store: Path, data_dir: Path, student: tf.keras.Model, crops: np.ndarray, teacher_path: Path
+):
+    images = crops.astype(np.float32)
+    ours = student(images, training=False).numpy()
+    theirs = stores.PlainTeacher()(tf.constant(images)).numpy()
+    p, q = softmax(theirs), softmax(ours)
+    found = make_evaluator(published_store, data_dir).evaluate(student)
+    assert found.examples == COUNT
+    assert found.student_top1 == np.mean(ours.argmax(1) == LABELS)
+    assert found.teacher_top1 == np.mean(theirs.argmax(1) == LABELS)
+    assert found.agreement == np.mean(ours.argmax(1) == theirs.argmax(1))
+    loss = np.mean((p * np.log(p / q)).sum(axis=1))
+    assert found.distillation_loss == pytest.approx(loss, rel=1e-3)  # the store's logits are float16
+    assert len(set(ours.argmax(1))) > 2
+    assert found.student_top1 != found.teacher_top1
+
+
+@pytest.mark.parametrize("cache", [0, CACHE], ids=["rendered_each_time", "kept"])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 256], ids=["one", "last_is_partial", "all", "more_than_all"])
+def test_batch_size_and_cache_change_nothing(
+    published_store: Path, data_dir: Path, student: tf.keras.Model, batch_size: int, cache: int
+):
+    expected_ours, expected_theirs = make_evaluator(published_store, data_dir).logits(student)
+    evaluator = make_evaluator(published_store, data_dir, batch_size=batch_size, cache=cache)
+    for _ in range(2):  # the second time from what was kept
+        ours, theirs = evaluator.logits(student)
+        assert ours.shape == theirs.shape == (COUNT, stores.CLASSES)
+        np.testing.assert_allclose(ours, expected_ours, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(theirs, expected_theirs)
+
+
+def test_student_is_evaluated_as_it_is_now(published_store: Path, data_dir: Path, student: tf.keras.Model):
+    evaluator = make_evaluator(published_store, data_dir)
+    before = evaluator.evaluate(student)
+    weights = student.get_weights()
+    try:
+        # Class 4 always: right for example 4 of 7.
+        student.set_weights([*weights[:-1], np.eye(stores.CLASSES, dtype=np.float32)[4] * 1e3])
+        after = evaluator.evaluate(student)
+    finally:
+        student.set_weights(weights)
+    assert after.student_top1 == pytest.approx(1 / COUNT)
+    assert after.teacher_top1 == before.teacher_top1
+    assert evaluator.evaluate(student) == before
+
+
+def test_loss_is_scaled_as_in_training(published_store: Path, data_dir: Path, student: tf.keras.Model):
+    plain = make_evaluator(published_store, data_dir).evaluate(student)
+    squared = make_evaluator(published_store, data_dir, squared=True).evaluate(student)
+    assert squared.distillation_loss == pytest.approx(plain.distillation_loss * TEMPERATURE**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("cache", [0, CACHE], ids=["rendered_each_time", "kept"])
+def test_other_pixels_are_refused_with_both_fingerprints(
+    published_store: Path, forged_data_dir: Path, student: tf.keras.Model, cache: int
+):
+    stored = Store(published_store).eval_reader("test").read(np.array([0]))
+    with pytest.raises(DataError) as error:
+        make_evaluator(published_store, forged_data_dir, cache=cache).evaluate(student)
+    assert "view 0 (example 0): source fingerprint is " in str(error.value)
+    assert f"{stored.source_hash[0]:08x} in the store" in str(error.value)
+
+
+def test_evaluation_goes_into_result_json_by_name():
+    evaluation = Evaluation(
+        examples=7, student_top1=0.5, teacher_top1=0.75, agreement=0.25, distillation_loss=1.0
+    )
+    assert evaluation.to_json() == {
+        "examples": 7,
+        "student_top1": 0.5,
+        "teacher_top1": 0.75,
+        "agreement": 0.25,
+        "distillation_loss": 1.0,
+    }
