@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, run_command
-from pipeline.options import DEMO_STORE, Parser, PrecomputeOptions, announce_demo, make_parser, resolve
+from pipeline.flags import Parser
+from pipeline.options import DEMO_STORE, PrecomputeOptions, announce_demo, make_parser, resolve
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import DataError, UserError, run_command
-from pipeline.options import Parser, whole
+from pipeline.flags import Parser, whole
 from pipeline.provenance import find_data_dir, find_teacher
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardTask

@@ -85,8 +85,8 @@ def prepare_photos(data_dir: Path, *, seed: int = 0) -> Path:
 def teacher_weights(classes: int = CLASSES) -> list[np.ndarray]:
     """Kernel and bias of a 5 x 5 convolution with stride 2, and of a dense layer; float32."""
     generator = np.random.default_rng(7)
-    shapes = [(5, 5, 3, 6), (6,), (6, classes), (classes,)]
-    return [(0.3 * generator.normal(size=shape)).astype(np.float32) for shape in shapes]
+    shapes = {(5, 5, 3, 6): 1.0, (6,): 0.1, (6, classes): 3.0, (classes,): 0.1}
+    return [(scale * generator.normal(size=shape)).astype(np.float32) for shape, scale in shapes.items()]
 
 
 class PlainTeacher(tf.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -24,12 +25,17 @@ class MetricsLog:
       workdir: of the run.
       step: that the run goes on from; what an earlier run wrote of later steps is dropped, for it will be
         written again.
+
+    Attributes:
+      kept: what it wrote up to that step.
     """
 
     def __init__(self, workdir: Path, *, step: int) -> None:
         self._path = workdir / "metrics.jsonl"
+        lines = _lines_until(self._path, step) if self._path.exists() else []
         if self._path.exists():
-            write_text(self._path, "".join(_lines_until(self._path, step)))
+            write_text(self._path, "".join(lines))
+        self.kept: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
@@ -58,12 +64,19 @@ def _lines_until(path: Path, step: int) -> list[str]:
     return out
 
 
+def _best_of(lines: list[dict[str, Any]], *, kind: str) -> Evaluation | None:
+    """The best evaluation among lines of metrics.jsonl, the first of equals."""
+    names = [field.name for field in dataclasses.fields(Evaluation)]
+    found = [Evaluation(**{name: line[name] for name in names}) for line in lines if line["kind"] == kind]
+    return max(found, key=lambda evaluation: evaluation.student_top1, default=None)
+
+
 class RunCallback(tf.keras.callbacks.Callback):
     """Counts steps over all calls of `fit`, and does what is due after each.
 
     Attributes:
       step: finished steps of the run.
-      best: the best evaluation so far, and `last` the latest, by split's name.
+      best: the best evaluation so far, of an earlier part of the run too; `last` the latest of this part.
     """
 
     _supports_tf_logs = True  # tensors, so that a step that nothing is due after does not wait for the device
@@ -83,7 +96,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         super().__init__()
         self.step = step
         self.last: Evaluation | None = None
-        self.best: Evaluation | None = None
+        self.best = None if evaluator is None else _best_of(log.kept, kind=f"eval_{evaluator.split}")
         self.train_seconds = 0.0
         self.timed_steps = 0
         self._length = length
@@ -109,14 +122,14 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """After each step."""
-        del batch
         self.step += 1
         self._bar.update(self._length.batch_size)
         if self._since is None:  # the first step of an interval traces and fills the pipeline
             self._since = (self.step, time.perf_counter())
         if self.step % self._log_every == 0 or self.step == self._length.steps:
             self._write(logs or {})
-        if self.step % self._checkpoint_every == 0:
+        # The last step of an interval is done when it is evaluated: a run that dies in between repeats it.
+        if self.step % self._checkpoint_every == 0 and batch + 1 < self.params["steps"]:
             self._checkpoints.save(self.step)
 
     def _write(self, logs: dict[str, Any]) -> None:

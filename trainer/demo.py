@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import run_command
-from pipeline.options import Parser
+from pipeline.flags import Parser
 
 
 def run_stage(name: str, command: list[str]) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, get_args
 
 from pipeline.errors import UserError
-from pipeline.options import Parser, positive, whole
+from pipeline.flags import Parser, positive, whole
 from pipeline.store.reader import Store
 from trainer.models import STUDENTS
 from trainer.optimizers import Clip, DecayMode
@@ -123,7 +123,7 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     if length.online_from < length.steps and flags.teacher is None:
         raise UserError(
             f"{length.steps:,} steps of {recipe.batch_size} need {length.steps * recipe.batch_size:,} views, the store "
-            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher to go on online, precompute "
+            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher={spec.provenance.get('teacher', 'PATH')} to go on online, precompute "
             f"more epochs, or train for --epochs={store.epochs}"
         )
     warmup_steps = length.steps // 20 if recipe.warmup_steps is None else recipe.warmup_steps

@@ -199,7 +199,9 @@ def _note_path(store: Path, task: ShardTask) -> Path:
 def write_note(store: Path, task: ShardTask, info: ShardInfo, *, digest: str) -> None:
     """Notes what a shard on disk holds, so that a run that dies before its metadata loses nothing."""
     text = json.dumps({"spec": digest, "task": dataclasses.asdict(task), "info": dataclasses.asdict(info)})
-    write_text(_note_path(store, task), text)
+    path = _note_path(store, task)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
 
 
 def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:

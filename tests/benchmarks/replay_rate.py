@@ -15,7 +15,7 @@ import tensorflow as tf
 from alternate import measure, median, ratio
 
 from pipeline.errors import run_command
-from pipeline.options import Parser
+from pipeline.flags import Parser
 from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
 from pipeline.views.render import fingerprint32

@@ -120,7 +120,9 @@ def test_an_unknown_name_is_refused_and_says_how_to_prepare(tmp_path: Path) -> N
 
 
 def test_a_known_name_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--dataset=mnist: not prepared in {tmp_path}; .*--file_format=array_record"):
+    with pytest.raises(
+        UserError, match=f"--dataset=mnist: not prepared in {tmp_path}; .*--file_format=array_record"
+    ):
         Dataset("mnist", "train", data_dir=tmp_path)
 
 

@@ -35,7 +35,9 @@ def test_logits_of_the_mixed_views(teacher_path: Path) -> None:
     np.testing.assert_allclose(run(teacher_path), PlainTeacher()(VIEWS).numpy(), rtol=1e-5, atol=1e-5)
 
 
-def test_plain_keras_and_dot_keras_agree(teacher_path: Path, keras_teacher_path: Path, tmp_path: Path) -> None:
+def test_plain_keras_and_dot_keras_agree(
+    teacher_path: Path, keras_teacher_path: Path, tmp_path: Path
+) -> None:
     keras_teacher().save(tmp_path / "teacher.keras")
     plain = run(teacher_path)
     np.testing.assert_allclose(run(keras_teacher_path), plain, rtol=1e-4, atol=1e-4)
@@ -53,7 +55,7 @@ def test_logits_are_repeatable_and_rows_do_not_depend_on_their_neighbours(teache
 
 
 def stem(image: tf.Tensor) -> dict[str, tf.Tensor]:
-    """"Logits" that show what the model was fed: lowest, mean and highest value, and two zeros."""
+    """ "Logits" that show what the model was fed: lowest, mean and highest value, and two zeros."""
     flat = tf.reshape(image, [tf.shape(image)[0], SIZE * SIZE * 3])
     parts = [tf.reduce_min(flat, 1), tf.reduce_mean(flat, 1), tf.reduce_max(flat, 1)]
     return {"logits": tf.stack([*parts, 0 * parts[0], 0 * parts[0]], 1)}
@@ -64,7 +66,9 @@ def stem(image: tf.Tensor) -> dict[str, tf.Tensor]:
 )
 def test_value_range(tmp_path: Path, value_range: str, low: float, high: float) -> None:
     path = save_teacher(tmp_path / "stem", stem)
-    crops = tf.stack([tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.fill([SIZE, SIZE, 3], tf.constant(255, tf.uint8))])
+    crops = tf.stack(
+        [tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.fill([SIZE, SIZE, 3], tf.constant(255, tf.uint8))]
+    )
     crops = tf.concat([crops, crops, crops], 0)
     black_and_white = load(path, value_range=value_range).logits(crops, tf.range(4), tf.ones([4]))
     np.testing.assert_allclose(black_and_white[:2, 1], [low, high], atol=1e-6)
@@ -139,7 +143,10 @@ def test_an_input_that_is_not_a_view_is_refused(
     tmp_path: Path, inputs: dict[str, tf.TensorSpec], message: str
 ) -> None:
     def call(**given: tf.Tensor) -> dict[str, tf.Tensor]:
-        used = [tf.zeros([]) if t.dtype == tf.string else tf.reduce_sum(tf.cast(t, tf.float32)) for t in given.values()]
+        used = [
+            tf.zeros([]) if t.dtype == tf.string else tf.reduce_sum(tf.cast(t, tf.float32))
+            for t in given.values()
+        ]
         return {"logits": tf.zeros([4, CLASSES]) + tf.add_n(used)}
 
     with pytest.raises(UserError, match=message):
@@ -173,7 +180,9 @@ def test_a_logit_that_is_no_number_is_refused_with_its_place(tmp_path: Path, val
         logits = tf.tile(mean[:, None], [1, CLASSES])
         return tf.where(tf.reshape(tf.range(20), [4, 5]) == 13, value, logits)
 
-    with pytest.raises(DataError, match=f"logit 3 of view 2 of the batch is {value}; expected finite numbers"):
+    with pytest.raises(
+        DataError, match=f"logit 3 of view 2 of the batch is {value}; expected finite numbers"
+    ):
         run(save_teacher(tmp_path / "t", constant(rows)))
 
 

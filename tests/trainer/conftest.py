@@ -53,9 +53,7 @@ def float32_store(make_store: MakeStore) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forged_data_dir(
-    tmp_path_factory: pytest.TempPathFactory, data_dir: Path, other_data_dir: Path
-) -> Path:
+def forged_data_dir(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, other_data_dir: Path) -> Path:
     """Other images under the metadata of the data set that the teacher saw; read only."""
     forged = Path(shutil.copytree(other_data_dir, tmp_path_factory.mktemp("forged") / "data"))
     (info,) = data_dir.rglob("dataset_info.json")

@@ -32,9 +32,7 @@ def replayed(store: Path, data_dir: Path) -> ViewInput:
     return replay_input(Store(store), dataset, batch_size=BATCH, image_cache_bytes=0)
 
 
-def continued(
-    store: Path, data_dir: Path, *, first_sampled: int | None = None, cache: int = 0
-) -> ViewInput:
+def continued(store: Path, data_dir: Path, *, first_sampled: int | None = None, cache: int = 0) -> ViewInput:
     opened = Store(store)
     return replay_input(
         opened,
@@ -46,7 +44,9 @@ def continued(
 
 
 @pytest.mark.parametrize("cache", [0, CACHE], ids=["encoded", "cached"])
-@pytest.mark.parametrize("first_sampled", [0, 5, None], ids=["from_the_start", "inside_an_epoch", "after_one"])
+@pytest.mark.parametrize(
+    "first_sampled", [0, 5, None], ids=["from_the_start", "inside_an_epoch", "after_one"]
+)
 def test_sampled_views_are_those_of_a_longer_store(
     one_epoch: Path, three_epochs: Path, data_dir: Path, first_sampled: int | None, cache: int
 ):
@@ -165,16 +165,16 @@ def test_offline_training_is_online_training_on_the_same_views(
     path = float32_store if codec == "float32" else three_epochs
     store = Store(path)
     teacher = load_teacher(store.spec, str(teacher_path))
-    offline = train(
-        replayed(path, data_dir), make_distiller(store, None, rate=0.003), online_from=STEPS
-    )
+    offline = train(replayed(path, data_dir), make_distiller(store, None, rate=0.003), online_from=STEPS)
     online = train(
         continued(path, data_dir, first_sampled=0), make_distiller(store, teacher, rate=0.003), online_from=0
     )
     assert len(offline) == STEPS
     assert max(offline) > 1.2 * min(offline)  # it does learn
     np.testing.assert_allclose(online, offline, rtol=TOLERANCE)
-    print(codec, np.abs(np.array(online) - offline).max(), np.abs(np.array(online) / offline - 1).max(), offline)
+    print(
+        codec, np.abs(np.array(online) - offline).max(), np.abs(np.array(online) / offline - 1).max(), offline
+    )
     if codec == "float16":
         # One epoch offline, then online: step 2 straddles.
         both = train(

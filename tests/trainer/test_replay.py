@@ -132,7 +132,10 @@ def test_another_crop_than_the_teacher_s_is_refused_with_both_fingerprints(
     with pytest.raises(DataError) as error:
         list(replay(store, data_dir, batch_size=4, cache=cache).batches(np.array([16, 20, 24])))
     message = str(error.value)
-    assert f"view 22 (example {before.example[0]}): crop fingerprint is {before.crop_hash[0]:08x} here" in message
+    assert (
+        f"view 22 (example {before.example[0]}): crop fingerprint is {before.crop_hash[0]:08x} here"
+        in message
+    )
     assert "deadbeef in the store" in message
 
 

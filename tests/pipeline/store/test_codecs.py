@@ -38,7 +38,9 @@ def test_float32_is_exact_and_float16_is_not() -> None:
 def test_a_logit_that_does_not_fit_is_refused_with_its_value() -> None:
     logits = LOGITS.copy()
     logits[3, 2] = -70000
-    with pytest.raises(DataError, match=r"logit -70000 does not fit --codec=float16 \(largest 65504\).*float32"):
+    with pytest.raises(
+        DataError, match=r"logit -70000 does not fit --codec=float16 \(largest 65504\).*float32"
+    ):
         Codec("float16", 7).encode(logits)
     assert Codec("float32", 7).encode(logits)[3, 2] == -70000
 

@@ -41,7 +41,11 @@ def test_round_trip(tmp_path: Path) -> None:
     publish_metadata(tmp_path, splits, digest=DIGEST, codec=CODEC)
     assert load_manifest(tmp_path, digest=DIGEST) == splits
     assert published_lengths(tmp_path) == {"views": [20, 20, 11], "test": [7]}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dataset_info.json", "features.json", "manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "dataset_info.json",
+        "features.json",
+        "manifest.json",
+    ]
 
 
 def test_tfds_reads_the_metadata(tmp_path: Path) -> None:
@@ -101,11 +105,15 @@ def test_a_manifest_that_lacks_published_shards_is_refused_with_both_sides(tmp_p
     old = (tmp_path / MANIFEST_FILE).read_text()
     publish(tmp_path, 20, 20, 5)
     (tmp_path / MANIFEST_FILE).write_text(old)
-    with pytest.raises(DataError, match=r"1 shards of 20 views in manifest.json, 3 of 45 in dataset_info.json"):
+    with pytest.raises(
+        DataError, match=r"1 shards of 20 views in manifest.json, 3 of 45 in dataset_info.json"
+    ):
         load_manifest(tmp_path, digest=DIGEST)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"splits": 3}', '{"splits": {"views": {}}}', '{"spec": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"splits": 3}', '{"splits": {"views": {}}}', '{"spec": 3}']
+)
 def test_a_garbled_manifest_is_refused(tmp_path: Path, text: str) -> None:
     publish(tmp_path, 20)
     (tmp_path / MANIFEST_FILE).write_text(text)
@@ -120,7 +128,9 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
         load_manifest(tmp_path, digest=DIGEST)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"splits": [{"name": "views"}]}', '{"splits": null}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"splits": [{"name": "views"}]}', '{"splits": null}']
+)
 def test_garbled_tfds_metadata_are_refused(tmp_path: Path, text: str) -> None:
     publish(tmp_path, 20)
     (tmp_path / INFO_FILE).write_text(text)

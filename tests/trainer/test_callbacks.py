@@ -1,0 +1,164 @@
+"""trainer.callbacks: what is written when, and that a resumed run writes nothing twice and loses nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from tests.runs import arguments, losses, metrics, start_run
+from trainer.callbacks import MetricsLog
+from trainer.train import Run
+
+STEPS = 10  # of 5 views; the store holds 51
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+def lines(workdir: Path) -> list[tuple[int, str]]:
+    return [(line["step"], line["kind"]) for line in metrics(workdir)]
+
+
+def scalars(workdir: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard is told, by tag and step."""
+    out: dict[str, dict[int, float]] = {}
+    for file in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                out.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    return out
+
+
+@pytest.fixture
+def run_of(published_store: Path, data_dir: Path, tmp_path: Path) -> Any:
+    """Starts a run in a directory of this test."""
+
+    def start(name: str, *extra: str) -> Run:
+        return start_run(arguments(published_store, tmp_path / name, data_dir, *extra))
+
+    return start
+
+
+def kill_in_evaluation(run: Run, number: int) -> Run:
+    """The run dies in its evaluation `number`, from 1."""
+    evaluator_of = run.evaluator
+
+    def evaluator(split: str) -> Any:
+        out, count = evaluator_of(split), iter(range(1, 1000))
+        evaluate = out.evaluate
+
+        def evaluate_or_die(student: tf.keras.Model) -> Any:
+            if next(count) == number:
+                raise Killed
+            return evaluate(student)
+
+        out.evaluate = evaluate_or_die
+        return out
+
+    run.evaluator = evaluator
+    return run
+
+
+def test_lines_evaluations_checkpoints_and_tensorboard_come_when_they_are_due(run_of: Any):
+    run = run_of("run", "--log_every=4", "--eval_every=3", "--checkpoint_every=4")
+    run.train()
+    assert lines(run.workdir) == [
+        (3, "eval_test"),
+        (4, "train"),
+        (6, "eval_test"),
+        (8, "train"),
+        (9, "eval_test"),
+        (10, "train"),
+        (10, "eval_test"),
+    ]
+    found = sorted(path.stem for path in (run.workdir / "checkpoints").glob("*.index"))
+    assert found == ["ckpt-10", "ckpt-8", "ckpt-9"]
+    for line in metrics(run.workdir, "train"):
+        assert line["epoch"] == line["step"] * 5 / 17
+        assert line["learning_rate"] == pytest.approx(float(run.learning_rate.numpy(line["step"] - 1)))
+        assert line["loss"] > 0
+    shown = scalars(run.workdir)
+    assert shown["train/loss"] == pytest.approx(losses(run.workdir), rel=1e-6)
+    tops = {line["step"]: line["student_top1"] for line in metrics(run.workdir, "eval_test")}
+    assert shown["eval_test/student_top1"] == pytest.approx(tops, rel=1e-6)
+
+
+def test_evaluation_that_a_run_died_in_is_made_by_the_one_that_goes_on(run_of: Any):
+    # The step is due for a checkpoint, too: it must not count as done before it is evaluated.
+    flags = ("--log_every=2", "--eval_every=4", "--checkpoint_every=2")
+    with pytest.raises(Killed):
+        kill_in_evaluation(run_of("run", *flags), 2).train()
+    run = run_of("run", *flags)
+    run.train()
+    assert lines(run.workdir) == [
+        *((2, "train"), (4, "train"), (4, "eval_test"), (6, "train"), (8, "train"), (8, "eval_test")),
+        *((10, "train"), (10, "eval_test")),
+    ]
+
+
+def best_step(workdir: Path) -> int:
+    (index,) = (workdir / "checkpoints" / "best").glob("*.index")
+    return int(index.stem.removeprefix("ckpt-"))
+
+
+def test_best_checkpoint_survives_a_worse_evaluation_after_a_resume(run_of: Any):
+    flags = ("--eval_every=2", "--checkpoint_every=2")
+    with pytest.raises(Killed):
+        kill_in_evaluation(run_of("run", *flags), 3).train()
+    tops = {line["step"]: line["student_top1"] for line in metrics(run_of("run").workdir, "eval_test")}
+    assert list(tops) == [2, 4]
+    # As if the evaluation of step 2 could not be surpassed.
+    path = run_of("run").workdir / "metrics.jsonl"
+    text = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in text:
+        if line["kind"] == "eval_test":
+            line["student_top1"] = 2.0 if line["step"] == 2 else 0.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in text))
+    before = best_step(path.parent)
+    run_of("run", *flags).train()
+    assert best_step(path.parent) == before
+
+
+@pytest.fixture
+def log_of(tmp_path: Path) -> Iterator[Any]:
+    """Opens the log of a directory as a run that goes on from a step does."""
+    opened: list[MetricsLog] = []
+
+    def open_at(step: int) -> MetricsLog:
+        opened.append(MetricsLog(tmp_path, step=step))
+        return opened[-1]
+
+    yield open_at
+    for log in opened:
+        log.close()
+
+
+def test_lines_past_the_checkpoint_are_written_again_and_not_twice(log_of: Any, tmp_path: Path):
+    first = log_of(0)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"loss": 1.0 / step}, prefix="train")
+    second = log_of(2)
+    second.write(3, {"loss": 9.0}, prefix="train")
+    assert [(line["step"], line["loss"]) for line in metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+def test_line_that_was_cut_off_by_a_crash_is_dropped(log_of: Any, tmp_path: Path):
+    log_of(0).write(1, {"loss": 1.0}, prefix="train")
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[:-9])
+    log_of(1).write(2, {"loss": 2.0}, prefix="train")
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
+
+
+def test_run_from_the_start_begins_an_empty_log(log_of: Any, tmp_path: Path):
+    log_of(0).write(1, {"loss": 1.0}, prefix="train")
+    log_of(0)
+    assert metrics(tmp_path) == []
