@@ -29,14 +29,14 @@ from apache_beam.utils.shared import Shared
 from tqdm import tqdm
 
 from pipeline.dataset import Dataset
-from pipeline.errors import UserError, run_command
+from pipeline.errors import DataError, UserError, run_command
 from pipeline.flags import Parser
 from pipeline.options import DEMO_STORE, PrecomputeOptions, announce_demo, make_parser, resolve
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
 from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
-from pipeline.store.spec import SPEC_FILE, Spec
+from pipeline.store.spec import SPEC_FILE, Spec, differences
 from pipeline.worker import (
     VIEWS_SPLIT,
     PrecomputeJob,
@@ -102,6 +102,9 @@ def publish_results(
       spec: its spec.
       results: in any order.
       identities: `Dataset.identity()` by split.
+
+    Raises:
+      DataError: a shard before one of them is missing, or is published as another.
     """
     by_split: dict[str, list[ShardResult]] = {}
     for result in sorted(results, key=lambda r: r.task.number):
@@ -112,10 +115,19 @@ def publish_results(
         if directory not in directories:
             directories[directory] = load_manifest(directory, digest=spec.digest())
         before = directories[directory].get(split)
-        shards = before.shards if before else ()
-        directories[directory][split] = SplitManifest(
-            dataset=identities[split], shards=(*shards, *(result.info for result in finished))
-        )
+        shards = list(before.shards) if before else []
+        for result in finished:
+            # What is published already, and the same, is this step run again by its runner.
+            if shards[result.task.number : result.task.number + 1] not in ([], [result.info]):
+                raise DataError(
+                    f"{directory / result.task.name}: published already, and not as it was computed now"
+                )
+            if result.task.number > len(shards):
+                raise DataError(
+                    f"{directory / result.task.name}: finished, but only {len(shards)} shards precede it"
+                )
+            shards[result.task.number :] = [result.info, *shards[result.task.number + 1 :]]
+        directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
     # The store's own directory last: with its metadata the store exists.
     for directory in sorted(directories, key=lambda d: d == Path(store)):
         publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
@@ -149,7 +161,11 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
 
 
 def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, Identity]]:
-    """Shards to be written, views last, and the data set identities of their splits."""
+    """Shards to be written, views last, and the data set identities of their splits.
+
+    Raises:
+      DataError: what is published of a split is of another data set.
+    """
     store, spec = Path(options.store), options.spec
     identities = {VIEWS_SPLIT: spec.dataset}
     totals = {}
@@ -161,6 +177,12 @@ def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str
     for split, total in totals.items():
         directory = split_directory(store, split)
         manifest = load_manifest(directory, digest=spec.digest())
+        if split in manifest and (
+            lines := differences(
+                identities[split], manifest[split].dataset, sides=("here", f"in {directory}")
+            )
+        ):
+            raise DataError(f"{directory}: split {split} was written from other data: {'; '.join(lines)}")
         published = [s.records for s in manifest[split].shards] if split in manifest else []
         tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
     return tasks, identities
@@ -336,7 +358,7 @@ def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
     free = shutil.disk_usage(options.store).free
     if needed > free:
         raise UserError(
-            f"--store={options.store}: about {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free there"
+            f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free there"
         )
 
 

@@ -131,7 +131,7 @@ def keras_teacher() -> tf.keras.Model:
     return model
 
 
-def make_spec(data_dir: Path, teacher: Path, **changes: Any) -> Spec:
+def make_spec(data_dir: Path, teacher: Path, *, batch_size: int = BATCH, **changes: Any) -> Spec:
     """The spec of a small store."""
     dataset = Dataset(DATASET, "train", data_dir=data_dir)
     policy = changes.pop("policy", POLICY)
@@ -141,7 +141,7 @@ def make_spec(data_dir: Path, teacher: Path, **changes: Any) -> Spec:
         seed=0,
         policy=policy,
         eval_crop=EvalCrop(),
-        teacher=loaded.identity(batch_size=BATCH),
+        teacher=loaded.identity(batch_size=batch_size),
         num_classes=dataset.num_classes,
         codec="float16",
         temperature=2.0,

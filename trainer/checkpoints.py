@@ -79,7 +79,9 @@ class Checkpoints:
             text = tf.train.load_checkpoint(path).get_tensor(_RUN_KEY)
             found = json.loads(text.decode())
         except _UNREADABLE as error:
-            raise DataError(f"{path}: cannot be read as a checkpoint: {_first_line(error)}") from error
+            raise DataError(
+                f"{path}: cannot be read as a checkpoint: {_first_line(error)}; start again in another --workdir"
+            ) from error
         step = int(found.pop("step"))
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
             kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
@@ -90,8 +92,8 @@ class Checkpoints:
             self._checkpoint.restore(path).assert_consumed()
         except (*_UNREADABLE, AssertionError) as error:
             raise DataError(
-                f"{path}: cannot be restored into this student: {_first_line(error)}; remove it to go on from the "
-                "one before, or use another --workdir"
+                f"{path}: cannot be restored into this student: {_first_line(error)}; start again in another "
+                "--workdir"
             ) from error
         return step
 

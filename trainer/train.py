@@ -119,6 +119,8 @@ class Run:
                 f"--workdir={self.workdir}: the run there is at step {first}, past the {length.steps} asked for; ask for "
                 "more, or use another --workdir"
             )
+        # Not before: of a run that is refused here, the directory keeps what was asked of it first.
+        write_text(self.workdir / "config.json", json.dumps(self.options.to_json(), indent=2) + "\n")
         if first:
             print(f"continuing at step {first} of {length.steps}", flush=True)
         split = self.options.eval_split
@@ -242,7 +244,6 @@ def main(argv: list[str]) -> int:
     tf.keras.utils.set_random_seed(flags.seed)
     print(describe(options, store), flush=True)
     run = Run(options, store)
-    write_text(workdir / "config.json", json.dumps(options.to_json(), indent=2) + "\n")
     training = run.train()
     splits = [name for name in store.eval_splits if name != store.spec.dataset["split"]]
     evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}

@@ -137,7 +137,7 @@ def publish_metadata(
             for name, split in splits.items()
         },
     }
-    write_text(directory / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+    write_text(directory / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         _write_tfds_metadata(Path(scratch), directory, splits, codec)
         for file in (FEATURES_FILE, INFO_FILE):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.store.codecs import Codec
 from pipeline.store.files import publish, sha256_of, write_text
 from pipeline.views.records import ViewRecords
@@ -174,15 +175,9 @@ def write_shard(path: Path, chunks: Iterable[list[bytes]], records: int) -> tupl
       Size in bytes and SHA-256.
     """
     with publish(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        try:
+        with _record_writer(temporary, path) as write:
             for chunk in chunks:
-                for record in chunk:
-                    writer.write(record)
-        finally:
-            writer.close()
-        if not temporary.is_file():
-            raise DataError(f"{path}: the file vanished while it was written; is the disk full?")
+                write(chunk)
         try:
             open_shard(temporary, records).close()
         except DataError as error:
@@ -190,6 +185,40 @@ def write_shard(path: Path, chunks: Iterable[list[bytes]], records: int) -> tupl
                 f"{path}: what was written does not read back ({error}); is the disk full?"
             ) from error
         return temporary.stat().st_size, sha256_of(temporary)
+
+
+@contextlib.contextmanager
+def _record_writer(temporary: Path, path: Path) -> Iterator[Callable[[list[bytes]], None]]:
+    """An ArrayRecord writer of `temporary`, closed whatever happens; its errors name `path`.
+
+    Raises:
+      UserError: the disk is full, or cannot be written.
+    """
+
+    def refused(error: RuntimeError) -> UserError:
+        reason = str(error).splitlines()[0].split(";")[0]
+        return UserError(
+            f"{path}: {reason}; nothing published is lost, make room and run the same command again"
+        )
+
+    def write(chunk: list[bytes]) -> None:
+        try:
+            for record in chunk:
+                writer.write(record)
+        except RuntimeError as error:
+            raise refused(error) from error
+
+    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    try:
+        yield write
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the first error is the one to be told
+            writer.close()
+        raise
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise refused(error) from error
 
 
 def _note_path(store: Path, task: ShardTask) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.options import Parser, PrecomputeOptions, make_parser, resolve
+from pipeline.options import Parser, PrecomputeOptions, announce_demo, make_parser, resolve
 from pipeline.teacher import fingerprint
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.recipes import view_recipe
@@ -17,7 +17,8 @@ from tests.stores import CLASSES, DATASET, SIZE
 
 def options(data_dir: Path, teacher: Path, *flags: str) -> PrecomputeOptions:
     argv = [f"--dataset={DATASET}", f"--data_dir={data_dir}", f"--teacher={teacher}", "--store=s"]
-    return resolve(make_parser().parse_strictly([*argv, f"--image_size={SIZE}", *flags]))
+    parsed = make_parser().parse_strictly([*argv, f"--image_size={SIZE}", *flags])
+    return resolve(parsed, is_demo=announce_demo(parsed))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,11 @@ def test_an_impossible_value_is_one_line(data_dir: Path, teacher_path: Path, fla
     assert "\n" not in str(caught.value)
 
 
+def test_the_embedded_default_is_said_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert announce_demo(make_parser().parse_strictly(["--epochs=3"]))
+    assert capsys.readouterr().out.splitlines()[0].startswith("Embedded default: 5,000 MNIST digits")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -162,7 +168,7 @@ def test_an_impossible_value_is_one_line(data_dir: Path, teacher_path: Path, fla
 )
 def test_half_an_own_data_set_and_teacher_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        resolve(make_parser().parse_strictly(flags))
+        announce_demo(make_parser().parse_strictly(flags))
 
 
 def test_a_mistake_is_seen_before_the_embedded_default_is_built(
@@ -171,5 +177,5 @@ def test_a_mistake_is_seen_before_the_embedded_default_is_built(
     monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path / "cache"))
     for flag in ("--codec=float8", "--policy=no", "--recipe=no", "--image_size=0"):
         with pytest.raises(UserError):
-            resolve(make_parser().parse_strictly([flag]))
+            resolve(make_parser().parse_strictly([flag]), is_demo=True)
     assert not (tmp_path / "cache").exists()

@@ -85,13 +85,13 @@ def test_an_unknown_value_range_is_refused(teacher_path: Path) -> None:
 def test_another_signature_by_name(tmp_path: Path) -> None:
     path = save_teacher(tmp_path / "t", signature="predict")
     assert run(path, signature="predict").shape == (BATCH, CLASSES)
-    with pytest.raises(UserError, match="--teacher_signature=serving_default: .* has signatures predict"):
+    with pytest.raises(UserError, match=r"--teacher_signature=serving_default: .* has signatures predict"):
         load(path)
 
 
 def test_a_missing_signature_is_refused(tmp_path: Path) -> None:
     tf.saved_model.save(PlainTeacher(), str(tmp_path / "t"))
-    with pytest.raises(UserError, match="--teacher_signature=serving_default: .* has signatures none"):
+    with pytest.raises(UserError, match=r"--teacher_signature=serving_default: .* has signatures none"):
         load(tmp_path / "t")
 
 

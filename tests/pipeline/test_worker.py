@@ -23,8 +23,8 @@ from tests.stores import (
     BATCH,
     CLASSES,
     DATASET,
-    N,
     SIZE,
+    N,
     PlainTeacher,
     job_for,
     make_spec,
@@ -86,7 +86,7 @@ def test_logits_are_the_teachers_on_the_mixed_views(published_store: Path, worke
     expected = PlainTeacher()(mixed).numpy()
     found = views.read(np.arange(count)).logits
     assert (np.abs(found - expected) <= np.abs(expected) * 2.0**-10 + 1e-4).all()
-    assert expected.std(axis=0).min() > 0.1  # so that a shuffled row would show
+    assert expected.std(axis=0).min() > 0.05  # so that a shuffled row would show
 
 
 def test_evaluation_logits_are_the_teachers_on_unmixed_crops(
@@ -220,7 +220,7 @@ def test_another_teacher_is_refused_with_both_sides(
 
 def test_another_renderer_is_refused(tmp_path: Path, spec: Spec, data_dir: Path, teacher_path: Path) -> None:
     other = dataclasses.replace(spec, render_probe="0123456789abcdef")
-    with pytest.raises(DataError, match="renders differently: .* 0123456789abcdef in the spec"):
+    with pytest.raises(DataError, match=r"renders differently: .* 0123456789abcdef in the spec"):
         ShardWorker(job_for(tmp_path, other, data_dir, teacher_path))
 
 

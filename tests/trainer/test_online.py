@@ -152,35 +152,46 @@ def train(view_input: ViewInput, distiller: Distiller, *, online_from: int) -> l
     return losses
 
 
-# What the teacher's batching (4 views in the precompute, 8 here) and its fusing into the step leave, found on
-# the machines tried: losses of 0.02 to 0.3 differ by at most 2e-7, relative to themselves 3e-6.
+# What may remain between logits of the precompute and of the trainer is the rounding of the teacher's batching:
+# batches of 4 there, of 8 and inside the step here. Found: nothing, the losses were bit-equal. The tolerance is
+# for other processors, relative to losses of 0.03 to 0.2.
 TOLERANCE = 2e-5
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("codec", ["float32", "float16"])
 def test_offline_training_is_online_training_on_the_same_views(
-    codec: str, float32_store: Path, three_epochs: Path, one_epoch: Path, data_dir: Path, teacher_path: Path
+    float32_store: Path, data_dir: Path, teacher_path: Path
 ):
-    path = float32_store if codec == "float32" else three_epochs
-    store = Store(path)
+    store = Store(float32_store)
     teacher = load_teacher(store.spec, str(teacher_path))
-    offline = train(replayed(path, data_dir), make_distiller(store, None, rate=0.003), online_from=STEPS)
+    offline = train(
+        replayed(float32_store, data_dir), make_distiller(store, None, rate=0.003), online_from=STEPS
+    )
     online = train(
-        continued(path, data_dir, first_sampled=0), make_distiller(store, teacher, rate=0.003), online_from=0
+        continued(float32_store, data_dir, first_sampled=0),
+        make_distiller(store, teacher, rate=0.003),
+        online_from=0,
     )
     assert len(offline) == STEPS
     assert max(offline) > 1.2 * min(offline)  # it does learn
     np.testing.assert_allclose(online, offline, rtol=TOLERANCE)
-    print(
-        codec, np.abs(np.array(online) - offline).max(), np.abs(np.array(online) / offline - 1).max(), offline
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_offline_for_an_epoch_and_then_online_is_online_from_the_start(
+    one_epoch: Path, data_dir: Path, teacher_path: Path
+):
+    store = Store(one_epoch)  # of float16 logits: what is made online has to be rounded alike
+    teacher = load_teacher(store.spec, str(teacher_path))
+    both = train(
+        continued(one_epoch, data_dir),
+        make_distiller(store, teacher, rate=0.003),
+        online_from=stores.N // BATCH,
     )
-    if codec == "float16":
-        # One epoch offline, then online: step 2 straddles.
-        both = train(
-            continued(one_epoch, data_dir),
-            make_distiller(store, teacher, rate=0.003),
-            online_from=stores.N // BATCH,
-        )
-        np.testing.assert_allclose(both, online, rtol=TOLERANCE)
-        print(np.abs(np.array(both) / online - 1))
+    online = train(
+        continued(one_epoch, data_dir, first_sampled=0),
+        make_distiller(store, teacher, rate=0.003),
+        online_from=0,
+    )
+    assert len(both) == STEPS
+    np.testing.assert_allclose(both, online, rtol=TOLERANCE)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer.models.bit import BIT_MODELS
 from trainer.models.resnet50v2 import resnet50v2
 from trainer.models.small import small, tiny
 
@@ -19,6 +20,7 @@ STUDENTS: dict[str, Callable[[int, int], tf.keras.Model]] = {
     "tiny": tiny,
     "small": small,
     "resnet50v2": resnet50v2,
+    **BIT_MODELS,
 }
 
 

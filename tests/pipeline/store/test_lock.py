@@ -74,5 +74,5 @@ def test_a_lock_file_of_an_owner_that_died_is_no_lock(tmp_path: Path) -> None:
 def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         (tmp_path / LOCK_FILE).write_text("")
-        with pytest.raises(UserError, match="another process is writing it.*fuser"), writer_lock(tmp_path):
+        with pytest.raises(UserError, match=r"another process is writing it.*fuser"), writer_lock(tmp_path):
             pass

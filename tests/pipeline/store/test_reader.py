@@ -165,7 +165,7 @@ def test_a_truncated_shard_is_refused_with_both_sizes(store: Path, kept: int) ->
 
 def test_a_missing_shard_is_refused(store: Path) -> None:
     (store / shard_name("views", 0)).unlink()
-    with pytest.raises(DataError, match="views.array_record-00000: no such shard"):
+    with pytest.raises(DataError, match=r"views.array_record-00000: no such shard"):
         Store(store).views.read(np.array([0]))
 
 
@@ -230,13 +230,13 @@ def test_evaluation_split(published_store: Path, data_dir: Path) -> None:
     assert (records.ratio == 1).all()
     assert not records.flip.any()
     store.check_dataset(Dataset(DATASET, "test", data_dir=data_dir).identity(), split="test")
-    with pytest.raises(UserError, match="--eval_split=validation: .* has evaluation logits of test"):
+    with pytest.raises(UserError, match=r"--eval_split=validation: .* has evaluation logits of test"):
         store.eval_reader("validation")
 
 
 def test_an_unfinished_store_says_how_to_finish_it(store: Path) -> None:
     (store / "dataset_info.json").unlink()
-    with pytest.raises(UserError, match="nothing is published there yet; .* python -m pipeline.precompute"):
+    with pytest.raises(UserError, match=r"nothing is published there yet; .* python -m pipeline.precompute"):
         Store(store)
 
 

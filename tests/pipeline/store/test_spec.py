@@ -144,7 +144,7 @@ def _without(*keys: str) -> str:
     ],
 )
 def test_garbage_is_refused_and_the_file_named(text: str) -> None:
-    with pytest.raises(DataError, match="^some/spec.json: "):
+    with pytest.raises(DataError, match=r"^some/spec.json: "):
         Spec.from_json(text, where="some/spec.json")
 
 
@@ -152,7 +152,7 @@ def test_no_store_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--store={tmp_path}: no spec.json there; write a store with"):
         Spec.load(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="no spec.json there"):
+    with pytest.raises(UserError, match=r"no spec.json there"):
         Spec.load(tmp_path / "file")
 
 

@@ -237,7 +237,7 @@ def test_a_fingerprint_that_differs_is_refused_with_both_sides(
         list(batches)
     example = int(example_of_view(np.array([9]), num_examples=len(images), seed=SEED)[0])
     right = HASHES[9][column]
-    assert f"view 9 (example {example}): {column.split('_')[0]} fingerprint" in str(caught.value)
+    assert f"view 9 (example {example}): {column.split('_', maxsplit=1)[0]} fingerprint" in str(caught.value)
     assert f"{right:08x} here, {right + 1:08x} in the store" in str(caught.value)
 
 
@@ -259,7 +259,7 @@ def test_a_broken_image_is_named(images: list[bytes], cache_bytes: int) -> None:
     broken = list(images)
     views = view_input(broken, 4, cache_bytes=cache_bytes)
     broken[10] = broken[10][: len(broken[10]) // 2]  # a JPEG that ends in the middle
-    with pytest.raises(DataError, match="example 10: .* not a whole image"):
+    with pytest.raises(DataError, match=r"example 10: .* not a whole image"):
         crops_of(views, np.arange(0, 17, 4))
 
 

@@ -163,7 +163,7 @@ def test_evaluation_boxes_lie_inside_every_small_image() -> None:
     "fields", [{"kind": "corner"}, {"scale": 0.9}, {"kind": "central", "scale": 1.5}, {"scale": float("nan")}]
 )
 def test_an_impossible_evaluation_crop_is_refused(fields: dict) -> None:
-    with pytest.raises(UserError, match="evaluation crop .* expected"):
+    with pytest.raises(UserError, match=r"evaluation crop .* expected"):
         EvalCrop(**fields)
 
 

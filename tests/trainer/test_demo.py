@@ -1,0 +1,43 @@
+"""trainer.demo: the whole way on the embedded default, as `make demo` goes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import ROOT, environment
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_ends_in_a_table_of_what_it_measured(tmp_path: Path):
+    argv = [sys.executable, "-m", "trainer.demo", f"--workdir={tmp_path / 'demo'}"]
+    env = {**environment(), "VIEW_DISTILL_CACHE": str(tmp_path / "cache")}
+
+    def run() -> tuple[str, float]:
+        begun = time.monotonic()
+        done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout, time.monotonic() - begun
+
+    output, seconds = run()
+    test = json.loads((tmp_path / "demo" / "student" / "result.json").read_text())["evaluation"]["test"]
+    assert test["teacher_top1"] >= 0.97
+    assert test["student_top1"] >= 0.93
+    assert test["agreement"] >= 0.93
+    table = dict(re.findall(r"^  (\S.*?) {2,}(\S+)$", output, flags=re.MULTILINE))
+    assert f"{test['student_top1']:.1%}" in table.values()
+    assert f"{test['teacher_top1']:.1%}" in table.values()
+    assert f"{test['agreement']:.1%}" in table.values()
+    assert len([label for label in table if "seconds" in label]) >= 2
+    assert [label for label in table if "bytes" in label]
+    assert "pipeline.precompute --runner=DirectRunner" in output  # the commands are shown
+    again, again_seconds = run()
+    assert f"{test['student_top1']:.1%}" in again
+    assert again_seconds < seconds  # what is done is not done again
