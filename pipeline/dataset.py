@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,9 @@ class Dataset:
         self._readers: dict[int, ArrayRecordReader] = {}
         self._lock = threading.Lock()
         self._split_info = split_info
+        # TFDS knows no bytes of a sub-split such as `train[:90%]`: those of the whole splits that it names.
+        named = [name for name in self.split_names if re.search(rf"\b{re.escape(name)}\b", split)]
+        self._num_bytes = {name: int(info.splits[name].num_bytes) for name in named}
         self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,7 +146,7 @@ class Dataset:
             "name": self.name,
             "split": self.split,
             "shard_lengths": [int(n) for n in self._split_info.shard_lengths],
-            "num_bytes": int(self._split_info.num_bytes),
+            "num_bytes": self._num_bytes,
             "features": self._features_json,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

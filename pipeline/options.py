@@ -123,8 +123,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
     Raises:
       UserError: anything that cannot work; what needs no loading is refused before anything is loaded.
     """
-    check_codec(flags.codec)
-    recipe = _recipe(flags)
+    recipe = check_flags(flags)
     temperature = recipe.temperature if flags.temperature is None else flags.temperature
     dataset_name, data_dir, teacher = flags.dataset, flags.data_dir, flags.teacher
     if is_demo:
@@ -163,8 +162,13 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
     )
 
 
-def _recipe(flags: argparse.Namespace) -> ViewRecipe:
-    """The recipe asked for, with the flags that override it."""
+def check_flags(flags: argparse.Namespace) -> ViewRecipe:
+    """The recipe asked for, with the flags that override it.
+
+    Raises:
+      UserError: a flag is out of range, which needs nothing to be loaded or made to see.
+    """
+    check_codec(flags.codec)
     if flags.recipe is not None:
         base = view_recipe(flags.recipe)
     elif flags.dataset is None and flags.teacher is None:

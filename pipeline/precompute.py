@@ -31,7 +31,14 @@ from tqdm import tqdm
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError, run_command
 from pipeline.flags import Parser
-from pipeline.options import DEMO_STORE, PrecomputeOptions, announce_demo, make_parser, resolve
+from pipeline.options import (
+    DEMO_STORE,
+    PrecomputeOptions,
+    announce_demo,
+    check_flags,
+    make_parser,
+    resolve,
+)
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
@@ -368,6 +375,7 @@ def main(argv: list[str]) -> int:
     flags, rest = parser.parse_known_args(argv)
     runner_options = beam_options(rest, parser)
     is_demo = announce_demo(flags)
+    check_flags(flags)
     store = open_store(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
     with writer_lock(store):

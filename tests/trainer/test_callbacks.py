@@ -17,7 +17,7 @@ from trainer.train import Run
 STEPS = 10  # of 5 views; the store holds 51
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """In place of a signal."""
 
 
@@ -56,7 +56,7 @@ def kill_in_evaluation(run: Run, number: int) -> Run:
 
         def evaluate_or_die(student: tf.keras.Model) -> Any:
             if next(count) == number:
-                raise Killed
+                raise KilledError
             return evaluate(student)
 
         out.evaluate = evaluate_or_die
@@ -99,7 +99,7 @@ def test_resumed_run_makes_the_evaluation_that_it_died_in_and_remembers_the_best
     # Step 8 is due for a checkpoint, too: it must not count as done before it is evaluated.
     flags = ("--log_every=2", "--eval_every=4", "--checkpoint_every=2")
     run = run_of("run", *flags)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         kill_in_evaluation(run, 2).train()
     assert best_step(run.workdir) == 4
     path = run.workdir / "metrics.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
 from pipeline.store.metadata import SplitManifest, publish_metadata
-from pipeline.store.reader import Store, SplitReader
+from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE
 from pipeline.views.batches import partner_views
@@ -150,7 +149,7 @@ def open_files(directory: Path) -> set[str]:
     links = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            links.add(os.readlink(link))
+            links.add(str(link.readlink()))
         except FileNotFoundError:  # the listing's own
             continue
     return {link for link in links if link.startswith(str(directory.resolve()))}

@@ -382,7 +382,9 @@ def test_changed_spec_is_refused(
     before, after = change_spec(store, temperature=3.0)
     code, message = fail(arguments(store, tmp_path, data_dir), capsys)
     assert code == EXIT_DATA_ERROR
-    assert f"{store / SPEC_FILE}: digest is {after[:16]} for what it says, {before[:16]} as written" in message
+    assert (
+        f"{store / SPEC_FILE}: digest is {after[:16]} for what it says, {before[:16]} as written" in message
+    )
 
 
 def test_spec_of_another_store_is_refused(

@@ -255,9 +255,9 @@ class PublishedWeights:
                     name = _published_name(key.removeprefix(prefix))
                     self._keys[name], self.shapes[name] = key, _read_shape(archive, f"{key}.npy")
         except FileNotFoundError as error:
-            raise UserError(f"--npz={path}: no such file; expected a BiT checkpoint, NAME.npz") from error
+            raise UserError(f"{path}: no such file; expected a BiT checkpoint, NAME.npz") from error
         except (zipfile.BadZipFile, ValueError, IsADirectoryError) as error:
-            raise UserError(f"--npz={path}: cannot be read as .npz: {error}") from error
+            raise UserError(f"{path}: cannot be read as .npz: {error}") from error
 
     @property
     def num_classes(self) -> int | None:
@@ -304,7 +304,7 @@ class PublishedWeights:
                 wrong.append(f"{self._keys[name]} {shape} is there, the model has no such array")
         if wrong:
             more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-            raise UserError(f"--npz={self.path} does not fit {model}: {wrong[0]}{more}")
+            raise UserError(f"{self.path} does not fit {model}: {wrong[0]}{more}")
 
     def _read(self, arrays: Any, name: str) -> np.ndarray:
         try:

@@ -254,6 +254,35 @@ def test_an_error_through_tf_data_is_found_by_its_text(images: list[bytes]) -> N
     assert "in the store" in str(found)
 
 
+class StoredViews(TamperedViews):
+    """Stored views with boxes and fingerprints of large images, whatever images are there now."""
+
+    wrong_view = -1
+
+    def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, object]:
+        records, loaded = super().fetch(views, source)
+        return dataclasses.replace(records, box=np.tile(np.int32([50, 60, 9, 9]), (len(views), 1))), loaded
+
+
+@pytest.mark.parametrize("cache_bytes", [0, CACHE], ids=["encoded", "cached"])
+def test_boxes_outside_another_data_sets_images_are_refused_by_fingerprint(cache_bytes: int) -> None:
+    """Not by an error of the slice: what is wrong is the data set."""
+    small = [encode(photo(20, 30, seed=i), "jpeg_420") for i in range(5)]
+    stored = StoredViews(policy=POLICY, seed=SEED, num_examples=5, num_classes=CLASSES)
+    HASHES.update({v: {"crop_hash": 1, "source_hash": 2} for v in range(6)})
+    views = ViewInput(
+        stored, ImageSource(ImageList(small), training_renderer(POLICY), cache_bytes=cache_bytes), 4
+    )
+    with pytest.raises(
+        DataError, match=r"view 0 \(example \d\): source fingerprint is \w{8} here, 00000002 in"
+    ):
+        next(views.batches(np.array([0])))
+    if cache_bytes:  # in somebody else's data set, too, where nothing can explain it afterwards
+        with pytest.raises(tf.errors.OpError) as caught:
+            next(iter(views.dataset(tf.data.Dataset.range(1))))
+        assert "source fingerprint is" in str(find_error(caught.value))
+
+
 @pytest.mark.parametrize("cache_bytes", [0, CACHE], ids=["encoded", "cached"])
 def test_a_broken_image_is_named(images: list[bytes], cache_bytes: int) -> None:
     broken = list(images)

@@ -1,0 +1,398 @@
+"""Supervised fine-tuning on a data set's labels: what makes a teacher of a network.
+
+BiT's own rule for transfer (BiT-HyperRule; Kolesnikov et al. 2020, section 3.3): from the number of examples
+follow the length of the run and whether examples are mixed; everything else is fixed. Views come from the
+project's one renderer, so a view index, seed and policy say what was seen, as they do for a student.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError, UserError, find_error
+from pipeline.views import keys
+from pipeline.views.input import Batch, ViewInput
+from pipeline.views.mix import mix
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.records import EvalViews, SampledViews, eval_planner
+from pipeline.views.render import EvalCrop, training_renderer
+from pipeline.views.source import ImageSource
+from trainer.callbacks import MetricsLog, RunCallback
+from trainer.checkpoints import Checkpoints
+from trainer.schedules import Multiplier, Scaled
+from trainer.steps import RunLength
+
+BASE_BATCH_SIZE = 512  # the rule's; its learning rate is for this many views a step
+
+_MOMENTUM = 0.9
+_SMALL, _MEDIUM = 20_000, 500_000  # examples from which a data set is medium, and large
+_MIXUP_ALPHA = 0.1
+_MIXUP_BLOCK = 512  # views that share a ratio: a batch of the rule's
+_DRAWS = 8  # pairs of uniforms for a ratio; all of them miss once in 10**14 ratios
+_PREFETCHED = 64  # batches that may have been under way when one of them failed
+
+
+def rule_steps(num_examples: int) -> int:
+    """Steps for a data set of N examples: 500, 10,000 or 20,000."""
+    return 500 if num_examples < _SMALL else 10_000 if num_examples < _MEDIUM else 20_000
+
+
+def rule_mixup_alpha(num_examples: int) -> float:
+    """Alpha of the mixup ratio's Beta(alpha, alpha) for N examples; 0, no mixup, where there are few."""
+    return 0.0 if num_examples < _SMALL else _MIXUP_ALPHA
+
+
+@dataclasses.dataclass(frozen=True)
+class StaircaseDecay(Multiplier):
+    """Linear warm-up from 0, then 1, and a tenth of what it was after 30, 60 and 90 % of the run.
+
+    The warm-up takes 500 steps, but at most a fifth of the run: 100 of 500, as in the authors' code. That code
+    decays its 500 steps after 200, 300 and 400; the paper's shares, and its longer runs, are these.
+
+    Attributes:
+      total_steps: steps of the run, >= 1.
+    """
+
+    total_steps: int
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up; 0 in a run of under five steps."""
+        return min(500, self.total_steps // 5)
+
+    def formula(self, step: Any, xp: Any) -> Any:
+        ramp = xp.minimum(step, self.warmup_steps) if self.warmup_steps else xp.ones_like(step)
+        value = _float32(ramp, xp) / np.float32(max(self.warmup_steps, 1))
+        for tenths in (3, 6, 9):  # in whole steps: a share as a float would be off by one now and then
+            after = _float32(10 * step > tenths * self.total_steps, xp)
+            value = value * (np.float32(1) - np.float32(0.9) * after)
+        return value
+
+
+def _float32(value: Any, xp: Any) -> Any:
+    return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
+
+
+def mixup_ratios(views: np.ndarray, *, seed: int, alpha: float) -> np.ndarray:
+    """Ratios from Beta(alpha, alpha), one for each block of 512 consecutive views.
+
+    By Joehnk's method (1964): of uniform pairs, the first with `u**(1/alpha) + v**(1/alpha) <= 1` gives the
+    first term's share of the sum.
+
+    Args:
+      views: int64 [n].
+      seed: of the run.
+      alpha: 0 (no mixup: all ratios are 1), or 0.05 to 1.
+
+    Returns:
+      float32 [n] in 0..1.
+    """
+    if not alpha:
+        return np.ones(len(views), np.float32)
+    blocks, inverse = np.unique(np.asarray(views, np.int64) // _MIXUP_BLOCK, return_inverse=True)
+    key = keys.stream_key(seed, "finetune_mixup")
+    ratios = np.ones(len(blocks))
+    for row, block in enumerate(blocks.tolist()):
+        words = keys.random_words(key, block, 1, blocks=2 * _DRAWS // keys.WORDS_PER_BLOCK)
+        pairs = (1.0 - keys.unit_float64(words)).reshape(_DRAWS, 2) ** (1 / alpha)  # [draws, 2] in (0, 1]
+        total = pairs.sum(axis=1)
+        if (fits := total <= 1).any():
+            first = int(np.argmax(fits))
+            ratios[row] = pairs[first, 0] / total[first]
+    return ratios[inverse].astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """What is asked of a fine-tuning run.
+
+    Attributes:
+      policy: of the training views; its own mixup is off.
+      eval_crop: of the evaluation.
+      steps: of the run.
+      batch_size: views a step.
+      learning_rate: at the end of the warm-up, for 512 views a step; scaled with the batch.
+      seed: of the views.
+      head_only: leave every layer but the last as it is.
+      log_every, checkpoint_every: steps.
+      image_cache_bytes: for decoded images, if all of them fit.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+
+    policy: ViewPolicy
+    eval_crop: EvalCrop
+    steps: int
+    batch_size: int = BASE_BATCH_SIZE
+    learning_rate: float = 0.003
+    seed: int = 0
+    head_only: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 100
+    image_cache_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", dataclasses.replace(self.policy, mixup=False))
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: expected 1 or more")
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to be continued; its length too, which the schedule is made of."""
+        return {
+            "policy": self.policy.to_json(),
+            **{
+                name: getattr(self, name)
+                for name in ("steps", "batch_size", "learning_rate", "seed", "head_only")
+            },
+        }
+
+
+class Labels:
+    """Labels by example, each read once.
+
+    Args:
+      dataset: gives them.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._known = np.full(dataset.num_examples, -1, np.int64)
+
+    def of(self, examples: np.ndarray) -> np.ndarray:
+        """Labels of examples int64 [n]: int64 [n].
+
+        Raises:
+          DataError: an example has no label.
+        """
+        missing = np.unique(examples[self._known[examples] < 0])
+        if len(missing):
+            self._known[missing] = self._dataset.labels(missing)
+            if (unlabelled := missing[self._known[missing] < 0]).size:
+                raise DataError(
+                    f"{self._dataset.name}: example {unlabelled[0]} of {self._dataset.split} has no label; "
+                    "fine-tuning needs one for each"
+                )
+        return self._known[examples]
+
+
+def labelled_batches(
+    view_input: ViewInput, labels: Labels, *, start: int, stop: int, seed: int, alpha: float
+) -> tf.data.Dataset:
+    """The batches of steps `start .. stop - 1`: step `t` trains on views `[t * B, (t + 1) * B)`.
+
+    Returns:
+      Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [B], `ratio` float32 [B], and `label` and
+      `partner_label`, int64 [B]; K = B + 2.
+    """
+    size = view_input.batch_size
+
+    def annotate(views: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return labels.of(examples), mixup_ratios(views[:size], seed=seed, alpha=alpha)
+
+    def select(batch: Batch) -> Batch:
+        label, ratio = tf.numpy_function(
+            annotate, [batch["views"], batch["example"]], [tf.int64, tf.float32], stateful=False
+        )
+        label = tf.ensure_shape(label, [view_input.num_crops])
+        return {
+            "crops": batch["crops"],
+            "partner": batch["partner"],
+            "ratio": tf.ensure_shape(ratio, [size]),
+            "label": label[:size],
+            "partner_label": tf.gather(label, batch["partner"]),
+        }
+
+    starts = tf.data.Dataset.range(start * size, stop * size, size)
+    return view_input.dataset(starts).map(select)
+
+
+class Classifier(tf.keras.Model):
+    """Trains a network on labels, in `fit`, on the batches of `labelled_batches`.
+
+    Args:
+      network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
+    """
+
+    def __init__(self, network: tf.keras.Model) -> None:
+        super().__init__(name="classifier")
+        self.network = network
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The network's logits [B, C] for views float32 [B, S, S, 3] in 0..255."""
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
+        """One update; float32 scalars of this step: `loss` (mean cross-entropy, in nats) and `accuracy`."""
+        views = mix(data["crops"], data["partner"], data["ratio"])
+        ratio = data["ratio"]
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.network(views, training=True), tf.float32)
+            # Linear in the target: that of the mixed target is the mixture of the two.
+            losses = ratio * _cross_entropy(data["label"], logits)
+            losses += (1.0 - ratio) * _cross_entropy(data["partner_label"], logits)
+            loss = tf.reduce_mean(losses) + tf.add_n([0.0, *self.network.losses])
+        variables = self.network.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        main = tf.where(ratio >= 0.5, data["label"], data["partner_label"])
+        right = tf.argmax(logits, axis=-1) == main
+        return {"loss": loss, "accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+
+
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+
+class Finetune:
+    """One run, continued from its latest checkpoint.
+
+    Args:
+      network: float32 [B, S, S, 3] in 0..255 to logits [B, C] of the data set's classes; trained in place.
+      dataset: images and labels.
+      options: of the run.
+      workdir: for checkpoints, metrics.jsonl and TensorBoard; exists.
+      origin: what the network was before: compared with the checkpoint that a run is continued from.
+    """
+
+    def __init__(
+        self,
+        network: tf.keras.Model,
+        dataset: Dataset,
+        *,
+        options: FinetuneOptions,
+        workdir: Path,
+        origin: dict[str, Any],
+    ) -> None:
+        self.network, self.dataset, self.options, self.workdir = network, dataset, options, workdir
+        if options.head_only:
+            for layer in network.layers[:-1]:
+                layer.trainable = False
+        self.learning_rate = Scaled(
+            options.learning_rate * options.batch_size / BASE_BATCH_SIZE, StaircaseDecay(options.steps)
+        )
+        optimizer = tf.keras.optimizers.legacy.SGD(self.learning_rate, momentum=_MOMENTUM)
+        self._classifier = Classifier(network)
+        self._classifier.compile(optimizer=optimizer)
+        records = SampledViews(
+            policy=options.policy,
+            seed=options.seed,
+            num_examples=dataset.num_examples,
+            num_classes=dataset.num_classes,
+        )
+        source = ImageSource(
+            dataset, training_renderer(options.policy), cache_bytes=options.image_cache_bytes
+        )
+        self._input = ViewInput(records, source, options.batch_size)
+        self._checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            student=network,
+            optimizer=optimizer,
+            identity={"dataset": dataset.identity(), **options.identity(), **origin},
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Trains from the latest checkpoint to the end; returns what result.json says of it.
+
+        Raises:
+          UserError: the checkpoint is of a run with other flags.
+          DataError: an image or a checkpoint is damaged.
+        """
+        steps, size = self.options.steps, self.options.batch_size
+        first = self._checkpoints.restore()
+        if first:
+            print(f"continuing at step {first} of {steps}", flush=True)
+        callback = RunCallback(
+            length=RunLength(
+                steps=steps, batch_size=size, num_examples=self.dataset.num_examples, online_from=steps
+            ),
+            step=first,
+            log=MetricsLog(self.workdir, step=first),
+            log_every=self.options.log_every,
+            checkpoints=self._checkpoints,
+            checkpoint_every=self.options.checkpoint_every,
+            evaluator=None,
+            learning_rate=lambda step: float(self.learning_rate.numpy(step)),
+        )
+        begun = time.monotonic()
+        try:
+            if first < steps:
+                self._fit(first, callback)
+        finally:
+            callback.close()
+        return {"steps": steps, "first_step": first, "seconds": time.monotonic() - begun}
+
+    def _fit(self, first: int, callback: RunCallback) -> None:
+        steps = self.options.steps
+        batches = labelled_batches(
+            self._input,
+            Labels(self.dataset),
+            start=first,
+            stop=steps,
+            seed=self.options.seed,
+            alpha=rule_mixup_alpha(self.dataset.num_examples),
+        )
+        try:
+            self._classifier.fit(
+                batches, epochs=1, steps_per_epoch=steps - first, callbacks=[callback], verbose=0
+            )
+        except tf.errors.OpError as error:
+            raise self._explain(error, callback.step) from error
+
+    def _explain(self, error: Exception, step: int) -> Exception:
+        """The DataError behind TensorFlow's, looked for among the batches that were under way."""
+        if (found := find_error(error)) is not None:
+            return found
+        size = self.options.batch_size
+        for start in range(step * size, min(step + _PREFETCHED, self.options.steps) * size, size):
+            try:
+                next(self._input.batches(np.array([start])))
+            except DataError as cause:
+                return cause
+        return error
+
+
+def top1(
+    network: tf.keras.Model,
+    dataset: Dataset,
+    *,
+    eval_crop: EvalCrop,
+    image_size: int,
+    batch_size: int,
+) -> float:
+    """Share of a split's images whose largest logit is the label's, 0..1, on their evaluation crops.
+
+    Args:
+      network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      dataset: the split.
+      eval_crop: which crop of an image.
+      image_size: S in pixels.
+      batch_size: images at a time, at most.
+
+    Raises:
+      DataError: an image is damaged.
+    """
+    count = dataset.num_examples
+    size = min(batch_size, count)
+    records = EvalViews(
+        eval_crop=eval_crop, image_size=image_size, num_examples=count, num_classes=dataset.num_classes
+    )
+    source = ImageSource(dataset, eval_crop.renderer(image_size))
+    view_input = ViewInput(records, source, size, eval_planner(size, num_examples=count))
+
+    @tf.function
+    def predict(crops: tf.Tensor) -> tf.Tensor:
+        return tf.argmax(network(tf.cast(crops[:size], tf.float32), training=False), axis=-1)
+
+    starts = np.arange(0, count, size)
+    progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
+    found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
+    return float((found == dataset.labels(np.arange(count))).mean())

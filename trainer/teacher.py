@@ -1,0 +1,399 @@
+"""Makes a teacher: `python -m trainer.teacher convert|finetune`.
+
+`convert` turns a published BiT checkpoint (`.npz`) into a SavedModel; `finetune` trains a network, a checkpoint or
+the new head of a Keras SavedModel on a data set's labels. Both write what `pipeline.precompute --teacher` takes:
+signature `serving_default`, `image` float32 [B, S, S, 3] in 0..255 to `logits` float32 [B, C].
+
+    python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/bit      # a minute
+    python -m trainer.teacher finetune --model=small --batch_size=64 --learning_rate=0.2 --steps=1000 \
+        --output=runs/mnist_5k/teacher --workdir=runs/mnist_5k/finetune      # embedded default, about a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline import demo
+from pipeline.dataset import Dataset
+from pipeline.errors import UserError, run_command
+from pipeline.flags import Parser, positive, whole
+from pipeline.store.files import sha256_of, write_text
+from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, fingerprint
+from pipeline.views.policies import POLICIES, ViewPolicy
+from pipeline.views.recipes import VIEW_RECIPES, view_recipe
+from pipeline.views.render import EvalCrop
+from trainer import models
+from trainer.finetune import BASE_BATCH_SIZE, Finetune, FinetuneOptions, rule_steps, top1
+from trainer.models.bit import BIT_MODELS, PublishedWeights
+from trainer.train import replace_directory
+
+_EVAL_SPLITS = ("validation", "test")
+_EVAL_BATCH_SIZE = 256
+_IMAGE_SIZE = 128
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The command's parser, and those of its two subcommands by name."""
+    parser = Parser(
+        prog="python -m trainer.teacher",
+        description="Makes a teacher for pipeline.precompute: from a published BiT checkpoint, or by fine-tuning "
+        "on a data set's labels. `convert --help` and `finetune --help` list the flags of each.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="convert|finetune")
+    convert = commands.add_parser(
+        "convert",
+        help="published BiT .npz to SavedModel",
+        description="Converts a published BiT .npz (the paper's names or big_vision's) into a SavedModel. Example: "
+        "python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/teacher",
+    )
+    add = convert.add_argument
+    add("--npz", required=True, help="the checkpoint")
+    add("--model", required=True, help=f"what it is a checkpoint of: {', '.join(BIT_MODELS)}")
+    add("--num_classes", type=positive, help="by default those of the checkpoint's head")
+    add("--new_head", action="store_true", help="begin with a zero head of --num_classes")
+    add("--image_size", type=positive, default=_IMAGE_SIZE, help="side of the input in pixels")
+    add("--output", required=True, help="directory of the SavedModel")
+    finetune = commands.add_parser(
+        "finetune",
+        help="supervised fine-tuning to SavedModel",
+        description="Fine-tunes on a data set's labels by BiT's rule. Without --dataset: 5,000 MNIST digits. Example: "
+        "python -m trainer.teacher finetune --dataset=oxford_flowers102 --data_dir=DATA --model=bit_r50x1 "
+        "--init=BiT-M-R50x1.npz --output=runs/teacher --workdir=runs/finetune",
+    )
+    _add_finetune_flags(finetune)
+    return parser, {"convert": convert, "finetune": finetune}
+
+
+def _add_finetune_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
+    add("--data_dir", help="TFDS data directory")
+    add("--split", default="train", help="split to train on")
+    add("--model", help=f"network to train: {', '.join(sorted(models.STUDENTS))}")
+    add(
+        "--init", help="weights for --model, but its head: BiT .npz, or Keras SavedModel or .keras of --model"
+    )
+    add("--teacher", help="instead of --model: Keras SavedModel or .keras file whose head is replaced")
+    add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
+    add("--head_only", action="store_true", help="train the head alone")
+    add("--output", required=True, help="directory of the SavedModel")
+    add(
+        "--workdir", required=True, help="directory for checkpoints and metrics; the run continues from there"
+    )
+    add("--steps", type=positive, help="by default 500, 10,000 or 20,000 (20,000 examples or more, 500,000)")
+    add("--batch_size", type=positive, default=BASE_BATCH_SIZE, help="views a step")
+    add("--learning_rate", type=float, default=0.003, help="for 512 views a step; scaled with the batch")
+    add("--image_size", type=positive, help="side of a view in pixels; by default 128, the recipe's with one")
+    add("--recipe", help=f"views and evaluation crop of: {', '.join(VIEW_RECIPES)} (mixup apart)")
+    add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}; by default light, BiT's own")
+    add("--flip", action=argparse.BooleanOptionalAction, help="mirror half of the views")
+    add("--seed", type=whole, default=0, help="of fresh weights and of the views")
+    add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
+    add("--checkpoint_every", type=positive, default=100, help="steps")
+    add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
+
+
+def convert(flags: argparse.Namespace) -> int:
+    """The `convert` command."""
+    output = _check_output(flags.output)
+    if flags.model not in BIT_MODELS:
+        raise UserError(f"--model={flags.model}: expected one of {', '.join(BIT_MODELS)}")
+    weights = PublishedWeights(flags.npz)
+    found = weights.num_classes
+    num_classes = flags.num_classes or (None if flags.new_head else found)
+    if num_classes is None:
+        raise UserError(
+            f"--num_classes is missing: {flags.npz} has no head to take it from"
+            if found is None
+            else "--num_classes is missing: --new_head needs it"
+        )
+    if not flags.new_head and found != num_classes:
+        there = "no head" if found is None else f"a head of {found} classes"
+        raise UserError(
+            f"--num_classes={num_classes}: {flags.npz} has {there}; pass --new_head to begin with a zero head"
+        )
+    model = models.build(flags.model, num_classes=num_classes, image_size=flags.image_size)
+    weights.load_into(model, new_head=flags.new_head)
+    export(model, output, image_size=flags.image_size)
+    head = "zero head" if flags.new_head else "head"
+    print(f"{flags.model}, {model.count_params():,} parameters, {head} of {num_classes} classes: {output}")
+    return 0
+
+
+def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
+    """Writes a teacher as a SavedModel, whole or not at all, in the place of one that is there.
+
+    Keras loads it again as well, in a process that has imported `trainer.models`.
+
+    Args:
+      model: float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      path: of the SavedModel directory.
+      image_size: S in pixels.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="image")])
+    def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"logits": tf.cast(model(image, training=False), tf.float32)}
+
+    def write(temporary: Path) -> None:
+        # A trace of each layer by itself would take minutes for a BiT; layers without a config need them.
+        traces = any(type(layer).__module__.endswith("saved_model.load") for layer in model.submodules)
+        signatures = {DEFAULT_SIGNATURE: serve}
+        model.save(temporary, include_optimizer=False, save_traces=traces, signatures=signatures)
+
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # Keras warns that a model without metrics has none
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        replace_directory(path, write)
+    finally:
+        logger.setLevel(level)
+
+
+def _check_output(text: str) -> Path:
+    """The output's path, before any work: only a SavedModel may be replaced."""
+    path = Path(text)
+    if (
+        path.exists()
+        and not (path / "saved_model.pb").is_file()
+        and not (path.is_dir() and not any(path.iterdir()))
+    ):
+        raise UserError(f"--output={path}: exists and is no SavedModel; name another directory")
+    return path
+
+
+def finetune(flags: argparse.Namespace) -> int:
+    """The `finetune` command."""
+    output, workdir = _check_output(flags.output), Path(flags.workdir)
+    _check_network_flags(flags)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
+    policy, eval_crop = _views(flags)
+    name, data_dir = flags.dataset, flags.data_dir
+    if name is None:
+        print(
+            "Embedded default: 5,000 MNIST digits (mnist_5k). Your own: --dataset=NAME --data_dir=DIR",
+            flush=True,
+        )
+        name, data_dir = demo.DATASET, str(demo.prepare_dataset())
+    dataset = Dataset(name, flags.split, data_dir=data_dir)
+    options = FinetuneOptions(
+        policy=policy,
+        eval_crop=eval_crop,
+        steps=flags.steps or rule_steps(dataset.num_examples),
+        batch_size=flags.batch_size,
+        learning_rate=flags.learning_rate,
+        seed=flags.seed,
+        head_only=flags.head_only,
+        log_every=flags.log_every,
+        checkpoint_every=flags.checkpoint_every,
+        image_cache_bytes=flags.image_cache_bytes,
+    )
+    tf.keras.utils.set_random_seed(flags.seed)
+    network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=policy.image_size)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = Finetune(network, dataset, options=options, workdir=workdir, origin=origin)
+    print(
+        f"{network.name} on {dataset.name} ({dataset.split}): {options.steps:,} steps of {options.batch_size} views, "
+        f"{options.steps * options.batch_size / dataset.num_examples:.1f} epochs",
+        flush=True,
+    )
+    training = run.train()
+    write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
+    accuracy = {
+        split: top1(
+            network,
+            Dataset(name, split, data_dir=data_dir),
+            eval_crop=eval_crop,
+            image_size=policy.image_size,
+            batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),
+        )
+        for split in _EVAL_SPLITS
+        if split in dataset.split_names and split != flags.split
+    }
+    export(network, output, image_size=policy.image_size)
+    result = {**training, "parameters": network.count_params(), "top1": accuracy, "teacher": str(output)}
+    write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    for split, value in accuracy.items():
+        print(f"{split}: top-1 {value:.2%}")
+    if not accuracy:
+        print(f"not evaluated: {dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {flags.split}")
+    print(f"teacher: {output}; figures: {workdir / 'result.json'}")
+    return 0
+
+
+def _views(flags: argparse.Namespace) -> tuple[ViewPolicy, EvalCrop]:
+    """Policy and evaluation crop: a recipe's or BiT's own, with the flags that override them."""
+    recipe = flags.recipe or ("demo" if flags.dataset is None else None)
+    base = ViewPolicy(name="light", image_size=_IMAGE_SIZE) if recipe is None else view_recipe(recipe).policy
+    given = {
+        "name": flags.policy,
+        "image_size": flags.image_size,
+        "flip_probability": None if flags.flip is None else 0.5 * flags.flip,
+    }
+    policy = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    return policy, EvalCrop() if recipe is None else view_recipe(recipe).eval_crop
+
+
+def _check_network_flags(flags: argparse.Namespace) -> None:
+    """Refuses what says nothing, or two things, about the network; before anything is loaded."""
+    if (flags.model is None) == (flags.teacher is None):
+        got = "neither" if flags.model is None else "both"
+        raise UserError(f"got {got} of --model and --teacher; name the network to train, or a SavedModel")
+    if flags.model is not None and flags.model not in models.STUDENTS:
+        raise UserError(f"--model={flags.model}: expected one of {', '.join(sorted(models.STUDENTS))}")
+    if flags.init is not None and flags.model is None:
+        raise UserError(f"--init={flags.init}: needs --model; --teacher brings its own weights")
+    if flags.init is not None and flags.init.endswith(".npz") and flags.model not in BIT_MODELS:
+        raise UserError(f"--init={flags.init}: a .npz is of a BiT; --model={flags.model} is none")
+    if flags.teacher_value_range not in VALUE_RANGES:
+        raise UserError(
+            f"--teacher_value_range={flags.teacher_value_range}: expected one of {', '.join(VALUE_RANGES)}"
+        )
+
+
+def build_network(
+    flags: argparse.Namespace, *, num_classes: int, image_size: int
+) -> tuple[tf.keras.Model, dict[str, Any]]:
+    """The network to fine-tune, its head new, and what it was before.
+
+    Args:
+      flags: `model` and `init`, or `teacher` and `teacher_value_range`.
+      num_classes: C.
+      image_size: S in pixels.
+
+    Returns:
+      A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and its origin for a checkpoint.
+
+    Raises:
+      UserError: it cannot be loaded, or is of another shape.
+    """
+    if flags.teacher is not None:
+        network = replace_head(
+            load_keras_model(flags.teacher, flag="--teacher"),
+            num_classes=num_classes,
+            image_size=image_size,
+            value_range=flags.teacher_value_range,
+        )
+        return network, {"teacher": fingerprint(flags.teacher), "value_range": flags.teacher_value_range}
+    network = models.build(flags.model, num_classes=num_classes, image_size=image_size)
+    if flags.init is None:
+        return network, {"model": flags.model, "init": None}
+    if flags.init.endswith(".npz"):
+        PublishedWeights(flags.init).load_into(network, new_head=True)
+        return network, {"model": flags.model, "init": sha256_of(Path(flags.init))}
+    copy_body(load_keras_model(flags.init, flag="--init"), network)
+    return network, {"model": flags.model, "init": fingerprint(flags.init)}
+
+
+def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
+    """Loads a Keras SavedModel, or a `.keras` file in Keras's safe mode.
+
+    Args:
+      text: path as given.
+      flag: that gave it, for the message.
+
+    Raises:
+      UserError: there is none, or it is no Keras model of layers with one input and one output.
+    """
+    if not Path(text).exists():
+        raise UserError(
+            f"{flag}={text}: no such file or directory; expected a Keras SavedModel or a .keras file"
+        )
+    try:
+        model = tf.keras.models.load_model(text, compile=False)
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{flag}={text}: Keras cannot load it: {reason}") from error
+    single = (
+        isinstance(model, tf.keras.Model)
+        and len(getattr(model, "inputs", None) or ()) == 1
+        and len(getattr(model, "outputs", None) or ()) == 1
+    )
+    if not single:
+        raise UserError(
+            f"{flag}={text}: is {type(model).__name__}, expected a Keras model of layers with one input and one output"
+        )
+    return model
+
+
+def replace_head(
+    model: tf.keras.Model, *, num_classes: int, image_size: int, value_range: str
+) -> tf.keras.Model:
+    """The same network with a zero head of its own number of classes, for views in 0..255.
+
+    Args:
+      model: ends in a Dense layer, or in one and a softmax, which is left out.
+      num_classes: C.
+      image_size: S in pixels.
+      value_range: that the model wants; one of `VALUE_RANGES`. Other than 0..255 becomes a layer.
+
+    Returns:
+      A model that shares all layers but the last.
+
+    Raises:
+      UserError: it does not end so, or takes other images.
+    """
+    layer = model.layers[-1]
+    while isinstance(layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
+        layer = layer.input.node.layer
+    if not isinstance(layer, tf.keras.layers.Dense):
+        raise UserError(
+            f"--teacher: {model.name} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace"
+        )
+    wanted = tf.TensorShape([None, image_size, image_size, 3])
+    shape = model.inputs[0].shape
+    if not shape.is_compatible_with(wanted):
+        raise UserError(
+            f"--teacher: {model.name} takes {shape}, but views are {wanted}; choose --image_size to match"
+        )
+    head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=layer.name)
+    if value_range == "0..255":
+        return tf.keras.Model(model.inputs, head(layer.input), name=model.name)
+    scale, offset = VALUE_RANGES[value_range]
+    image = tf.keras.Input(wanted[1:], dtype=tf.float32, name="image")
+    body = tf.keras.Model(model.inputs, layer.input, name=f"{model.name}_body")
+    scaled = tf.keras.layers.Rescaling(scale, offset=offset, dtype=tf.float32, name="scale")(image)
+    return tf.keras.Model(image, head(body(scaled)), name=model.name)
+
+
+def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
+    """Copies the weights of all layers but the last.
+
+    Raises:
+      UserError: the two are not the same network: both sides of the first difference are shown.
+    """
+    found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
+    for ours, theirs in zip(wanted, found, strict=False):
+        if ours.shape != theirs.shape:
+            raise UserError(
+                f"--init does not fit {target.name}: {theirs.name} is {tuple(theirs.shape)} there, "
+                f"{ours.name} is {tuple(ours.shape)} here"
+            )
+    if len(found) != len(wanted):
+        raise UserError(
+            f"--init does not fit {target.name}: {len(found)} weights without the head there, {len(wanted)} here"
+        )
+    for ours, theirs in zip(wanted, found, strict=True):
+        ours.assign(theirs)
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser, commands = make_parser()
+    if not argv or argv[0] not in commands:
+        parser.parse_strictly(argv)  # --help, or a mistake
+        raise UserError("name a command: convert or finetune")
+    flags = commands[argv[0]].parse_strictly(argv[1:])
+    return {"convert": convert, "finetune": finetune}[argv[0]](flags)
+
+
+if __name__ == "__main__":
+    run_command(main)
