@@ -71,11 +71,31 @@ def _best_of(lines: list[dict[str, Any]], *, kind: str) -> Evaluation | None:
     return max(found, key=lambda evaluation: evaluation.student_top1, default=None)
 
 
+@dataclasses.dataclass
+class Timing:
+    """Steps and their seconds, without tracing, evaluations and checkpoints at their ends."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        """Counts some steps more."""
+        self.steps += steps
+        self.seconds += seconds
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Mean."""
+        return self.seconds / max(self.steps, 1)
+
+
 class RunCallback(tf.keras.callbacks.Callback):
     """Counts steps over all calls of `fit`, and does what is due after each.
 
     Attributes:
       step: finished steps of the run.
+      source: where the targets come from now, `replay` or `online`.
+      timings: of this part of the run, by source.
       best: the best evaluation so far, of an earlier part of the run too; `last` the latest of this part.
     """
 
@@ -97,8 +117,8 @@ class RunCallback(tf.keras.callbacks.Callback):
         self.step = step
         self.last: Evaluation | None = None
         self.best = None if evaluator is None else _best_of(log.kept, kind=f"eval_{evaluator.split}")
-        self.train_seconds = 0.0
-        self.timed_steps = 0
+        self.timings: dict[str, Timing] = {}
+        self.source = "replay"
         self._length = length
         self._log = log
         self._log_every = log_every
@@ -140,8 +160,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         if self._since is not None and self.step > self._since[0]:
             steps, seconds = self.step - self._since[0], now - self._since[1]
             figures["views_per_second"] = steps * self._length.batch_size / seconds
-            self.train_seconds += seconds
-            self.timed_steps += steps
+            self.timings.setdefault(self.source, Timing()).add(steps, seconds)
         self._since = (self.step, now)
         self._log.write(self.step, figures, prefix="train")
         self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)

@@ -8,6 +8,7 @@ project's one renderer, so a view index, seed and policy say what was seen, as t
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ class FinetuneOptions:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: expected 1 or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise UserError(f"--learning_rate={self.learning_rate}: expected a finite number, 0 or more")
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be continued; its length too, which the schedule is made of."""
@@ -299,15 +302,22 @@ class Finetune:
             identity={"dataset": dataset.identity(), **options.identity(), **origin},
         )
 
-    def train(self) -> dict[str, Any]:
-        """Trains from the latest checkpoint to the end; returns what result.json says of it.
+    def restore(self) -> int:
+        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
 
         Raises:
           UserError: the checkpoint is of a run with other flags.
-          DataError: an image or a checkpoint is damaged.
+          DataError: the checkpoint is damaged.
+        """
+        return self._checkpoints.restore()
+
+    def train(self, first: int) -> dict[str, Any]:
+        """Trains from step `first` to the end; returns what result.json says of it.
+
+        Raises:
+          DataError: an image is damaged.
         """
         steps, size = self.options.steps, self.options.batch_size
-        first = self._checkpoints.restore()
         if first:
             print(f"continuing at step {first} of {steps}", flush=True)
         callback = RunCallback(

@@ -23,7 +23,7 @@ from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError, run_command
 from pipeline.flags import Parser, positive, whole
-from pipeline.store.files import sha256_of, write_text
+from pipeline.store.files import replace_directory, sha256_of, write_text
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, fingerprint
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
@@ -31,7 +31,6 @@ from pipeline.views.render import EvalCrop
 from trainer import models
 from trainer.finetune import BASE_BATCH_SIZE, Finetune, FinetuneOptions, rule_steps, top1
 from trainer.models.bit import BIT_MODELS, PublishedWeights
-from trainer.train import replace_directory
 
 _EVAL_SPLITS = ("validation", "test")
 _EVAL_BATCH_SIZE = 256
@@ -200,13 +199,14 @@ def finetune(flags: argparse.Namespace) -> int:
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=policy.image_size)
     workdir.mkdir(parents=True, exist_ok=True)
     run = Finetune(network, dataset, options=options, workdir=workdir, origin=origin)
+    first = run.restore()
+    write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
     print(
         f"{network.name} on {dataset.name} ({dataset.split}): {options.steps:,} steps of {options.batch_size} views, "
         f"{options.steps * options.batch_size / dataset.num_examples:.1f} epochs",
         flush=True,
     )
-    training = run.train()
-    write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
+    training = run.train(first)
     accuracy = {
         split: top1(
             network,
@@ -306,6 +306,10 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
     if not Path(text).exists():
         raise UserError(
             f"{flag}={text}: no such file or directory; expected a Keras SavedModel or a .keras file"
+        )
+    if (Path(text) / "saved_model.pb").is_file() and not (Path(text) / "keras_metadata.pb").is_file():
+        raise UserError(
+            f"{flag}={text}: a SavedModel that Keras did not write; only Keras's layers can be trained"
         )
     try:
         model = tf.keras.models.load_model(text, compile=False)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, UserError, find_error, run_command
 from pipeline.provenance import load_teacher, open_dataset
-from pipeline.store.files import write_text
+from pipeline.store.files import replace_directory, write_text
+from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
 from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
@@ -37,6 +37,7 @@ from trainer.schedules import Scaled, WarmupCosine
 from trainer.steps import cut_segments
 
 STUDENT_DIRECTORY = "student"
+RESULT_FILE = "result.json"
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
 
@@ -95,6 +96,8 @@ class Run:
         if path is None:
             return None
         if self.options.length.online_from == self.options.length.steps:
+            if not Path(path).exists():
+                raise UserError(f"--teacher={path}: no such file or directory")
             print(f"--teacher={path} is not needed: the store holds every view of this run", flush=True)
             return None
         return load_teacher(self.store.spec, path)
@@ -140,18 +143,13 @@ class Run:
         finally:
             callback.close()
         self.checkpoints.save(callback.step)
-        out = {
+        return {
             "steps": length.steps,
             "first_step": first,
             "seconds": time.monotonic() - begun,
-            "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size
-            if self.teacher
-            else 0,
+            "seconds_a_step": {name: timing.seconds_a_step for name, timing in callback.timings.items()},
+            "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size,
         }
-        if callback.timed_steps:
-            out["seconds_a_step"] = callback.train_seconds / callback.timed_steps
-            out["views_per_second"] = length.batch_size / out["seconds_a_step"]
-        return out
 
     def _fit(self, first: int, callback: RunCallback) -> None:
         length = self.options.length
@@ -159,6 +157,7 @@ class Run:
             first, length.steps, interval=self.options.eval_every, online_from=length.online_from
         )
         for segment in segments:
+            callback.source = "online" if segment.online else "replay"
             batches = step_batches(self.input, segment.start, segment.stop, with_stored=segment.online)
             try:
                 self.distiller.fit(
@@ -185,32 +184,9 @@ class Run:
 
     def export(self) -> Path:
         """Writes the student as a SavedModel, whole or not at all."""
-        path, logger = self.workdir / STUDENT_DIRECTORY, tf.get_logger()
-        level = logger.level
-        logger.setLevel("ERROR")  # Keras warns twice that a model without metrics has none
-        try:
-            replace_directory(path, lambda temporary: self.student.save(temporary, include_optimizer=False))
-        finally:
-            logger.setLevel(level)
+        path = self.workdir / STUDENT_DIRECTORY
+        replace_directory(path, lambda temporary: self.student.save(temporary, include_optimizer=False))
         return path
-
-
-def replace_directory(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a directory aside and puts it in the place of the one at `path`."""
-    fresh, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
-    for leftover in (fresh, old):
-        remove_directory(leftover)
-    write(fresh)
-    if path.exists():
-        path.rename(old)
-    fresh.rename(path)
-    remove_directory(old)
-
-
-def remove_directory(path: Path) -> None:
-    """Removes a directory if it is there."""
-    if path.exists():
-        tf.io.gfile.rmtree(str(path))
 
 
 def describe(options: TrainOptions, store: Store) -> str:
@@ -229,6 +205,39 @@ def describe(options: TrainOptions, store: Store) -> str:
     return text
 
 
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """What result.json says, if the run there has done every step that is asked for and has written it all."""
+    path = run.workdir / RESULT_FILE
+    done = run.checkpoints.restore() == run.options.length.steps
+    if not (done and path.exists() and (run.workdir / STUDENT_DIRECTORY).exists()):
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    if result.get("steps") != run.options.length.steps:
+        return None
+    print("nothing to do: the run there is finished", flush=True)
+    return result
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Trains, evaluates on every held-out split that the store knows, exports; returns what result.json says."""
+    store, options = run.store, run.options
+    training = run.train()
+    splits = [name for name in store.eval_splits if name != store.spec.dataset["split"]]
+    evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
+    run.export()
+    result = {
+        **training,
+        "spec": store.spec.digest(),
+        "student": options.recipe.student,
+        "parameters": run.student.count_params(),
+        "epochs": options.length.epochs,
+        "store_bytes": store.views.manifest.bytes,
+        "evaluation": evaluations,
+    }
+    write_text(run.workdir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+    return result
+
+
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
@@ -243,27 +252,17 @@ def main(argv: list[str]) -> int:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)
     print(describe(options, store), flush=True)
-    run = Run(options, store)
-    training = run.train()
-    splits = [name for name in store.eval_splits if name != store.spec.dataset["split"]]
-    evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
-    student = run.export()
-    result = {
-        **training,
-        "spec": store.spec.digest(),
-        "student": options.recipe.student,
-        "parameters": run.student.count_params(),
-        "epochs": options.length.epochs,
-        "store_bytes": store.views.manifest.bytes,
-        "evaluation": evaluations,
-    }
-    write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    for name, figures in evaluations.items():
+    # Keras and TensorFlow warn of short runs' retracing and of what callbacks take; nothing is wrong then.
+    tf.get_logger().setLevel("ERROR")
+    with writer_lock(workdir, flag="--workdir"):
+        run = Run(options, store)
+        result = finished_result(run) or train(run)
+    for name, figures in result["evaluation"].items():
         print(
             f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "
             f"{figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
         )
-    print(f"student: {student}; figures: {workdir / 'result.json'}")
+    print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")
     return 0
 
 

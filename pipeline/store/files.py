@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
 
@@ -50,3 +52,21 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_directory(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a directory aside and puts it in the place of the one at `path`."""
+    fresh, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
+    for leftover in (fresh, old):
+        remove_directory(leftover)
+    write(fresh)
+    if path.exists():
+        path.rename(old)
+    fresh.rename(path)
+    remove_directory(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory if it is there."""
+    if path.exists():
+        shutil.rmtree(path)

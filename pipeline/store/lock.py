@@ -18,15 +18,15 @@ LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def writer_lock(store: Path) -> Iterator[None]:
-    """Holds the store's lock.
+def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
+    """Holds the lock of a store, or of another directory that `flag` names.
 
     The kernel releases it when the owner ends, however it ends, so there is no stale lock to clean up.
 
     Raises:
       UserError: somebody else holds it; says who, since when, and how to break it.
     """
-    path = store / LOCK_FILE
+    path = directory / LOCK_FILE
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,7 +39,7 @@ def writer_lock(store: Path) -> Iterator[None]:
             except (ValueError, KeyError):
                 whose, remedy = "another process", f"end it (`fuser {path}` names it)"
             raise UserError(
-                f"--store={store}: {whose} is writing it; wait for it, or break the lock: {remedy}"
+                f"{flag}={directory}: {whose} is writing it; wait for it, or break the lock: {remedy}"
             ) from error
         file.truncate(0)
         owner = {

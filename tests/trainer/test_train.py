@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
@@ -141,6 +141,7 @@ def test_exported_student_serves_the_trained_student_s_logits_without_our_code(
 
 def test_nothing_temporary_is_left(finished: Finished):
     assert sorted(path.name for path in finished.workdir.iterdir()) == [
+        ".lock",  # empty, unless a run holds it
         "checkpoints",
         "config.json",
         "metrics.jsonl",
@@ -291,9 +292,11 @@ def test_run_is_extended_past_the_store_with_the_online_teacher(
 def test_teacher_that_is_not_needed_is_not_loaded(
     three_epochs: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run = start_run(arguments(three_epochs, tmp_path, data_dir, "--teacher=nowhere"))
+    run = start_run(arguments(three_epochs, tmp_path, data_dir, f"--teacher={tmp_path}"))
     assert run.teacher is None
-    assert "--teacher=nowhere is not needed" in capsys.readouterr().out
+    assert "is not needed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--teacher=nowhere: no such file"):
+        start_run(arguments(three_epochs, tmp_path, data_dir, "--teacher=nowhere"))
 
 
 # Refusals.
