@@ -71,7 +71,7 @@ class StaircaseDecay(Multiplier):
 
     def formula(self, step: Any, xp: Any) -> Any:
         ramp = xp.minimum(step, self.warmup_steps) if self.warmup_steps else xp.ones_like(step)
-        value = _float32(ramp, xp) / np.float32(max(self.warmup_steps, 1))
+        value = _float32(ramp, xp) / np.float32(self.warmup_steps or 1)
         for tenths in (3, 6, 9):  # in whole steps: a share as a float would be off by one now and then
             after = _float32(10 * step > tenths * self.total_steps, xp)
             value = value * (np.float32(1) - np.float32(0.9) * after)
@@ -151,13 +151,8 @@ class FinetuneOptions:
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be continued; its length too, which the schedule is made of."""
-        return {
-            "policy": self.policy.to_json(),
-            **{
-                name: getattr(self, name)
-                for name in ("steps", "batch_size", "learning_rate", "seed", "head_only")
-            },
-        }
+        names = ("steps", "batch_size", "learning_rate", "seed", "head_only")
+        return {"policy": self.policy.to_json(), **{name: getattr(self, name) for name in names}}
 
 
 class Labels:
@@ -220,11 +215,7 @@ def labelled_batches(
 
 
 class Classifier(tf.keras.Model):
-    """Trains a network on labels, in `fit`, on the batches of `labelled_batches`.
-
-    Args:
-      network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
-    """
+    """Trains a network, float32 [B, S, S, 3] in 0..255 to logits [B, C], on the batches of `labelled_batches`."""
 
     def __init__(self, network: tf.keras.Model) -> None:
         super().__init__(name="classifier")
@@ -291,9 +282,8 @@ class Finetune:
             num_examples=dataset.num_examples,
             num_classes=dataset.num_classes,
         )
-        source = ImageSource(
-            dataset, training_renderer(options.policy), cache_bytes=options.image_cache_bytes
-        )
+        renderer = training_renderer(options.policy)
+        source = ImageSource(dataset, renderer, cache_bytes=options.image_cache_bytes)
         self._input = ViewInput(records, source, options.batch_size)
         self._checkpoints = Checkpoints(
             workdir / "checkpoints",

@@ -5,8 +5,8 @@ the new head of a Keras SavedModel on a data set's labels. Both write what `pipe
 signature `serving_default`, `image` float32 [B, S, S, 3] in 0..255 to `logits` float32 [B, C].
 
     python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/bit      # a minute
-    python -m trainer.teacher finetune --model=small --batch_size=64 --learning_rate=0.2 --steps=1000 \
-        --output=runs/mnist_5k/teacher --workdir=runs/mnist_5k/finetune      # embedded default, about a minute
+    python -m trainer.teacher finetune --model=small --batch_size=64 --learning_rate=0.4 --steps=600 \
+        --output=runs/mnist_5k/teacher --workdir=runs/mnist_5k/finetune      # embedded default: 95 % in 35 s
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError, run_command
 from pipeline.flags import Parser, positive, whole
 from pipeline.store.files import replace_directory, sha256_of, write_text
+from pipeline.store.lock import writer_lock
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, fingerprint
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
@@ -120,8 +122,7 @@ def convert(flags: argparse.Namespace) -> int:
     model = models.build(flags.model, num_classes=num_classes, image_size=flags.image_size)
     weights.load_into(model, new_head=flags.new_head)
     export(model, output, image_size=flags.image_size)
-    head = "zero head" if flags.new_head else "head"
-    print(f"{flags.model}, {model.count_params():,} parameters, {head} of {num_classes} classes: {output}")
+    print(f"{flags.model}, {model.count_params():,} parameters, {num_classes} classes: {output}")
     return 0
 
 
@@ -146,8 +147,7 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
         signatures = {DEFAULT_SIGNATURE: serve}
         model.save(temporary, include_optimizer=False, save_traces=traces, signatures=signatures)
 
-    logger = tf.get_logger()
-    level = logger.level
+    logger, level = tf.get_logger(), tf.get_logger().level
     logger.setLevel("ERROR")  # Keras warns that a model without metrics has none
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -159,11 +159,8 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
 def _check_output(text: str) -> Path:
     """The output's path, before any work: only a SavedModel may be replaced."""
     path = Path(text)
-    if (
-        path.exists()
-        and not (path / "saved_model.pb").is_file()
-        and not (path.is_dir() and not any(path.iterdir()))
-    ):
+    ours = (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))
+    if path.exists() and not ours:
         raise UserError(f"--output={path}: exists and is no SavedModel; name another directory")
     return path
 
@@ -172,61 +169,61 @@ def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command."""
     output, workdir = _check_output(flags.output), Path(flags.workdir)
     _check_network_flags(flags)
-    if workdir.exists() and not workdir.is_dir():
+    if workdir.is_file():
         raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
-    policy, eval_crop = _views(flags)
-    name, data_dir = flags.dataset, flags.data_dir
-    if name is None:
-        print(
-            "Embedded default: 5,000 MNIST digits (mnist_5k). Your own: --dataset=NAME --data_dir=DIR",
-            flush=True,
-        )
-        name, data_dir = demo.DATASET, str(demo.prepare_dataset())
-    dataset = Dataset(name, flags.split, data_dir=data_dir)
-    options = FinetuneOptions(
-        policy=policy,
-        eval_crop=eval_crop,
-        steps=flags.steps or rule_steps(dataset.num_examples),
-        batch_size=flags.batch_size,
-        learning_rate=flags.learning_rate,
-        seed=flags.seed,
-        head_only=flags.head_only,
-        log_every=flags.log_every,
-        checkpoint_every=flags.checkpoint_every,
-        image_cache_bytes=flags.image_cache_bytes,
-    )
+    dataset, options = _options(flags)
+    image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
-    network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=policy.image_size)
+    network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
     workdir.mkdir(parents=True, exist_ok=True)
-    run = Finetune(network, dataset, options=options, workdir=workdir, origin=origin)
-    first = run.restore()
-    write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
-    print(
-        f"{network.name} on {dataset.name} ({dataset.split}): {options.steps:,} steps of {options.batch_size} views, "
-        f"{options.steps * options.batch_size / dataset.num_examples:.1f} epochs",
-        flush=True,
-    )
-    training = run.train(first)
-    accuracy = {
-        split: top1(
-            network,
-            Dataset(name, split, data_dir=data_dir),
-            eval_crop=eval_crop,
-            image_size=policy.image_size,
-            batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),
-        )
-        for split in _EVAL_SPLITS
-        if split in dataset.split_names and split != flags.split
-    }
-    export(network, output, image_size=policy.image_size)
-    result = {**training, "parameters": network.count_params(), "top1": accuracy, "teacher": str(output)}
-    write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    with writer_lock(workdir, flag="--workdir"):
+        run = Finetune(network, dataset, options=options, workdir=workdir, origin=origin)
+        first = run.restore()
+        # Not before: of a run that is refused here, the directory keeps what was asked of it first.
+        write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
+        epochs = options.steps * options.batch_size / dataset.num_examples
+        length = f"{options.steps:,} steps of {options.batch_size} views, {epochs:.1f} epochs"
+        print(f"{network.name} on {dataset.name} ({dataset.split}): {length}", flush=True)
+        training = run.train(first)
+        accuracy = _evaluate(network, dataset, options)
+        export(network, output, image_size=image_size)
+        result = {**training, "parameters": network.count_params(), "top1": accuracy, "teacher": str(output)}
+        write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     for split, value in accuracy.items():
         print(f"{split}: top-1 {value:.2%}")
     if not accuracy:
         print(f"not evaluated: {dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {flags.split}")
     print(f"teacher: {output}; figures: {workdir / 'result.json'}")
     return 0
+
+
+def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
+    """The data set to train on, the embedded default's where none is named, and what is asked of the run."""
+    policy, eval_crop = _views(flags)
+    name, data_dir = flags.dataset, flags.data_dir
+    if name is None:
+        print("Embedded default: 5,000 MNIST digits. Your own: --dataset=NAME --data_dir=DIR", flush=True)
+        name, data_dir = demo.DATASET, str(demo.prepare_dataset())
+    dataset = Dataset(name, flags.split, data_dir=data_dir)
+    steps = flags.steps or rule_steps(dataset.num_examples)
+    as_given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(FinetuneOptions)}
+    return dataset, FinetuneOptions(**as_given | {"policy": policy, "eval_crop": eval_crop, "steps": steps})
+
+
+def _evaluate(network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions) -> dict[str, float]:
+    """Top-1 accuracy on each held-out split that the data set has."""
+    held_out = set(_EVAL_SPLITS) - set(re.split(r"\W+", dataset.split))  # `train+validation` is trained on
+    return {
+        split: top1(
+            network,
+            Dataset(dataset.name, split, data_dir=dataset.data_dir),
+            eval_crop=options.eval_crop,
+            image_size=options.policy.image_size,
+            batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),
+        )
+        for split in _EVAL_SPLITS
+        if split in held_out and split in dataset.split_names
+    }
 
 
 def _views(flags: argparse.Namespace) -> tuple[ViewPolicy, EvalCrop]:
@@ -377,10 +374,8 @@ def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
     found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
     for ours, theirs in zip(wanted, found, strict=False):
         if ours.shape != theirs.shape:
-            raise UserError(
-                f"--init does not fit {target.name}: {theirs.name} is {tuple(theirs.shape)} there, "
-                f"{ours.name} is {tuple(ours.shape)} here"
-            )
+            there, here = (f"{w.name} is {tuple(w.shape)}" for w in (theirs, ours))
+            raise UserError(f"--init does not fit {target.name}: {there} there, {here} here")
     if len(found) != len(wanted):
         raise UserError(
             f"--init does not fit {target.name}: {len(found)} weights without the head there, {len(wanted)} here"

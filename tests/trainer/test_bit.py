@@ -196,7 +196,7 @@ def test_a_new_model_has_zero_logits():
     np.testing.assert_array_equal(bit(CLASSES, 32, depth=(1,))(pictures(2, 32)), 0)
 
 
-def test_every_variable_but_the_body_behind_a_zero_head_has_a_gradient(small_bit: tf.keras.Model, npz: Path):
+def test_every_variable_has_a_gradient(small_bit: tf.keras.Model, npz: Path):
     PublishedWeights(npz).load_into(small_bit)
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(small_bit(pictures(2, 33), training=True) ** 2)
@@ -205,6 +205,26 @@ def test_every_variable_but_the_body_behind_a_zero_head_has_a_gradient(small_bit
     ):
         assert np.isfinite(gradient).all(), variable.name
         assert np.abs(gradient).max() > 0, variable.name
+
+
+def test_forward_and_backward_pass_compile_with_xla(small_bit: tf.keras.Model, npz: Path):
+    """One device, static shapes: what a TPU needs."""
+    PublishedWeights(npz).load_into(small_bit)
+
+    def step(images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            logits = small_bit(images, training=True)
+            loss = tf.reduce_mean(logits**2)
+        return logits, tape.gradient(loss, small_bit.trainable_variables)
+
+    images = tf.constant(pictures(2, 33))
+    logits, gradients = step(images)
+    compiled_logits, compiled_gradients = tf.function(step, jit_compile=True)(images)
+    assert relative_error(compiled_logits.numpy(), logits.numpy()) < 1e-3
+    for variable, ours, theirs in zip(
+        small_bit.trainable_variables, compiled_gradients, gradients, strict=True
+    ):
+        assert np.abs(ours - theirs).max() < 1e-2 * np.abs(theirs).max(), variable.name
 
 
 def test_norms_standardisation_and_head_stay_float32_under_mixed_precision(arrays: Arrays, npz: Path):

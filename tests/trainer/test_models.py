@@ -37,8 +37,10 @@ def test_parameter_counts_and_shapes(name: str, num_classes: int, image_size: in
 
 
 def test_every_student_scales_its_input_first() -> None:
-    for name in STUDENTS:
-        scale = build(name, num_classes=3, image_size=32).layers[1]
+    # One BiT is enough: all are built alike.
+    for name in (name for name in STUDENTS if not name.startswith("bit_") or name == "bit_r50x1"):
+        with tf.Graph().as_default():  # variables without values
+            scale = build(name, num_classes=3, image_size=32).layers[1]
         assert isinstance(scale, tf.keras.layers.Rescaling)
         np.testing.assert_allclose(scale(tf.constant([0.0, 127.5, 255.0])), [-1, 0, 1], atol=1e-6)
 
@@ -83,7 +85,9 @@ def test_head_stays_float32_under_mixed_precision() -> None:
 
 
 def test_unknown_student_is_refused() -> None:
-    with pytest.raises(UserError, match="no student is named 'vgg'; choose one of resnet50v2, small, tiny"):
+    with pytest.raises(
+        UserError, match=r"no student is named 'vgg'; choose one of bit_r101x1, .*, resnet50v2, small, tiny"
+    ):
         build("vgg", num_classes=10, image_size=32)
 
 

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import run_command
+from pipeline.store.lock import writer_lock
 from pipeline.teacher import Teacher
 from tests import stores
 from tests.bit import (
@@ -404,6 +405,15 @@ def test_other_initial_weights_do_not_continue_a_run(
     assert re.search(r"init: [0-9a-f]{64} asked for, None in the checkpoint", line)
 
 
+def test_second_run_in_a_work_directory_is_refused(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run").mkdir()
+    with writer_lock(tmp_path / "run", flag="--workdir"):
+        code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
+    assert (code, "is writing it" in line) == (2, True)
+
+
 def test_split_without_another_to_evaluate_on_is_said(
     colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -428,6 +438,7 @@ def test_split_without_another_to_evaluate_on_is_said(
         ("--model=tiny", ["--learning_rate=-1"], "--learning_rate=-1.0: expected a finite number, 0 or more"),
         ("--model=tiny", ["--policy=heavy"], "--policy=heavy: expected one of inception, light"),
         ("--model=tiny", ["--recipe=soup"], "--recipe=soup: expected one of keras_example"),
+        ("--model=tiny", ["--workdir=/etc/passwd"], "--workdir=/etc/passwd: a file is in the way"),
         ("--model=tiny", ["--split=dev"], "--split=dev: .* has splits test, train"),
         ("--model=tiny", ["--dataset=nothing"], "--dataset=nothing: not found"),
         ("--model=tiny", ["--step=3"], r"unknown flag --step=3; did you mean --steps\?"),
@@ -540,6 +551,7 @@ def test_r101x3_is_exported_and_precomputes_a_shard(tmp_path: Path, monkeypatch:
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     assert [shard["records"] for shard in manifest["splits"]["views"]["shards"]] == [256]
     peak = int(done.stdout.split("peak KiB:")[1]) * 1024
+    assert peak < 6 << 30
     print(
         f"\nR101x3: built and exported in {exported:.0f} s; one shard of 256 views in {seconds:.0f} s, peak "
         f"{peak / 2**30:.2f} GiB\n{done.stdout}"

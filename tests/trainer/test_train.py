@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
+from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
@@ -137,6 +138,23 @@ def test_exported_student_serves_the_trained_student_s_logits_without_our_code(
     trained = run.student(images, training=False).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), trained, rtol=1e-5, atol=1e-6)
     assert np.abs(trained - fresh).max() > 1e-2
+
+
+def test_finished_run_is_not_done_again(finished: Finished, capsys: pytest.CaptureFixture[str]):
+    before = {name: (finished.workdir / name).read_bytes() for name in ("result.json", "metrics.jsonl")}
+    assert main(finished.argv) == 0
+    out = capsys.readouterr().out
+    assert "nothing to do: the run there is finished" in out
+    assert "test: student " in out
+    assert before == {name: (finished.workdir / name).read_bytes() for name in before}
+
+
+def test_second_trainer_in_a_workdir_is_refused(finished: Finished):
+    with (
+        writer_lock(finished.workdir, flag="--workdir"),
+        pytest.raises(UserError, match=f"--workdir={finished.workdir}: process .* is writing it"),
+    ):
+        main(finished.argv)
 
 
 def test_nothing_temporary_is_left(finished: Finished):
