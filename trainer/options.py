@@ -30,7 +30,7 @@ def make_parser() -> Parser:
     add("--steps", type=positive, help="steps to train, instead of --epochs")
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
-    add("--allow_short_run", action="store_true", help="allow a warm-up as long as the run")
+    add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
     add("--student", help=f"one of {', '.join(sorted(STUDENTS))}")
     add("--batch_size", type=positive, help="views a step")
     add("--temperature", type=float, help="of the loss; by default the store's")
@@ -41,6 +41,7 @@ def make_parser() -> Parser:
     add("--decay_kernels_only", action=argparse.BooleanOptionalAction, help="spare biases and norms")
     add("--clip", choices=get_args(Clip), help="of gradients")
     add("--clip_norm", type=float, help="of gradients")
+    add("--epsilon", type=float, help="of AdamW")
     add("--warmup_steps", type=whole, help="linear warm-up")
     add("--seed", type=whole, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
@@ -86,7 +87,9 @@ class TrainOptions:
         Length and schedule are left out: a finished run may be extended.
         """
         recipe = {
-            k: v for k, v in self.recipe.to_json().items() if k not in ("source", "warmup_steps", "views")
+            k: v
+            for k, v in self.recipe.to_json().items()
+            if k not in ("source", "warmup_steps", "views", "epochs", "allow_short_run")
         }
         return {
             "spec": spec_digest,
@@ -109,10 +112,12 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     if not flags.allow_recipe_mismatch:
         check_views(name, spec)
     given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
+    if flags.epochs and flags.steps:
+        raise UserError("give either --epochs or --steps")
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     if recipe.student not in STUDENTS:
         raise UserError(f"--student={recipe.student}: expected one of {', '.join(sorted(STUDENTS))}")
-    epochs = flags.epochs if flags.epochs or flags.steps else store.epochs
+    epochs = None if flags.steps else recipe.epochs or store.epochs
     length = RunLength.of(
         epochs=epochs,
         steps=flags.steps,
@@ -127,7 +132,7 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
             f"more epochs, or train for --epochs={store.epochs}"
         )
     warmup_steps = length.steps // 20 if recipe.warmup_steps is None else recipe.warmup_steps
-    if warmup_steps >= length.steps and not flags.allow_short_run:
+    if warmup_steps >= length.steps and not recipe.allow_short_run:
         raise UserError(
             f"--warmup_steps={warmup_steps}: the run has {length.steps} steps and would never leave its warm-up; "
             "train longer, warm up shorter, or pass --allow_short_run"

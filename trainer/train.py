@@ -68,6 +68,7 @@ class Run:
             decay_kernels_only=recipe.decay_kernels_only,
             clip=recipe.clip,
             clip_norm=recipe.clip_norm,
+            epsilon=recipe.epsilon,
         )
         self.distiller = Distiller(
             self.student,
@@ -199,7 +200,9 @@ def describe(options: TrainOptions, store: Store) -> str:
     )
     if length.online_from < length.steps:
         text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
-    epochs = options.flags["epochs"] or (None if options.flags["steps"] else store.epochs)
+    if options.warmup_steps >= length.steps:
+        text = f"warm-up of {options.warmup_steps} steps is longer than this run of {length.steps}: the rate never gets to its peak\n{text}"
+    epochs = None if options.flags["steps"] else recipe.epochs or store.epochs
     if epochs is not None and (left := length.left_over(epochs)):
         text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
     return text
