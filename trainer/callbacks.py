@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluation, Evaluator
+from trainer.preemption import Preempted, Preemption
 from trainer.steps import RunLength
 
 
@@ -110,6 +111,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         log_every: int,
         checkpoints: Checkpoints,
         checkpoint_every: int,
+        preemption: Preemption | None = None,
         evaluator: Evaluator | None,
         learning_rate: Callable[[int], float],
     ) -> None:
@@ -124,6 +126,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._log_every = log_every
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
+        self._preemption = preemption
         self._evaluator = evaluator
         self._learning_rate = learning_rate
         self._bar = tqdm(
@@ -148,6 +151,9 @@ class RunCallback(tf.keras.callbacks.Callback):
             self._since = (self.step, time.perf_counter())
         if self.step % self._log_every == 0 or self.step == self._length.steps:
             self._write(logs or {})
+        if self._preemption is not None and self._preemption.requested:
+            self._checkpoints.save(self.step)
+            raise Preempted(self.step)
         # The last step of an interval is done when it is evaluated: a run that dies in between repeats it.
         if self.step % self._checkpoint_every == 0 and batch + 1 < self.params["steps"]:
             self._checkpoints.save(self.step)
@@ -168,17 +174,27 @@ class RunCallback(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """An interval ends: evaluates and saves."""
         del epoch, logs
-        if self._evaluator is not None:
-            self.last = self._evaluator.evaluate(self.model.student)
-            self._log.write(self.step, self.last.to_json(), prefix=f"eval_{self._evaluator.split}")
-            tqdm.write(
-                f"step {self.step}: {self._evaluator.split} top-1 {self.last.student_top1:.2%}, agreement "
-                f"{self.last.agreement:.2%}, distillation loss {self.last.distillation_loss:.4f}"
-            )
-            if self.best is None or self.last.student_top1 > self.best.student_top1:
-                self.best = self.last
-                self._checkpoints.save_best(self.step)
+        self._evaluate()
         self._checkpoints.save(self.step)
+
+    def catch_up(self) -> None:
+        """Evaluates the interval that a preempted run ended with, if it had no time to."""
+        kind = None if self._evaluator is None else f"eval_{self._evaluator.split}"
+        if not any(line["kind"] == kind and line["step"] == self.step for line in self._log.kept):
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        if self._evaluator is None:
+            return
+        self.last = self._evaluator.evaluate(self.model.student)
+        self._log.write(self.step, self.last.to_json(), prefix=f"eval_{self._evaluator.split}")
+        tqdm.write(
+            f"step {self.step}: {self._evaluator.split} top-1 {self.last.student_top1:.2%}, agreement "
+            f"{self.last.agreement:.2%}, distillation loss {self.last.distillation_loss:.4f}"
+        )
+        if self.best is None or self.last.student_top1 > self.best.student_top1:
+            self.best = self.last
+            self._checkpoints.save_best(self.step)
 
     def close(self) -> None:
         """Ends the bar and the log."""

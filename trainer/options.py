@@ -13,6 +13,7 @@ from trainer.models import STUDENTS
 from trainer.optimizers import Clip, DecayMode
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
 from trainer.steps import RunLength
+from trainer.strategy import STRATEGIES
 
 
 def make_parser() -> Parser:
@@ -43,6 +44,8 @@ def make_parser() -> Parser:
     add("--clip_norm", type=float, help="of gradients")
     add("--epsilon", type=float, help="of AdamW")
     add("--warmup_steps", type=whole, help="linear warm-up")
+    add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
+    add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
     add("--seed", type=whole, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")

@@ -14,6 +14,7 @@ from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import RecordSource
 from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
+from trainer.strategy import replica_starts
 
 
 def replay_input(
@@ -38,18 +39,28 @@ def replay_input(
     return ViewInput(records or store.views, source, batch_size)
 
 
-def step_batches(view_input: ViewInput, start: int, stop: int, *, with_stored: bool) -> tf.data.Dataset:
+def step_batches(
+    view_input: ViewInput,
+    start: int,
+    stop: int,
+    *,
+    with_stored: bool,
+    replicas: int = 1,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
     """The batches of steps `start .. stop - 1`, as the Distiller takes them.
 
     Args:
-      view_input: of batch size B, K = B + 2 crops a batch.
+      view_input: of a replica's batch size b, K = b + 2 crops a batch.
       start: first step.
       stop: one past the last step.
       with_stored: whether to say which views are stored: only where a teacher fills in the others.
+      replicas: R; a step is R batches, of R * b views in all.
+      context: which of several input pipelines this is, under a strategy.
 
     Returns:
-      Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [B], `ratio` float32 [B], `logits` float32 [B, C]
-      and, `with_stored`, `stored` bool [B]; cardinality `stop - start`.
+      Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [b], `ratio` float32 [b], `logits` float32 [b, C]
+      and, `with_stored`, `stored` bool [b]; a batch for each step and each replica that this pipeline feeds.
     """
     size = view_input.batch_size
 
@@ -62,9 +73,12 @@ def step_batches(view_input: ViewInput, start: int, stop: int, *, with_stored: b
         }
         return {**out, "stored": batch["stored"][:size]} if with_stored else out
 
-    starts = tf.data.Dataset.range(start * size, stop * size, size)
-    batches = view_input.dataset(starts).map(select)
-    options = tf.data.Options()
-    # Batches of a function of the step are made by hand for each replica (law 5), never by splitting.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+    starts = replica_starts(
+        start,
+        stop,
+        batch_size=size * replicas,
+        replicas=replicas,
+        pipeline=context.input_pipeline_id if context else 0,
+        pipelines=context.num_input_pipelines if context else 1,
+    )
+    return view_input.dataset(starts).map(select)

@@ -7,40 +7,30 @@ by leading dimension, which breaks the partners' indices.
 
 from __future__ import annotations
 
-import json
-import os
-from typing import Any
-
 import tensorflow as tf
 
 from pipeline.errors import UserError
 
-STRATEGIES = ("default", "mirrored", "multiworker", "tpu")
+STRATEGIES = ("default", "mirrored")
 
 
-def make_strategy(name: str, *, replicas: int | None = None, tpu: str = "local") -> tf.distribute.Strategy:
+def make_strategy(name: str, *, replicas: int | None = None) -> tf.distribute.Strategy:
     """The strategy of a run; must be called before TensorFlow has used a device.
 
     Args:
-      name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none;
-        `multiworker` takes its peers from TF_CONFIG.
-      replicas: of `mirrored` on CPU.
-      tpu: the TPU's name, or `local` on a TPU VM.
+      name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none.
+      replicas: of `mirrored`.
 
     Raises:
       UserError: there is no such strategy, or what it needs is not there.
     """
-    if replicas is not None and name != "mirrored":
-        raise UserError(f"--replicas={replicas}: only --strategy=mirrored takes it, got --strategy={name}")
-    if name == "default":
-        return tf.distribute.get_strategy()
+    if name not in STRATEGIES:
+        raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
     if name == "mirrored":
         return _mirrored(replicas)
-    if name == "multiworker":
-        return _multiworker()
-    if name == "tpu":
-        return _tpu(tpu)
-    raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
+    if replicas is not None:
+        raise UserError(f"--replicas={replicas}: only --strategy=mirrored takes it, got --strategy={name}")
+    return tf.distribute.get_strategy()
 
 
 def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
@@ -59,36 +49,6 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
                 f"--replicas={replicas}: TensorFlow has already started with fewer devices"
             ) from error
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-
-def _multiworker() -> tf.distribute.Strategy:
-    text = os.environ.get("TF_CONFIG", "")
-    try:
-        config: dict[str, Any] = json.loads(text)
-        workers, task = config["cluster"]["worker"], config["task"]
-        valid = task["type"] == "worker" and 0 <= int(task["index"]) < len(workers)
-    except (ValueError, KeyError, TypeError):
-        valid = False
-    if not valid:
-        raise UserError(
-            "--strategy=multiworker: TF_CONFIG has to name the workers and this one, such as "
-            '{"cluster": {"worker": ["HOST1:PORT", "HOST2:PORT"]}, "task": {"type": "worker", "index": 0}}; '
-            f"got {text or 'nothing'}"
-        )
-    return tf.distribute.MultiWorkerMirroredStrategy()
-
-
-def _tpu(name: str) -> tf.distribute.Strategy:
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, KeyError, OSError, RuntimeError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--strategy=tpu --tpu={name}: no TPU there ({reason}); on a TPU VM use --tpu=local"
-        ) from error
-    return tf.distribute.TPUStrategy(resolver)
 
 
 def replica_batch_size(batch_size: int, replicas: int) -> int:
@@ -123,8 +83,4 @@ def replica_starts(
     local = replicas // pipelines
     size = batch_size // replicas
     indices = tf.data.Dataset.range(start * local, stop * local)
-    return indices.map(
-        lambda k: (k // local) * batch_size + (pipeline * local + k % local) * size,
-        num_parallel_calls=1,
-        deterministic=True,
-    )
+    return indices.map(lambda k: (k // local) * batch_size + (pipeline * local + k % local) * size)

@@ -10,6 +10,7 @@ an interruption and it continues from its latest checkpoint.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from trainer.evaluate import Evaluator
 from trainer.online import ContinuedViews
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
+from trainer.preemption import EXIT_PREEMPTED, Preempted, Preemption
 from trainer.replay import replay_input, step_batches
 from trainer.schedules import Scaled, WarmupCosine
-from trainer.steps import cut_segments
+from trainer.steps import Segment, cut_segments
+from trainer.strategy import make_strategy, replica_batch_size
 
 STUDENT_DIRECTORY = "student"
 RESULT_FILE = "result.json"
@@ -47,14 +50,45 @@ class Run:
     Args:
       options: resolved flags.
       store: to train on.
+      strategy: of its replicas; one by default.
+      preemption: says when to save and stop.
     """
 
-    def __init__(self, options: TrainOptions, store: Store) -> None:
+    def __init__(
+        self,
+        options: TrainOptions,
+        store: Store,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        preemption: Preemption | None = None,
+    ) -> None:
+        self._preemption = preemption or Preemption()
         flags, recipe = options.flags, options.recipe
         self.options, self.store = options, store
         self.workdir = Path(flags["workdir"])
         self.dataset = open_dataset(store, "views", data_dir=flags["data_dir"])
         self.teacher = self._load_teacher()
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.replicas = int(self.strategy.num_replicas_in_sync)
+        with self.strategy.scope():
+            self._build()
+        self.input: ViewInput = replay_input(
+            store,
+            self.dataset,
+            batch_size=replica_batch_size(recipe.batch_size, self.replicas),
+            image_cache_bytes=flags["image_cache_bytes"],
+            records=None if self.teacher is None else ContinuedViews.of(store),
+        )
+        self.checkpoints = Checkpoints(
+            self.workdir / "checkpoints",
+            student=self.student,
+            optimizer=self.optimizer,
+            identity=options.identity(store.spec.digest()),
+        )
+
+    def _build(self) -> None:
+        """Student, optimizer and distiller, in the strategy's scope."""
+        options, store, recipe = self.options, self.store, self.options.recipe
         self.student = models.build(
             recipe.student, num_classes=store.spec.num_classes, image_size=store.spec.policy.image_size
         )
@@ -78,19 +112,6 @@ class Run:
             round_trip=store.spec.make_codec().round_trip,
         )
         self.distiller.compile(optimizer=self.optimizer)
-        self.input: ViewInput = replay_input(
-            store,
-            self.dataset,
-            batch_size=recipe.batch_size,
-            image_cache_bytes=flags["image_cache_bytes"],
-            records=None if self.teacher is None else ContinuedViews.of(store),
-        )
-        self.checkpoints = Checkpoints(
-            self.workdir / "checkpoints",
-            student=self.student,
-            optimizer=self.optimizer,
-            identity=options.identity(store.spec.digest()),
-        )
 
     def _load_teacher(self) -> Teacher | None:
         path = self.options.flags["teacher"]
@@ -135,11 +156,15 @@ class Run:
             log_every=self.options.flags["log_every"],
             checkpoints=self.checkpoints,
             checkpoint_every=self.options.flags["checkpoint_every"],
+            preemption=self._preemption,
             evaluator=None if split is None else self.evaluator(split),
             learning_rate=lambda step: float(self.learning_rate.numpy(step)),
         )
+        callback.set_model(self.distiller)
         begun = time.monotonic()
         try:
+            if first and first % self.options.eval_every == 0:
+                callback.catch_up()
             self._fit(first, callback)
         finally:
             callback.close()
@@ -159,7 +184,7 @@ class Run:
         )
         for segment in segments:
             callback.source = "online" if segment.online else "replay"
-            batches = step_batches(self.input, segment.start, segment.stop, with_stored=segment.online)
+            batches = self._batches(segment)
             try:
                 self.distiller.fit(
                     batches,
@@ -171,12 +196,29 @@ class Run:
             except tf.errors.OpError as error:
                 raise self._explain(error, callback.step) from error
 
+    def _batches(self, segment: Segment) -> tf.data.Dataset:
+        """The input of a segment; under a strategy each replica takes its own part of a step's views."""
+
+        def build(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+            return step_batches(
+                self.input,
+                segment.start,
+                segment.stop,
+                with_stored=segment.online,
+                replicas=self.replicas,
+                context=context,
+            )
+
+        if self.replicas == 1:
+            return build()
+        return self.strategy.distribute_datasets_from_function(build)
+
     def _explain(self, error: Exception, step: int) -> Exception:
         """The DataError behind TensorFlow's, looked for among the batches that were under way."""
         if (found := find_error(error)) is not None:
             return found
-        size = self.options.recipe.batch_size
-        for start in range(step * size, min(step + _PREFETCHED, self.options.length.steps) * size, size):
+        batch, size = self.options.recipe.batch_size, self.input.batch_size
+        for start in range(step * batch, min(step + _PREFETCHED, self.options.length.steps) * batch, size):
             try:
                 next(self.input.batches(np.array([start])))
             except DataError as cause:
@@ -244,6 +286,7 @@ def train(run: Run) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
+    strategy = make_strategy(flags.strategy, replicas=flags.replicas)  # before TensorFlow uses a device
     store = Store(flags.store)
     store.spec.check_renderer()
     options = resolve(flags, store)
@@ -257,9 +300,13 @@ def main(argv: list[str]) -> int:
     print(describe(options, store), flush=True)
     # Keras and TensorFlow warn of short runs' retracing and of what callbacks take; nothing is wrong then.
     tf.get_logger().setLevel("ERROR")
-    with writer_lock(workdir, flag="--workdir"):
-        run = Run(options, store)
-        result = finished_result(run) or train(run)
+    with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
+        run = Run(options, store, strategy=strategy, preemption=preemption)
+        try:
+            result = finished_result(run) or train(run)
+        except Preempted as stop:
+            print(stop, file=sys.stderr)
+            return EXIT_PREEMPTED
     for name, figures in result["evaluation"].items():
         print(
             f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "

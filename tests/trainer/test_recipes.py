@@ -33,7 +33,9 @@ def test_every_recipe_names_what_exists_and_says_where_it_is_from(name: str):
 
 
 def test_unknown_recipe_is_refused_with_the_choices():
-    with pytest.raises(UserError, match=r"--recipe=slow: expected one of bit_flowers_fast, .*, default, demo"):
+    with pytest.raises(
+        UserError, match=r"--recipe=slow: expected one of bit_flowers_fast, .*, default, demo"
+    ):
         train_recipe("slow")
 
 
