@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import stores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_models() -> Iterator[None]:
+    """Keras and TensorFlow keep what a module's tests built until they are told; BiT nets are large."""
+    yield
+    tf.keras.backend.clear_session()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -207,6 +207,7 @@ def test_every_variable_has_a_gradient(small_bit: tf.keras.Model, npz: Path):
         assert np.abs(gradient).max() > 0, variable.name
 
 
+@pytest.mark.slow
 def test_forward_and_backward_pass_compile_with_xla(small_bit: tf.keras.Model, npz: Path):
     """One device, static shapes: what a TPU needs."""
     PublishedWeights(npz).load_into(small_bit)
