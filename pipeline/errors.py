@@ -69,6 +69,16 @@ def _of_the_system(error: Exception) -> UserError | None:
     return None
 
 
+def _interrupted() -> int:
+    print("interrupted; what was published stays, run the same command to continue", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _told(error: UserError | DataError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
 
@@ -79,17 +89,18 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
     except KeyboardInterrupt:
-        print("interrupted; what was published stays, run the same command to continue", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        code = _interrupted()
     except BrokenPipeError:  # `... | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         found = find_error(error) or _of_the_system(error)
-        if found is None:
+        if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in _chain(error)):
+            code = _interrupted()  # Beam has made another exception of it
+        elif found is None:
             raise
-        print(f"error: {found}", file=sys.stderr)
-        code = found.exit_code
+        else:
+            code = _told(found)
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)

@@ -41,7 +41,8 @@ from pipeline.options import (
 )
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
-from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
+from pipeline.store.metadata import INFO_FILE, SplitManifest, load_manifest, publish_metadata
+from pipeline.store.reader import Store
 from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec, differences
 from pipeline.worker import (
@@ -215,8 +216,12 @@ def open_store(path: str) -> Path:
     return store
 
 
-def claim_store(store: Path, spec: Spec) -> None:
-    """Under the lock: writes the spec, or compares it with the one that is there."""
+def check_store(store: Path, spec: Spec) -> None:
+    """Under the lock: compares the spec that is there, and the published shards' files with the manifest.
+
+    Raises:
+      DataError: another spec, or a published shard that is missing or of another size.
+    """
     for directory in (store, split_directory(store, "eval")):
         if directory.is_dir():
             remove_temporaries(directory)
@@ -224,7 +229,13 @@ def claim_store(store: Path, spec: Spec) -> None:
         stored = Spec.load(store)
         stored.check_renderer()
         spec.check_same(stored, store=str(store))
-    else:
+        if (store / INFO_FILE).exists():
+            Store(store).check_files()
+
+
+def claim_store(store: Path, spec: Spec) -> None:
+    """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
+    if not (store / SPEC_FILE).exists():
         write_text(store / SPEC_FILE, spec.to_json())
     split_directory(store, "eval").mkdir(exist_ok=True)
 
@@ -379,7 +390,7 @@ def main(argv: list[str]) -> int:
     store = open_store(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
     with writer_lock(store):
-        claim_store(store, options.spec)
+        check_store(store, options.spec)
         tasks, identities = pending_tasks(options)
         if not tasks:
             print(f"nothing to do: {options.epochs} epochs or more are published")
@@ -396,6 +407,7 @@ def main(argv: list[str]) -> int:
         shared = Shared()
         worker = shared.acquire(lambda: ShardWorker(job), tag=job)
         print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
+        claim_store(store, options.spec)
         begun = time.monotonic()
         with Progress(options.store, tasks):
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)

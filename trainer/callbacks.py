@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
+from pipeline.errors import UserError
 from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluation, Evaluator
@@ -160,6 +162,11 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def _write(self, logs: dict[str, Any]) -> None:
         figures: dict[str, Any] = {name: float(value) for name, value in logs.items()}
+        if not math.isfinite(figures.get("loss", 0.0)):
+            raise UserError(
+                f"step {self.step}: the loss is {figures['loss']}; lower --learning_rate, and start in another --workdir "
+                "if the latest checkpoint was saved too late"
+            )
         now = time.perf_counter()  # after the values have come from the device
         figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
         figures["learning_rate"] = self._learning_rate(self.step - 1)

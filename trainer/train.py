@@ -10,6 +10,7 @@ an interruption and it continues from its latest checkpoint.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,8 +22,9 @@ import tensorflow as tf
 from pipeline.errors import DataError, UserError, find_error, run_command
 from pipeline.provenance import load_teacher, open_dataset
 from pipeline.store.files import replace_directory, write_text
-from pipeline.store.lock import writer_lock
+from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
+from pipeline.store.spec import SPEC_FILE
 from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
 from trainer import models
@@ -256,8 +258,12 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     done = run.checkpoints.restore() == run.options.length.steps
     if not (done and path.exists() and (run.workdir / STUDENT_DIRECTORY).exists()):
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    if result.get("steps") != run.options.length.steps:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        complete = result["steps"] == run.options.length.steps and "evaluation" in result
+    except (ValueError, KeyError, TypeError):
+        complete = False  # damaged: it is written again
+    if not complete:
         return None
     print("nothing to do: the run there is finished", flush=True)
     return result
@@ -267,7 +273,8 @@ def train(run: Run) -> dict[str, Any]:
     """Trains, evaluates on every held-out split that the store knows, exports; returns what result.json says."""
     store, options = run.store, run.options
     training = run.train()
-    splits = [name for name in store.eval_splits if name != store.spec.dataset["split"]]
+    trained_on = re.findall(r"\w+", store.spec.dataset["split"])  # `train[:90%]` is part of `train`
+    splits = [name for name in store.eval_splits if name not in trained_on]
     evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
     run.export()
     result = {
@@ -288,12 +295,18 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     strategy = make_strategy(flags.strategy, replicas=flags.replicas)  # before TensorFlow uses a device
     store = Store(flags.store)
+    store.check_files()
     store.spec.check_renderer()
     options = resolve(flags, store)
     workdir = Path(flags.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
     workdir.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in workdir.iterdir()}
+    if SPEC_FILE in names or (names and not names & {LOCK_FILE, "checkpoints"}):  # a store, or something else
+        raise UserError(
+            f"--workdir={workdir}: not empty and not a run's directory ({min(names)}, ...); name another"
+        )
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)

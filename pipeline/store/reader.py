@@ -150,6 +150,22 @@ class Store:
             num_examples=self.spec.num_examples if name == "views" else manifest.records,
         )
 
+    def check_files(self) -> None:
+        """Whether every published shard is there and as long as the manifest says; opens none.
+
+        Raises:
+          DataError: one is not; named with both sizes.
+        """
+        for reader in (self.views, *map(self.eval_reader, self.eval_splits)):
+            for number, info in enumerate(reader.manifest.shards):
+                path = reader.directory / shard_name(reader.split, number)
+                size = path.stat().st_size if path.is_file() else "no"
+                if size != info.bytes:
+                    raise DataError(
+                        f"{path}: {size} bytes here, {info.bytes} in the manifest; bring the file back from a copy, or "
+                        "precompute into another --store"
+                    )
+
     @property
     def epochs(self) -> int:
         """Whole epochs stored."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, UserError, find_error, run_command
 from pipeline.precompute import (
+    check_store,
     claim_store,
     cut_shards,
     main,
@@ -254,6 +255,7 @@ def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path,
     (tmp_path / ".lock").write_text("{}")
     (tmp_path / ".tmp-spec.json-1-ab").write_text("{")
     assert open_store(str(tmp_path)) == tmp_path
+    check_store(tmp_path, spec)
     claim_store(tmp_path, spec)
     assert Spec.load(tmp_path) == spec
     assert not list(tmp_path.glob(".tmp-*"))
@@ -263,7 +265,7 @@ def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: S
     other = dataclasses.replace(spec, seed=9, codec="float32")
     before = (store / SPEC_FILE).read_bytes()
     with pytest.raises(DataError) as caught:
-        claim_store(store, other)
+        check_store(store, other)
     assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
     assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
     assert (store / SPEC_FILE).read_bytes() == before

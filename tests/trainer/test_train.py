@@ -149,6 +149,20 @@ def test_finished_run_is_not_done_again(finished: Finished, capsys: pytest.Captu
     assert before == {name: (finished.workdir / name).read_bytes() for name in before}
 
 
+def test_workdir_that_holds_something_else_is_refused_and_left_alone(
+    published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    thesis = tmp_path / "student" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    code, message = fail(arguments(published_store, tmp_path, data_dir), capsys)
+    assert code == EXIT_USER_ERROR
+    assert "not empty and not a run's directory" in message
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [thesis]
+    code, message = fail(arguments(published_store, published_store, data_dir), capsys)
+    assert code == EXIT_USER_ERROR
+
+
 def test_second_trainer_in_a_workdir_is_refused(finished: Finished):
     with (
         writer_lock(finished.workdir, flag="--workdir"),
@@ -337,12 +351,14 @@ def test_damaged_view_deep_in_a_run_is_named(
     store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     forge_records(store, 43, crop_hash=0xDEADBEEF)
-    code, message = fail(arguments(store, tmp_path, data_dir, "--log_every=1", "--eval_every=100"), capsys)
+    code, message = fail(
+        arguments(store, tmp_path / "run", data_dir, "--log_every=1", "--eval_every=100"), capsys
+    )
     assert code == EXIT_DATA_ERROR
     assert "view 43 " in message
     assert "crop fingerprint is" in message
     assert "deadbeef in the store" in message
-    assert max(losses(tmp_path)) <= 43 // 5  # the step of view 43 was not made
+    assert max(losses(tmp_path / "run")) <= 43 // 5  # the step of view 43 was not made
 
 
 def test_data_set_with_other_metadata_is_refused(
@@ -379,7 +395,7 @@ def test_flipped_byte_in_a_shard_is_refused(
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     stored = Store(store).views.manifest.shards[1].sha256
-    code, message = fail(arguments(store, tmp_path, data_dir), capsys)
+    code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert f"{shard}: sha256 is " in message
     assert f"{stored[:16]} in the manifest" in message
@@ -401,7 +417,7 @@ def test_changed_spec_is_refused(
     store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     before, after = change_spec(store, temperature=3.0)
-    code, message = fail(arguments(store, tmp_path, data_dir), capsys)
+    code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert (
         f"{store / SPEC_FILE}: digest is {after[:16]} for what it says, {before[:16]} as written" in message
@@ -414,7 +430,7 @@ def test_spec_of_another_store_is_refused(
     before, after = change_spec(store, seed=1)
     path = store / SPEC_FILE
     path.write_text(path.read_text().replace(before, after))
-    code, message = fail(arguments(store, tmp_path, data_dir), capsys)
+    code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert f"belongs to spec {before[:16]}, this store's spec is {after[:16]}" in message
 
@@ -426,7 +442,7 @@ def test_machine_that_renders_differently_is_refused(
     before, after = change_spec(store, render_probe="0123abcd")
     for path in (store / SPEC_FILE, store / MANIFEST_FILE, store / "eval" / MANIFEST_FILE):
         path.write_text(path.read_text().replace(before, after))
-    code, message = fail(arguments(store, tmp_path, data_dir), capsys)
+    code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert "this machine's TensorFlow renders differently" in message
     assert f"{here} here, 0123abcd in the spec" in message
