@@ -24,11 +24,11 @@ class Parser(argparse.ArgumentParser):
         """All flags, `--help` included."""
         return [name for action in self._actions for name in action.option_strings]
 
-    def refuse(self, unknown: Sequence[str]) -> None:
-        """Raises UserError for the first unknown argument, with the nearest flag."""
+    def refuse(self, unknown: Sequence[str], *, also: Sequence[str] = ()) -> None:
+        """Raises UserError for the first unknown argument, with the nearest flag, of ours or `also`."""
         if unknown:
             name = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(name, self.flag_names(), n=1)
+            near = difflib.get_close_matches(name, [*self.flag_names(), *also], n=1)
             hint = f"; did you mean {near[0]}?" if near else " (--help lists the flags)"
             raise UserError(f"unknown flag {unknown[0]}{hint}")
 

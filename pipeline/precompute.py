@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 from apache_beam.utils.shared import Shared
-from tqdm import tqdm
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError, run_command
@@ -39,6 +37,7 @@ from pipeline.options import (
     make_parser,
     resolve,
 )
+from pipeline.progress import Progress
 from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import INFO_FILE, SplitManifest, load_manifest, publish_metadata
@@ -50,14 +49,12 @@ from pipeline.worker import (
     PrecomputeJob,
     ShardResult,
     ShardWorker,
-    progress_path,
     split_directory,
 )
 
 Identity = dict[str, Any]  # of a data set
 
 _METRICS = "precompute"
-_POLL_SECONDS = 0.5
 _LONG_SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 
 
@@ -240,42 +237,6 @@ def claim_store(store: Path, spec: Spec) -> None:
     split_directory(store, "eval").mkdir(exist_ok=True)
 
 
-class Progress:
-    """A bar over the views of all pending shards, from what the workers note beside the store."""
-
-    def __init__(self, store: str, tasks: list[ShardTask]) -> None:
-        self._paths = [progress_path(store, task) for task in tasks]
-        self._total = sum(task.records for task in tasks)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Progress:
-        for path in self._paths:  # of a run that died
-            path.unlink(missing_ok=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        with tqdm(total=self._total, unit=" views", desc="precompute", dynamic_ncols=True) as bar:
-            while not self._ended.wait(_POLL_SECONDS):
-                self._show(bar)
-            self._show(bar)
-
-    def _show(self, bar: tqdm) -> None:
-        done = 0
-        for path in self._paths:
-            try:
-                done += int(path.read_text() or 0)
-            except (OSError, ValueError):  # not begun; or published, and its notes gone
-                continue
-        if done > bar.n:
-            bar.update(done - bar.n)
-
-
 def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     """Beam's options from the flags that are not ours.
 
@@ -288,9 +249,7 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
             options._add_argparse_args(theirs)
     known, unknown = theirs.parse_known_args(arguments)
     if unknown:
-        for name in theirs.flag_names():
-            parser.add_argument(name) if name not in parser.flag_names() and name.startswith("--") else None
-        parser.refuse(unknown)
+        parser.refuse(unknown, also=theirs.flag_names())
     try:
         create_runner(known.runner or "DirectRunner")
     except (ValueError, ImportError, AttributeError) as error:
