@@ -275,9 +275,11 @@ def _is_complete(path: Path, complete: str) -> bool:
     """True if `path` is published. An empty or absent one is not; anything else there is a UserError."""
     if (path / complete).is_file():
         return True
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise _in_the_way(path)
-    return False
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    if (path / complete).is_file():  # published by another process since the first look
+        return True
+    raise _in_the_way(path)
 
 
 @contextlib.contextmanager

@@ -177,6 +177,21 @@ def test_processes_at_once_build_once(tmp_path):
     assert contents(path) == {"done": b"whole"}
 
 
+def test_published_between_two_looks_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "thing"
+    is_file = Path.is_file
+
+    def published_after_this_look(self):
+        found = is_file(self)
+        if not found:
+            path.mkdir()
+            (path / "done").write_text("whole")
+        return found
+
+    monkeypatch.setattr(Path, "is_file", published_after_this_look)
+    assert demo._is_complete(path, "done")
+
+
 def test_teacher_is_a_keras_model_and_a_saved_model_with_named_ends(quick, tmp_path, capsys):
     path = demo.prepare_teacher(tmp_path / "teachers" / "mine")
     captured = capsys.readouterr()
