@@ -8,11 +8,13 @@ them out again.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_DATA_ERROR = 3
@@ -79,7 +81,7 @@ def _told(error: UserError | DataError) -> int:
     return error.exit_code
 
 
-def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
     """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
 
     Args:
@@ -104,3 +106,16 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def run_module(name: str) -> NoReturn:
+    """Runs the command that is a module's `main`, the module's import included.
+
+    For the first lines of that module, before its other imports, under `if __name__ == "__main__"`: TensorFlow
+    and Beam take seconds to import, and a Ctrl-C in them must end like any other. It also means that the
+    module is known by its name rather than as `__main__`, by which no other process could import it.
+
+    Args:
+      name: of the module, such as `trainer.train`.
+    """
+    run_command(lambda argv: importlib.import_module(name).main(argv))

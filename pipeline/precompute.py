@@ -12,9 +12,12 @@ This is the only module that imports Beam.
 
 from __future__ import annotations
 
-import importlib
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("pipeline.precompute")
+
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +30,7 @@ from apache_beam.runners.runner import create_runner
 from apache_beam.utils.shared import Shared
 
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError, run_command
+from pipeline.errors import DataError, UserError
 from pipeline.flags import Parser
 from pipeline.options import (
     DEMO_STORE,
@@ -372,8 +375,3 @@ def main(argv: list[str]) -> int:
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
         print(summarize(options.store, options.spec, counters, time.monotonic() - begun))
     return 0
-
-
-if __name__ == "__main__":
-    # Under `-m` this file is `__main__`, which workers cannot import; the module is the same by its name.
-    run_command(importlib.import_module("pipeline.precompute").main, sys.argv[1:])

@@ -9,14 +9,18 @@ more than the codec's rounding and the arithmetic of another machine allow; 3 ot
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("pipeline.verify")
+
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.errors import DataError, UserError, run_command
+from pipeline.errors import DataError, UserError
 from pipeline.flags import Parser, whole
 from pipeline.provenance import find_data_dir, find_teacher
 from pipeline.store.reader import SplitReader, Store
@@ -153,7 +157,3 @@ def main(argv: list[str]) -> int:
             f"{flags.store}: the store is not what its spec's teacher gives for its views; do not train on it"
         )
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main, sys.argv[1:])

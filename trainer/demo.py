@@ -6,6 +6,11 @@ cores the first time; what is done is not done again.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("trainer.demo")
+
 import json
 import subprocess
 import sys
@@ -13,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import run_command
 from pipeline.flags import Parser
 
 
@@ -58,7 +62,3 @@ def main(argv: list[str]) -> int:
     ]
     print(f"\n{table(rows)}")
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -11,6 +11,11 @@ signature `serving_default`, `image` float32 [B, S, S, 3] in 0..255 to `logits` 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("trainer.teacher")
+
 import argparse
 import dataclasses
 import json
@@ -22,7 +27,7 @@ import tensorflow as tf
 
 from pipeline import demo
 from pipeline.dataset import Dataset
-from pipeline.errors import UserError, run_command
+from pipeline.errors import UserError
 from pipeline.flags import Parser, positive, whole
 from pipeline.store.files import replace_directory, sha256_of, write_text
 from pipeline.store.lock import writer_lock
@@ -392,7 +397,3 @@ def main(argv: list[str]) -> int:
         raise UserError("name a command: convert or finetune")
     flags = commands[argv[0]].parse_strictly(argv[1:])
     return {"convert": convert, "finetune": finetune}[argv[0]](flags)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -9,6 +9,11 @@ an interruption and it continues from its latest checkpoint.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("trainer.train")
+
 import json
 import re
 import sys
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, UserError, find_error, run_command
+from pipeline.errors import DataError, UserError, find_error
 from pipeline.provenance import load_teacher, open_dataset
 from pipeline.store.files import replace_directory, write_text
 from pipeline.store.lock import LOCK_FILE, writer_lock
@@ -327,7 +332,3 @@ def main(argv: list[str]) -> int:
         )
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +145,43 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def modules() -> dict[str, str]:
+    """The text of every module by its name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
+        for package in ("pipeline", "trainer")
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+COMMANDS = sorted(name for name, text in modules().items() if "\ndef main(argv" in text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_run_with_its_imports(command: str) -> None:
+    before, guard, after = modules()[command].partition('\nif __name__ == "__main__":')
+    assert guard
+    assert re.findall(r"run_module\((.*)\)", after) == [f'"{command}"']
+    assert re.findall(r"^(?:from|import) .*", before, re.MULTILINE) == ["from __future__ import annotations"]
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "trainer.demo"])
+def test_an_interrupt_in_the_middle_of_the_imports_is_like_any_other(command: str) -> None:
+    """`trainer.demo` imports nothing that takes time."""
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", command, "--help"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # one a finished import
+            if "numpy.core" in line or "tensorflow" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+    assert process.returncode == 130
+    assert rest == ["interrupted; what was published stays, run the same command to continue"]
