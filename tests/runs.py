@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def start_run(argv: list[str]) -> Run:
     return Run(resolve(flags, store), store)
 
 
-def fail(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def fail(
+    argv: list[str], capsys: pytest.CaptureFixture[str], *, main: Callable[[list[str]], int] = main
+) -> tuple[int, str]:
     """Exit code and the one line on standard error of a command that has to fail."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:

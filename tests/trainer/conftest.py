@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from tensorflow.python.framework.config import disable_op_determinism
 
 from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
-from tests import stores
+from tests import bit, stores, teachers
+from trainer import models
+from trainer.models.bit import BIT_MODELS
 
 MakeStore = Callable[..., Path]
 
@@ -67,3 +70,23 @@ def deterministic() -> Iterator[None]:
     tf.config.experimental.enable_op_determinism()
     yield
     disable_op_determinism()
+
+
+@pytest.fixture(scope="session")
+def colours_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that can be learnt in a few steps: each class is a colour; read only."""
+    return teachers.prepare_colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BiT with a head of 7 classes, in the layout of the paper's files; read only."""
+    arrays = bit.paper_names(bit.random_arrays(bit.shapes_of(bit.UNITS)))
+    return bit.save_npz(tmp_path_factory.mktemp("npz") / "bit.npz", arrays)
+
+
+@pytest.fixture
+def bit_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BiT of two small blocks, by name."""
+    for table in (BIT_MODELS, models.STUDENTS):
+        monkeypatch.setitem(table, "bit_small", functools.partial(models.bit.bit, depth=bit.UNITS))

@@ -1,0 +1,144 @@
+"""trainer.train: a run that was cut off goes on and ends bit-equal; a finished one is extended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import EXIT_USER_ERROR
+from tests.runs import (
+    ROOT,
+    arguments,
+    assert_same_weights,
+    checkpoint_weights,
+    command,
+    environment,
+    fail,
+    losses,
+    metrics,
+    run_process,
+    start_run,
+)
+from trainer.checkpoints import Checkpoints
+from trainer.train import Run, main
+
+
+class Snapshots:
+    """Copies the work directory as it is after each checkpoint: what a kill at that step leaves."""
+
+    def __init__(self, checkpoints: Checkpoints, workdir: Path, to: Path) -> None:
+        self._checkpoints, self._workdir, self._to = checkpoints, workdir, to
+
+    def restore(self) -> int:
+        return self._checkpoints.restore()
+
+    def save(self, step: int) -> None:
+        self._checkpoints.save(step)
+        shutil.copytree(self._workdir, self._to / str(step), dirs_exist_ok=True)
+
+
+def check_resume_at_every_step(argv: list[str], root: Path) -> Run:
+    """Trains without a break, then once from what each step left; all of them have to end alike."""
+    argv = [*argv, "--log_every=1", "--checkpoint_every=1"]
+    whole = start_run([*argv, f"--workdir={root / 'whole'}"])
+    whole.checkpoints = Snapshots(whole.checkpoints, whole.workdir, root / "at")  # type: ignore[assignment]
+    whole.train()
+    expected = checkpoint_weights(whole.workdir)
+    steps = whole.options.length.steps
+    assert sorted(path.name for path in (root / "at").iterdir()) == [str(n) for n in range(1, steps + 1)]
+    for step in range(1, steps):
+        resumed = start_run([*argv, f"--workdir={root / 'at' / str(step)}"])
+        assert resumed.train()["first_step"] == step
+        found = checkpoint_weights(resumed.workdir)
+        assert found.keys() == expected.keys()
+        assert_same_weights([found[name] for name in expected], list(expected.values()))
+        assert losses(resumed.workdir) == losses(whole.workdir)
+    return whole
+
+
+def without_workdir(argv: list[str]) -> list[str]:
+    return [flag for flag in argv if not flag.startswith("--workdir")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deterministic")
+def test_run_resumed_at_every_step_ends_bit_equal(three_epochs: Path, data_dir: Path, tmp_path: Path):
+    argv = without_workdir(arguments(three_epochs, tmp_path, data_dir, "--batch_size=12", "--eval_every=3"))
+    whole = check_resume_at_every_step(argv, tmp_path)
+    assert whole.options.length.steps == 4  # of 17 views an epoch: 1 and 2 cross its end
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_run_resumed_at_every_step_across_the_end_of_the_store_ends_bit_equal(
+    one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
+):
+    argv = without_workdir(
+        arguments(one_epoch, tmp_path, data_dir, "--batch_size=8", "--steps=4", f"--teacher={teacher_path}")
+    )
+    whole = check_resume_at_every_step(argv, tmp_path)
+    assert whole.options.length.online_from == 2  # 16..23 straddles the end
+
+
+def last_words(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()[:-1]] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_run_killed_in_the_middle_goes_on_and_ends_bit_equal(
+    published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
+):
+    steps = 150  # 10 of the store, the rest online
+    flags = ("--deterministic", "--log_every=1", "--checkpoint_every=7", "--eval_every=20")
+    flags += (f"--steps={steps}", f"--teacher={teacher_path}")
+    argv = without_workdir(arguments(published_store, tmp_path, data_dir, *flags))
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run_process([*argv, f"--workdir={undisturbed}"])
+    process = subprocess.Popen(
+        command([*argv, f"--workdir={killed}"]),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(last_words(killed)) < 30 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = last_words(killed)[-1]["step"]
+    assert 25 <= reached < steps
+    assert not (killed / "result.json").exists()
+    done = run_process([*argv, f"--workdir={killed}"])
+    assert "continuing at step" in done.stdout
+    assert 0 < json.loads((killed / "result.json").read_text())["first_step"] <= reached + 1
+    assert list(losses(killed)) == list(range(1, steps + 1))
+    assert losses(killed) == losses(undisturbed)
+    assert metrics(killed, "eval_test") == metrics(undisturbed, "eval_test")
+    expected, found = checkpoint_weights(undisturbed), checkpoint_weights(killed)
+    assert_same_weights([found[name] for name in expected], list(expected.values()))
+
+
+def test_run_is_extended_past_the_store_with_the_online_teacher(
+    one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = arguments(one_epoch, tmp_path / "run", data_dir, "--log_every=1", "--epochs=2")
+    code, message = fail(argv, capsys)
+    assert code == EXIT_USER_ERROR
+    assert "6 steps of 5 need 30 views, the store holds 17 (1 epochs)" in message
+    assert "--teacher" in message
+    assert not (tmp_path / "run").exists()  # before anything was made
+    run = start_run([*argv[:-1], "--epochs=1"])
+    assert run.train()["steps"] == 3
+    assert main([*argv, f"--teacher={teacher_path}"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["first_step"], result["steps"], result["teacher_forward_passes"]) == (3, 6, 15)
+    assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
+    assert result["evaluation"] == {}  # the store has no evaluation logits

@@ -1,0 +1,276 @@
+"""trainer.teacher: `finetune`, as the command is given."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import run_command
+from pipeline.store.lock import writer_lock
+from pipeline.teacher import Teacher
+from tests import stores
+from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
+from trainer.callbacks import RunCallback
+from trainer.teacher import load_keras_model, main
+
+pytestmark = pytest.mark.usefixtures("bit_small")
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "run" / "result.json").read_text())
+
+
+def losses(tmp_path: Path) -> list[float]:
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def weights_of(path: Path) -> list[np.ndarray]:
+    return load_keras_model(str(path), flag="--teacher").get_weights()
+
+
+@pytest.mark.parametrize("policy", ["light", "inception"])
+def test_finetuning_learns_and_writes_a_teacher(colours_dir: Path, tmp_path: Path, policy: str):
+    assert main(finetune_arguments(colours_dir, tmp_path, "--steps=60", f"--policy={policy}")) == 0
+    found = losses(tmp_path)
+    assert len(found) == 60
+    assert np.mean(found[-5:]) < 0.5 * found[0]
+    assert result(tmp_path)["top1"]["test"] >= 0.8
+    teacher = Teacher(tmp_path / "teacher", image_size=24, num_classes=stores.CLASSES)
+    red = np.full((1, 24, 24, 3), [250, 20, 20], np.uint8)
+    logits = teacher.logits(tf.constant(red), tf.constant([0]), tf.ones(1))
+    assert logits.argmax() == 0
+
+
+def test_interrupted_run_ends_like_an_undisturbed_one(
+    colours_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    main(finetune_arguments(colours_dir, whole, "--steps=7"))
+    original = RunCallback.on_train_batch_end
+    for stop in (3, 6):
+
+        def interrupt(self: RunCallback, batch: int, logs: Any = None, *, stop: int = stop) -> None:
+            original(self, batch, logs)
+            if self.step == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunCallback, "on_train_batch_end", interrupt)
+        with pytest.raises(SystemExit) as exit_info:
+            run_command(main, finetune_arguments(colours_dir, cut, "--steps=7", "--checkpoint_every=2"))
+        assert exit_info.value.code == 130
+        assert not (cut / "teacher").exists()
+    monkeypatch.setattr(RunCallback, "on_train_batch_end", original)
+    main(finetune_arguments(colours_dir, cut, "--steps=7", "--checkpoint_every=2"))
+    assert result(cut)["first_step"] == 6
+    assert losses(cut) == losses(whole)
+    for ours, theirs in zip(weights_of(cut / "teacher"), weights_of(whole / "teacher"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_finished_run_is_only_evaluated_and_exported_again(colours_dir: Path, tmp_path: Path):
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
+    before = weights_of(tmp_path / "teacher")
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
+    assert result(tmp_path)["first_step"] == 2
+    for ours, theirs in zip(weights_of(tmp_path / "teacher"), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_run_with_other_flags_is_not_continued(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
+    code, line = fail(finetune_arguments(colours_dir, tmp_path, "--steps=3", "--policy=inception"), capsys)
+    assert code == 2
+    assert "steps: 3 asked for, 2 in the checkpoint" in line
+    assert "policy.name: inception asked for, light in the checkpoint" in line
+
+
+def test_head_of_a_keras_saved_model_is_replaced_and_trained_alone(
+    colours_dir: Path, tmp_path: Path, keras_teacher_path: Path
+):
+    network = f"--teacher={keras_teacher_path}"
+    main(finetune_arguments(colours_dir, tmp_path, "--head_only", "--steps=30", network=network))
+    found, before = weights_of(tmp_path / "teacher"), weights_of(keras_teacher_path)
+    for ours, theirs in zip(found[:2], before[:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # of a zero head
+    assert losses(tmp_path)[-1] < 0.8 * np.log(stores.CLASSES)
+
+
+def test_whole_keras_saved_model_is_trained(colours_dir: Path, tmp_path: Path, keras_teacher_path: Path):
+    network = f"--teacher={keras_teacher_path}"
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=3", network=network))
+    for ours, theirs in zip(weights_of(tmp_path / "teacher"), weights_of(keras_teacher_path), strict=True):
+        assert (ours != theirs).any()
+
+
+def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colours_dir: Path, tmp_path: Path):
+    layers = tf.keras.layers
+    image = tf.keras.Input([None, None, 3], name="picture")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="first")(image))
+    x = layers.Softmax()(layers.Dense(3, name="classes")(x))
+    tf.keras.Model(image, x, name="other").save(tmp_path / "other", include_optimizer=False)
+    network = f"--teacher={tmp_path}/other"
+    extra = ["--teacher_value_range=-1..1", "--steps=3", "--learning_rate=0"]
+    main(finetune_arguments(colours_dir, tmp_path, *extra, network=network))
+    model = load_keras_model(str(tmp_path / "teacher"), flag="--teacher")
+    assert model.output_shape == (None, stores.CLASSES)
+    grey = tf.fill([1, 24, 24, 3], 127.5)  # 0 to the network, whose convolution has no bias yet
+    body = tf.keras.Model(model.input, model.layers[-1].input)
+    np.testing.assert_allclose(body(grey), np.zeros((1, 8)), atol=1e-6)
+    assert np.abs(body(grey + 100)).max() > 0.01
+
+
+class Doubled(tf.keras.layers.Layer):
+    """Not registered with Keras, which has to make it again from its trace."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.factor = self.add_weight("factor", [], initializer=tf.keras.initializers.Constant(2.0))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        return x * self.factor
+
+
+def test_teacher_with_a_layer_of_an_unknown_class(colours_dir: Path, tmp_path: Path):
+    layers = tf.keras.layers
+    image = tf.keras.Input([24, 24, 3])
+    x = Doubled()(layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255.0)(image)))
+    tf.keras.Model(image, layers.Dense(3)(x)).save(tmp_path / "custom", include_optimizer=False)
+    network = f"--teacher={tmp_path}/custom"
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=30", network=network))
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    Teacher(tmp_path / "teacher", image_size=24, num_classes=stores.CLASSES)
+    assert load_keras_model(str(tmp_path / "teacher"), flag="--init").count_params() == 1 + 4 * stores.CLASSES
+
+
+@pytest.mark.parametrize("given", ["npz", "saved_model", "teacher"])
+def test_bit_begins_with_the_weights_of_a_checkpoint(
+    colours_dir: Path, tmp_path: Path, npz: Path, given: str
+):
+    main(convert_arguments(npz, tmp_path / "converted"))
+    network, extra = {
+        "npz": ("--model=bit_small", [f"--init={npz}"]),
+        "saved_model": ("--model=bit_small", [f"--init={tmp_path}/converted"]),
+        "teacher": (f"--teacher={tmp_path}/converted", []),
+    }[given]
+    extra += ["--steps=1", "--learning_rate=0", "--image_size=33"]
+    main(finetune_arguments(colours_dir, tmp_path, *extra, network=network))
+    found, before = weights_of(tmp_path / "teacher"), weights_of(tmp_path / "converted")
+    for ours, theirs in zip(found[:-2], before[:-2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert found[-2].shape == (512, stores.CLASSES)
+    assert not found[-2].any()
+
+
+def test_other_initial_weights_do_not_continue_a_run(
+    colours_dir: Path, tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+):
+    extra = ["--steps=1", "--image_size=33"]
+    main(finetune_arguments(colours_dir, tmp_path, *extra, network="--model=bit_small"))
+    argv = finetune_arguments(colours_dir, tmp_path, *extra, f"--init={npz}", network="--model=bit_small")
+    code, line = fail(argv, capsys)
+    assert code == 2
+    assert re.search(r"init: [0-9a-f]{64} asked for, None in the checkpoint", line)
+
+
+def test_second_run_in_a_work_directory_is_refused(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run").mkdir()
+    with writer_lock(tmp_path / "run", flag="--workdir"):
+        code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
+    assert (code, "is writing it" in line) == (2, True)
+
+
+def test_split_without_another_to_evaluate_on_is_said(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=1", "--split=test"))
+    assert result(tmp_path)["top1"] == {}
+    assert "not evaluated: colours:1.0.0 has no split validation or test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "extra", "message"),
+    [
+        ("--model=vgg", [], "--model=vgg: expected one of .*resnet50v2"),
+        ("--seed=1", [], "got neither of --model and --teacher"),
+        ("--model=tiny", ["--teacher=/none"], "got both of --model and --teacher"),
+        ("--teacher=/none", [], "--teacher=/none: no such file or directory; expected a Keras SavedModel"),
+        ("--teacher=/none", ["--init=/none"], "--init=/none: needs --model"),
+        ("--model=tiny", ["--init=a.npz"], r"--init=a.npz: a .npz is of a BiT; --model=tiny is none"),
+        ("--model=bit_small", ["--init=/none.npz"], "/none.npz: no such file"),
+        ("--model=tiny", ["--init=/none"], "--init=/none: no such file"),
+        ("--model=tiny", ["--teacher_value_range=0..2"], "expected one of 0..255"),
+        ("--model=tiny", ["--steps=0"], "--steps: 0: expected 1 or more"),
+        ("--model=tiny", ["--learning_rate=-1"], "--learning_rate=-1.0: expected a finite number, 0 or more"),
+        ("--model=tiny", ["--policy=heavy"], "--policy=heavy: expected one of inception, light"),
+        ("--model=tiny", ["--recipe=soup"], "--recipe=soup: expected one of keras_example"),
+        ("--model=tiny", ["--workdir=/etc/passwd"], "--workdir=/etc/passwd: a file is in the way"),
+        ("--model=tiny", ["--split=dev"], "--split=dev: .* has splits test, train"),
+        ("--model=tiny", ["--dataset=nothing"], "--dataset=nothing: not found"),
+        ("--model=tiny", ["--step=3"], r"unknown flag --step=3; did you mean --steps\?"),
+    ],
+)
+def test_mistakes_in_finetune_exit_2(
+    colours_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    network: str,
+    extra: list[str],
+    message: str,
+):
+    code, line = fail(finetune_arguments(colours_dir, tmp_path, *extra, network=network), capsys)
+    assert code == 2
+    assert re.search(message, line)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_teachers_that_cannot_be_finetuned_exit_2(
+    colours_dir: Path,
+    tmp_path: Path,
+    teacher_path: Path,
+    keras_teacher_path: Path,
+    npz: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    layers = tf.keras.layers
+    pool = tf.keras.Sequential([layers.Input([24, 24, 3]), layers.GlobalAveragePooling2D(name="last")])
+    pool.save(tmp_path / "pool.keras")
+    main(convert_arguments(npz, tmp_path / "bit"))
+    for network, extra, message in (
+        (f"--teacher={teacher_path}", [], "a SavedModel that Keras did not write"),
+        (f"--teacher={colours_dir}", [], "Keras cannot load it"),
+        (f"--teacher={npz}", [], "Keras cannot load it"),
+        (f"--teacher={tmp_path}/pool.keras", [], "ends in last, a GlobalAveragePooling2D; expected a Dense"),
+        (f"--teacher={keras_teacher_path}", ["--image_size=20"], r"takes \(None, 24, 24, 3\), but views are"),
+        ("--model=small", [f"--init={keras_teacher_path}"], r"--init does not fit small: .* there, .* here"),
+        ("--model=tiny", [f"--init={tmp_path}/bit"], r"--init does not fit tiny: .* there, .* here"),
+    ):
+        code, line = fail(finetune_arguments(colours_dir, tmp_path, *extra, network=network), capsys)
+        assert code == 2
+        assert re.search(message, line), line
+
+
+def test_damaged_image_exits_3_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    image = tf.io.encode_png(np.full((30, 30, 3), 9, np.uint8)).numpy()
+    splits = {"train": [image, image, image[:60], image], "test": [image]}
+    data_dir = stores.prepare_dataset(tmp_path / "data", splits, name=COLOURS)
+    code, line = fail(finetune_arguments(data_dir, tmp_path, "--image_cache_bytes=0"), capsys)
+    assert (code, "example 2: 60 bytes that are not a whole image" in line) == (3, True)
+
+
+def test_embedded_default_needs_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["finetune", "--model=tiny", "--steps=2", "--batch_size=8"]
+    main([*argv, f"--output={tmp_path}/teacher", f"--workdir={tmp_path}/run"])
+    assert capsys.readouterr().out.startswith("Embedded default: 5,000 MNIST digits")
+    Teacher(tmp_path / "teacher", image_size=32, num_classes=10)
