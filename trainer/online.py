@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
 from pipeline.store.reader import SplitReader, Store
 from pipeline.views.records import SampledViews, ViewRecords
@@ -63,3 +65,41 @@ class ContinuedViews:
         for field in dataclasses.fields(ViewRecords):
             getattr(drawn, field.name)[inside] = getattr(known, field.name)
         return drawn, loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchedTeacher:
+    """The teacher in batches of the size that the store's spec names, the last one filled up.
+
+    A view's logits depend on the size of the batch that it is run in, in the last bits, but not on its
+    neighbours: so they are the precompute's, bit for bit on a machine of the same kind, whatever batches the
+    student takes. A student batch that is no multiple of the size costs the teacher the rows of padding.
+
+    Attributes:
+      teacher: float32 [size, S, S, 3] in 0..255 to logits [size, C]; its batch dimension may be fixed.
+      batch_size: the size, 1 or more.
+    """
+
+    teacher: Callable[[tf.Tensor], tf.Tensor]
+    batch_size: int
+
+    def padding(self, count: int) -> int:
+        """Rows of padding for `count` views."""
+        return -count % self.batch_size
+
+    def __call__(self, views: tf.Tensor) -> tf.Tensor:
+        """float32 [B, S, S, 3] in 0..255 to float32 [B, C], B static; may be called inside a graph."""
+        count = views.shape[0]
+        # Real views, not zeros: a teacher that normalizes over an image divides by its deviation.
+        filled = tf.concat([views, tf.repeat(views[-1:], self.padding(count), axis=0)], axis=0)
+        if filled.shape[0] == self.batch_size:
+            return tf.cast(self.teacher(filled), tf.float32)[:count]
+        # [k * size, S, S, 3] to [k, size, S, S, 3]; a loop, so that the teacher is in the graph once.
+        batches = tf.reshape(filled, [-1, self.batch_size, *views.shape[1:]])
+        logits = tf.map_fn(
+            lambda batch: tf.cast(self.teacher(batch), tf.float32),
+            batches,
+            fn_output_signature=tf.float32,
+            parallel_iterations=1,
+        )
+        return tf.reshape(logits, [filled.shape[0], -1])[:count]

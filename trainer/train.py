@@ -37,7 +37,7 @@ from trainer.callbacks import MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
-from trainer.online import ContinuedViews
+from trainer.online import BatchedTeacher, ContinuedViews
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
 from trainer.preemption import EXIT_PREEMPTED, Preempted, Preemption
@@ -115,7 +115,7 @@ class Run:
             self.student,
             temperature=options.temperature,
             temperature_squared=recipe.temperature_squared,
-            teacher=self.teacher,
+            teacher=self._online_teacher(),
             round_trip=store.spec.make_codec().round_trip,
         )
         self.distiller.compile(optimizer=self.optimizer)
@@ -130,6 +130,20 @@ class Run:
             print(f"--teacher={path} is not needed: the store holds every view of this run", flush=True)
             return None
         return load_teacher(self.store.spec, path)
+
+    def _online_teacher(self) -> BatchedTeacher | None:
+        """The teacher in the precompute's batches."""
+        if self.teacher is None:
+            return None
+        teacher = BatchedTeacher(self.teacher, int(self.store.spec.teacher["batch_size"]))
+        size = replica_batch_size(self.options.recipe.batch_size, self.replicas)
+        if padding := teacher.padding(size):
+            print(
+                f"the teacher runs in batches of {teacher.batch_size}, as the store's did: {padding} rows of padding to "
+                f"{size} views; a multiple of {teacher.batch_size} needs none",
+                flush=True,
+            )
+        return teacher
 
     def evaluator(self, split: str) -> Evaluator:
         """The evaluator of a split that the store has the teacher's logits of."""
