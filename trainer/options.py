@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pipeline.errors import UserError
 from pipeline.flags import Parser, positive, whole
 from pipeline.store.reader import Store
-from trainer.models import STUDENTS
+from trainer.models import PRECISIONS, STUDENTS
 from trainer.optimizers import Clip, DecayMode
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
 from trainer.steps import RunLength
@@ -46,6 +46,7 @@ def make_parser() -> Parser:
     add("--warmup_steps", type=whole, help="linear warm-up")
     add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
+    add("--precision", default="float32", choices=tuple(PRECISIONS), help="of the student's convolutions")
     add("--seed", type=whole, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
@@ -100,6 +101,7 @@ class TrainOptions:
             **recipe,
             "temperature": self.temperature,
             "seed": self.flags["seed"],
+            "precision": self.flags["precision"],
         }
 
 

@@ -97,7 +97,10 @@ class Run:
         """Student, optimizer and distiller, in the strategy's scope."""
         options, store, recipe = self.options, self.store, self.options.recipe
         self.student = models.build(
-            recipe.student, num_classes=store.spec.num_classes, image_size=store.spec.policy.image_size
+            recipe.student,
+            num_classes=store.spec.num_classes,
+            image_size=store.spec.policy.image_size,
+            precision=options.flags["precision"],
         )
         schedule = WarmupCosine(options.length.steps, options.warmup_steps)
         self.learning_rate = Scaled(recipe.learning_rate, schedule)

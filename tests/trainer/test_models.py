@@ -73,15 +73,68 @@ def test_saved_model_round_trip(name: str, tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(logits, model(pictures(3, 32)), rtol=1e-5, atol=1e-6)
 
 
-def test_head_stays_float32_under_mixed_precision() -> None:
+FLOAT32_UNDER_BFLOAT16 = {"Rescaling", "GroupNorm", "GroupNormalization", "GlobalAveragePooling2D", "Dense"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "resnet50v2", "bit_r50x1"])
+def test_bfloat16_is_for_convolutions_and_never_for_sums_weights_or_logits(name: str) -> None:
+    policy = tf.keras.mixed_precision.global_policy()
+    with tf.Graph().as_default():  # variables without values
+        model = build(name, num_classes=5, image_size=32, precision="bfloat16")
+        assert (model.inputs[0].dtype, model.outputs[0].dtype) == (tf.float32, tf.float32)
+    assert {variable.dtype for variable in model.weights} == {tf.float32}
+    kinds = {(type(layer).__name__, layer.compute_dtype) for layer in model.layers}
+    assert {kind for kind, dtype in kinds if dtype == "float32"} - {
+        "InputLayer"
+    } == FLOAT32_UNDER_BFLOAT16 & {kind for kind, _ in kinds}
+    convolutions = [layer for layer in model.layers if "Conv2D" in type(layer).__name__]
+    assert len(convolutions) >= 7
+    assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
+    assert tf.keras.mixed_precision.global_policy() is policy
+
+
+def test_batch_normalisation_keeps_float32_statistics_under_bfloat16() -> None:
+    with tf.Graph().as_default() as graph:
+        model = build("resnet50v2", num_classes=5, image_size=32, precision="bfloat16")
+        model(tf.zeros([2, 32, 32, 3]), training=True)
+        fused = [op for op in graph.get_operations() if op.type == "FusedBatchNormV3"]
+    # x of bfloat16, its scale and moments of float32
+    assert {(op.get_attr("T"), op.get_attr("U")) for op in fused} == {(tf.bfloat16, tf.float32)}
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_bfloat16_student_begins_with_the_same_weights_and_nearly_the_same_logits(name: str) -> None:
+    logits, weights = {}, {}
+    for precision in ("float32", "bfloat16"):
+        tf.keras.utils.set_random_seed(3)
+        model = build(name, num_classes=10, image_size=32, precision=precision)
+        weights[precision], logits[precision] = model.get_weights(), model(pictures(4, 32))
+    for narrow, wide in zip(weights["bfloat16"], weights["float32"], strict=True):
+        np.testing.assert_array_equal(narrow, wide)
+    assert logits["bfloat16"].dtype == tf.float32
+    # bfloat16 has 8 bits: a rounding is 2^-9 = 0.002 of a number, and a path has a dozen of them.
+    scale = np.abs(logits["float32"]).max()
+    np.testing.assert_allclose(logits["bfloat16"], logits["float32"], atol=0.03 * scale)
+    assert np.any(logits["bfloat16"] != logits["float32"])
+
+
+def test_global_policy_is_neither_heeded_nor_changed() -> None:
     before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         model = build("tiny", num_classes=5, image_size=32)
+        assert tf.keras.mixed_precision.global_policy().name == "mixed_float16"
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+        with pytest.raises(UserError):
+            build("resnet50v2", num_classes=5, image_size=31, precision="bfloat16")
+        assert tf.keras.mixed_precision.global_policy().name == "mixed_float16"
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
-    assert model.get_layer("block0_1_conv").compute_dtype == "bfloat16"
-    assert model(pictures(1, 32)).dtype == tf.float32
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="--precision=float16: expected one of float32, bfloat16"):
+        build("tiny", num_classes=5, image_size=32, precision="float16")
 
 
 def test_unknown_student_is_refused() -> None:

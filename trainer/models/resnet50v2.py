@@ -29,9 +29,9 @@ def resnet50v2(num_classes: int, image_size: int) -> tf.keras.Model:
         raise UserError(f"resnet50v2 needs an image_size >= {_SMALLEST_IMAGE}; got {image_size}")
     image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
     scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
-    # The head is ours, so that it stays float32 under mixed precision.
-    body = tf.keras.applications.ResNet50V2(
-        include_top=False, weights=None, input_tensor=scaled, pooling="avg"
-    )
-    logits = tf.keras.layers.Dense(num_classes, dtype=tf.float32, name="predictions")(body.output)
+    # Pooling and head are ours, so that they stay float32 under mixed precision. So do the moments of Keras's batch
+    # normalisation, whose fused kernel takes bfloat16 images and keeps float32 statistics.
+    body = tf.keras.applications.ResNet50V2(include_top=False, weights=None, input_tensor=scaled)
+    pooled = tf.keras.layers.GlobalAveragePooling2D(dtype=tf.float32, name="avg_pool")(body.output)
+    logits = tf.keras.layers.Dense(num_classes, dtype=tf.float32, name="predictions")(pooled)
     return tf.keras.Model(image, logits, name="resnet50v2")
