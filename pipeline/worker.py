@@ -205,7 +205,7 @@ class ShardWorker:
             begun = time.perf_counter()
             logits = self.run_teacher(batch)[:count]
             totals.teacher_seconds += time.perf_counter() - begun
-            encoded = self._codec.encode(logits)
+            encoded = self._codec.encode(logits, first_view=start)
             kl, error = fidelity(logits, self._codec.decode(encoded), self.spec.temperature)
             totals.kl += kl
             totals.max_error = max(totals.max_error, error)

@@ -21,6 +21,10 @@ from trainer.preemption import Preempted, Preemption
 from trainer.steps import RunLength
 
 
+class DivergedError(UserError):
+    """A figure of the run is not a finite number."""
+
+
 class MetricsLog:
     """`metrics.jsonl` and TensorBoard: one object a log step, appended as it happens.
 
@@ -42,9 +46,19 @@ class MetricsLog:
         self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
-        """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard."""
+        """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard.
+
+        Raises:
+          DivergedError: a figure is not finite, which JSON could not hold either.
+        """
+        for name, value in figures.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DivergedError(
+                    f"step {step}: the {name} is {value}; lower --learning_rate, and start in another --workdir if the "
+                    "latest checkpoint was saved too late"
+                )
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": prefix, **figures}) + "\n")
+            file.write(json.dumps({"step": step, "kind": prefix, **figures}, allow_nan=False) + "\n")
         with self._board.as_default(step):
             for name, value in figures.items():
                 if isinstance(value, int | float):
@@ -132,7 +146,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._evaluator = evaluator
         self._learning_rate = learning_rate
         self._bar = tqdm(
-            total=length.steps * length.batch_size,
+            total=length.steps * length.batch_size,  # `inf` is no total: a rate, and no time to the end
             initial=step * length.batch_size,
             unit=" views",
             desc="train",
@@ -162,11 +176,6 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def _write(self, logs: dict[str, Any]) -> None:
         figures: dict[str, Any] = {name: float(value) for name, value in logs.items()}
-        if not math.isfinite(figures.get("loss", 0.0)):
-            raise UserError(
-                f"step {self.step}: the loss is {figures['loss']}; lower --learning_rate, and start in another --workdir "
-                "if the latest checkpoint was saved too late"
-            )
         now = time.perf_counter()  # after the values have come from the device
         figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
         figures["learning_rate"] = self._learning_rate(self.step - 1)

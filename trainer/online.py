@@ -8,7 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from pipeline.errors import DataError
+from pipeline.store.codecs import Codec
 from pipeline.store.reader import SplitReader, Store
+from pipeline.views.input import ViewInput
+from pipeline.views.mix import mix
 from pipeline.views.records import SampledViews, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
@@ -103,3 +107,30 @@ class BatchedTeacher:
             parallel_iterations=1,
         )
         return tf.reshape(logits, [filled.shape[0], -1])[:count]
+
+
+def find_unfit_logits(
+    view_input: ViewInput, teacher: BatchedTeacher, codec: Codec, starts: np.ndarray
+) -> DataError | None:
+    """Looks for an online logit that the store's codec cannot hold, as the precompute would have refused it.
+
+    The step itself does not look: a check inside would not compile for a TPU. Such a logit makes the loss
+    infinite or not a number, and then is the time to look.
+
+    Args:
+      view_input: gives the batches.
+      teacher: the run's.
+      codec: the store's.
+      starts: first views of the batches to look at, int64 [n].
+
+    Returns:
+      An error that names the first view, or None where all logits fit.
+    """
+    size = view_input.batch_size
+    for start, batch in zip(starts.tolist(), view_input.batches(starts), strict=True):
+        logits = teacher(mix(batch["crops"], batch["partner"], batch["ratio"][:size])).numpy()
+        try:
+            codec.encode(logits, first_view=start)
+        except DataError as error:
+            return error
+    return None

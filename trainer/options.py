@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from typing import Any, get_args
 
 from pipeline.errors import UserError
@@ -14,6 +15,21 @@ from trainer.optimizers import Clip, DecayMode
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
 from trainer.steps import RunLength
 from trainer.strategy import STRATEGIES
+
+# Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
+# (DESIGN section 8); an evaluation as often as a checkpoint.
+ENDLESS_WARMUP_STEPS = 1500
+ENDLESS_EVAL_EVERY = 1000
+
+
+def _epochs(text: str) -> int | float:
+    """argparse type: a whole number, 1 or more, or `inf`."""
+    if text == "inf":
+        return math.inf
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or inf") from error
 
 
 def make_parser() -> Parser:
@@ -27,7 +43,12 @@ def make_parser() -> Parser:
     add("--workdir", required=True, help="directory for checkpoints, metrics and the trained student")
     add("--data_dir", help="TFDS data directory; by default the precompute's")
     add("--teacher", help="SavedModel or .keras file, to go on online where the store ends")
-    add("--epochs", type=positive, help="epochs to train; by default what the store holds")
+    add(
+        "--epochs",
+        type=_epochs,
+        help="epochs to train; by default what the store holds; `inf`, with --teacher: a warm-up, then a constant rate "
+        "until SIGTERM, which saves and exports; --steps or --epochs with a number finish such a run",
+    )
     add("--steps", type=positive, help="steps to train, instead of --epochs")
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
@@ -43,14 +64,22 @@ def make_parser() -> Parser:
     add("--clip", choices=get_args(Clip), help="of gradients")
     add("--clip_norm", type=float, help="of gradients")
     add("--epsilon", type=float, help="of AdamW")
-    add("--warmup_steps", type=whole, help="linear warm-up")
+    add(
+        "--warmup_steps",
+        type=whole,
+        help=f"linear warm-up; by default a twentieth of the run, or {ENDLESS_WARMUP_STEPS} of one without an end",
+    )
     add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
     add("--precision", default="float32", choices=tuple(PRECISIONS), help="of the student's convolutions")
     add("--seed", type=whole, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
-    add("--eval_every", type=positive, help="steps between evaluations; by default a tenth of the run")
+    add(
+        "--eval_every",
+        type=positive,
+        help=f"steps between evaluations; by default a tenth of the run, or {ENDLESS_EVAL_EVERY} of one without an end",
+    )
     add("--eval_batch_size", type=positive, default=256, help="images at a time")
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
@@ -82,8 +111,9 @@ class TrainOptions:
     eval_every: int
 
     def to_json(self) -> dict[str, Any]:
-        """The text of config.json: everything that was asked."""
-        return dataclasses.asdict(self)
+        """The text of config.json: everything that was asked. JSON has no infinity: `inf`, as on the command line."""
+        out: dict[str, Any] = _spell_infinity(dataclasses.asdict(self))
+        return out
 
     def identity(self, spec_digest: str) -> dict[str, Any]:
         """What has to be the same for a run to be continued from its checkpoint.
@@ -103,6 +133,12 @@ class TrainOptions:
             "seed": self.flags["seed"],
             "precision": self.flags["precision"],
         }
+
+
+def _spell_infinity(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _spell_infinity(branch) for name, branch in tree.items()}
+    return "inf" if tree == math.inf else tree
 
 
 def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
@@ -130,13 +166,19 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         num_examples=spec.num_examples,
         stored_views=store.views.num_records,
     )
+    if length.endless and flags.teacher is None:
+        raise UserError(
+            f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "
+            f"online; pass --teacher={spec.provenance.get('teacher', 'PATH')}, or train for --epochs={store.epochs}"
+        )
     if length.online_from < length.steps and flags.teacher is None:
         raise UserError(
             f"{length.steps:,} steps of {recipe.batch_size} need {length.steps * recipe.batch_size:,} views, the store "
             f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher={spec.provenance.get('teacher', 'PATH')} to go on online, precompute "
             f"more epochs, or train for --epochs={store.epochs}"
         )
-    warmup_steps = length.steps // 20 if recipe.warmup_steps is None else recipe.warmup_steps
+    default = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
+    warmup_steps = default if recipe.warmup_steps is None else recipe.warmup_steps
     if warmup_steps >= length.steps and not recipe.allow_short_run:
         raise UserError(
             f"--warmup_steps={warmup_steps}: the run has {length.steps} steps and would never leave its warm-up; "
@@ -150,8 +192,12 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         length=length,
         warmup_steps=warmup_steps,
         eval_split=_eval_split(flags.eval_split, store),
-        eval_every=flags.eval_every or max(length.steps // 10, 1),
+        eval_every=flags.eval_every or _eval_every(length),
     )
+
+
+def _eval_every(length: RunLength) -> int:
+    return ENDLESS_EVAL_EVERY if length.endless else max(int(length.steps // 10), 1)
 
 
 def _eval_split(asked: str | None, store: Store) -> str | None:

@@ -32,7 +32,7 @@ class TrainRecipe:
       clip, clip_norm: of gradients.
       epsilon: of AdamW; Keras's default is 1e-7, Optax's and so big_vision's 1e-8.
       warmup_steps: linear, from 0; None is a twentieth of the run.
-      epochs: of the run; None is what the store holds.
+      epochs: of the run; None is what the store holds, `math.inf` has no end.
       allow_short_run: whether the source itself has a run as short as its warm-up.
       source: where the numbers are from.
     """
@@ -50,7 +50,7 @@ class TrainRecipe:
     clip_norm: float = 1.0
     epsilon: float = 1e-8
     warmup_steps: int | None = None
-    epochs: int | None = None
+    epochs: int | float | None = None
     allow_short_run: bool = False
     source: str = ""
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Iterator
 
 from pipeline.errors import UserError
+
+# Intervals that one call of `fit` makes of a run without an end: Keras keeps a line of history for each, and
+# beginning anew costs a second of tracing the input.
+_ENDLESS_INTERVALS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,13 +19,13 @@ class RunLength:
     """How long a run is.
 
     Attributes:
-      steps: T; step `t` trains on views `[t * B, (t + 1) * B)`.
+      steps: T; step `t` trains on views `[t * B, (t + 1) * B)`; `math.inf` where the run has no end.
       batch_size: B.
       num_examples: N.
       online_from: first step that needs a view that is not stored; T where none does.
     """
 
-    steps: int
+    steps: int | float
     batch_size: int
     num_examples: int
     online_from: int
@@ -28,7 +34,7 @@ class RunLength:
     def of(
         cls,
         *,
-        epochs: int | None,
+        epochs: int | float | None,
         steps: int | None,
         batch_size: int,
         num_examples: int,
@@ -36,23 +42,33 @@ class RunLength:
     ) -> RunLength:
         """The length of a run of so many epochs, `floor(E * N / B)` steps, or of so many steps.
 
+        `epochs` may be `math.inf`.
+
         Raises:
           UserError: both or neither are given, or not a single batch fits.
         """
         if (epochs is None) == (steps is None):
             raise UserError("give either --epochs or --steps")
-        if steps is None:
-            steps = (epochs or 0) * num_examples // batch_size
-            if steps < 1:
+        count: int | float = steps or 0
+        if epochs == math.inf:
+            count = math.inf
+        elif epochs is not None:
+            count = int(epochs) * num_examples // batch_size
+            if count < 1:
                 raise UserError(
                     f"--batch_size={batch_size}: {epochs} epochs of {num_examples} examples do not fill one batch"
                 )
         return cls(
-            steps=steps,
+            steps=count,
             batch_size=batch_size,
             num_examples=num_examples,
-            online_from=min(steps, stored_views // batch_size),
+            online_from=int(min(count, stored_views // batch_size)),
         )
+
+    @property
+    def endless(self) -> bool:
+        """Whether the run goes on until it is told to stop."""
+        return self.steps == math.inf
 
     @property
     def epochs(self) -> float:
@@ -61,7 +77,7 @@ class RunLength:
 
     def left_over(self, epochs: int) -> int:
         """Views of `epochs` epochs that fill no batch; the first ones to be trained on if the run is extended."""
-        return epochs * self.num_examples - self.steps * self.batch_size
+        return epochs * self.num_examples - int(self.steps) * self.batch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,27 +98,36 @@ class Segment:
         return (self.stop - self.start) // self.interval
 
 
-def cut_segments(start: int, stop: int, *, interval: int, online_from: int) -> list[Segment]:
+def cut_segments(start: int, stop: int | float, *, interval: int, online_from: int) -> Iterator[Segment]:
     """Cuts a run so that intervals end at multiples of `interval`, and none is offline and online.
 
     Args:
       start: first step to do.
-      stop: one past the last.
+      stop: one past the last; `math.inf` gives segments for ever.
       interval: steps between evaluations, 1 or more.
       online_from: first step with the online teacher.
     """
+    if stop == math.inf:
+        # Up to a multiple of the interval, online; from there on all segments are alike.
+        first = -(-max(start, online_from) // interval) * interval
+        yield from _cut(start, first, interval=interval, online_from=online_from)
+        for begin in itertools.count(first, _ENDLESS_INTERVALS * interval):
+            yield Segment(
+                start=begin, stop=begin + _ENDLESS_INTERVALS * interval, interval=interval, online=True
+            )
+    yield from _cut(start, int(stop), interval=interval, online_from=online_from)
+
+
+def _cut(start: int, stop: int, *, interval: int, online_from: int) -> Iterator[Segment]:
     cuts = {start, stop, min(max(online_from, start), stop)}
     for border in sorted(cuts):
         # The first multiple at or after each border, and the last one before the next.
         cuts.add(min(-(-border // interval) * interval, stop))
         cuts.add(max(border // interval * interval, start))
-    borders = sorted(cuts)
-    return [
-        Segment(
+    for first, last in itertools.pairwise(sorted(cuts)):
+        yield Segment(
             start=first,
             stop=last,
             interval=interval if (last - first) % interval == 0 else last - first,
             online=first >= online_from,
         )
-        for first, last in itertools.pairwise(borders)
-    ]

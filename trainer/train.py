@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.train")
 
 import json
+import math
 import re
 import sys
 import time
@@ -33,16 +34,16 @@ from pipeline.store.spec import SPEC_FILE
 from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
 from trainer import models
-from trainer.callbacks import MetricsLog, RunCallback
+from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
-from trainer.online import BatchedTeacher, ContinuedViews
+from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
 from trainer.preemption import EXIT_PREEMPTED, Preempted, Preemption
 from trainer.replay import replay_input, step_batches
-from trainer.schedules import Scaled, WarmupCosine
+from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
 
@@ -77,6 +78,7 @@ class Run:
         self.teacher = self._load_teacher()
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = int(self.strategy.num_replicas_in_sync)
+        self.online_teacher = self._online_teacher()
         with self.strategy.scope():
             self._build()
         self.input: ViewInput = replay_input(
@@ -102,7 +104,11 @@ class Run:
             image_size=store.spec.policy.image_size,
             precision=options.flags["precision"],
         )
-        schedule = WarmupCosine(options.length.steps, options.warmup_steps)
+        schedule: Multiplier
+        if options.length.endless:
+            schedule = WarmupConstant(options.warmup_steps)
+        else:
+            schedule = WarmupCosine(int(options.length.steps), options.warmup_steps)
         self.learning_rate = Scaled(recipe.learning_rate, schedule)
         self.optimizer = make_optimizer(
             recipe.learning_rate,
@@ -118,7 +124,7 @@ class Run:
             self.student,
             temperature=options.temperature,
             temperature_squared=recipe.temperature_squared,
-            teacher=self._online_teacher(),
+            teacher=self.online_teacher,
             round_trip=store.spec.make_codec().round_trip,
         )
         self.distiller.compile(optimizer=self.optimizer)
@@ -169,9 +175,9 @@ class Run:
                 "more, or use another --workdir"
             )
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
-        write_text(self.workdir / "config.json", json.dumps(self.options.to_json(), indent=2) + "\n")
+        write_text(self.workdir / "config.json", _json(self.options.to_json()))
         if first:
-            print(f"continuing at step {first} of {length.steps}", flush=True)
+            print(f"continuing at step {first} of {_count(length.steps)}", flush=True)
         split = self.options.eval_split
         callback = RunCallback(
             length=length,
@@ -209,6 +215,7 @@ class Run:
         for segment in segments:
             callback.source = "online" if segment.online else "replay"
             batches = self._batches(segment)
+            done = callback.step
             try:
                 self.distiller.fit(
                     batches,
@@ -219,6 +226,8 @@ class Run:
                 )
             except tf.errors.OpError as error:
                 raise self._explain(error, callback.step) from error
+            except DivergedError as error:
+                raise self._explain_divergence(done, callback.step) or error from error
 
     def _batches(self, segment: Segment) -> tf.data.Dataset:
         """The input of a segment; under a strategy each replica takes its own part of a step's views."""
@@ -242,12 +251,24 @@ class Run:
         if (found := find_error(error)) is not None:
             return found
         batch, size = self.options.recipe.batch_size, self.input.batch_size
-        for start in range(step * batch, min(step + _PREFETCHED, self.options.length.steps) * batch, size):
+        stop = int(min(step + _PREFETCHED, self.options.length.steps))
+        for start in range(step * batch, stop * batch, size):
             try:
                 next(self.input.batches(np.array([start])))
             except DataError as cause:
                 return cause
         return error
+
+    def _explain_divergence(self, first: int, last: int) -> DataError | None:
+        """The logit that made the loss of a step in `first .. last - 1` infinite, if the teacher did."""
+        length = self.options.length
+        # All figures were finite at the last step that was logged.
+        first = max(first, last - self.options.flags["log_every"], length.online_from)
+        if self.online_teacher is None:
+            return None
+        starts = np.arange(first * length.batch_size, last * length.batch_size, self.input.batch_size)
+        codec = self.store.spec.make_codec()
+        return find_unfit_logits(self.input, self.online_teacher, codec, starts)
 
     def export(self) -> Path:
         """Writes the student as a SavedModel, whole or not at all."""
@@ -261,17 +282,31 @@ def describe(options: TrainOptions, store: Store) -> str:
     length, recipe = options.length, options.recipe
     dataset = store.spec.dataset
     text = (
-        f"{recipe.student} on {dataset['name']} ({dataset['split']}): {length.steps:,} steps of {recipe.batch_size} "
-        f"views, {length.epochs:.1f} epochs; store holds {store.epochs}; recipe {options.recipe_name}"
+        f"{recipe.student} on {dataset['name']} ({dataset['split']}): {_count(length.steps)} steps of "
+        f"{recipe.batch_size} views, {_count(length.epochs)} epochs; store holds {store.epochs}; recipe "
+        f"{options.recipe_name}"
     )
+    if length.endless:
+        text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"
     if length.online_from < length.steps:
         text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
     if options.warmup_steps >= length.steps:
         text = f"warm-up of {options.warmup_steps} steps is longer than this run of {length.steps}: the rate never gets to its peak\n{text}"
-    epochs = None if options.flags["steps"] else recipe.epochs or store.epochs
-    if epochs is not None and (left := length.left_over(epochs)):
+    epochs = None if options.flags["steps"] or length.endless else recipe.epochs or store.epochs
+    if epochs is not None and (left := length.left_over(int(epochs))):
         text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
     return text
+
+
+def _count(number: float) -> str:
+    """A count for a reader: `endlessly many` without an end, no fraction where there is none."""
+    if number == math.inf:
+        return "endlessly many"
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+
+
+def _json(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
 
 
 def finished_result(run: Run) -> dict[str, Any] | None:
@@ -308,7 +343,7 @@ def train(run: Run) -> dict[str, Any]:
         "store_bytes": store.views.manifest.bytes,
         "evaluation": evaluations,
     }
-    write_text(run.workdir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+    write_text(run.workdir / RESULT_FILE, _json(result))
     return result
 
 
@@ -340,6 +375,8 @@ def main(argv: list[str]) -> int:
         try:
             result = finished_result(run) or train(run)
         except Preempted as stop:
+            if options.length.endless:  # which ends in no other way; the checkpoint is there already
+                print(f"student: {run.export()}; --steps={stop.step} finishes the run as it is", flush=True)
             print(stop, file=sys.stderr)
             return EXIT_PREEMPTED
     for name, figures in result["evaluation"].items():

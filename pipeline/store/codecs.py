@@ -50,18 +50,23 @@ class Codec:
             )
         }
 
-    def encode(self, logits: np.ndarray) -> np.ndarray:
+    def encode(self, logits: np.ndarray, *, first_view: int | None = None) -> np.ndarray:
         """float32 [n, C] to the stored type.
 
+        Args:
+          logits: of n consecutive views.
+          first_view: index of the first of them, for the message.
+
         Raises:
-          DataError: a logit does not fit.
+          DataError: a logit does not fit, or is not finite.
         """
         with np.errstate(over="ignore"):  # caught below, with the number in the message
             encoded = logits.astype(self.dtype)
         if not np.isfinite(encoded).all():
-            worst = logits.flat[int(np.argmax(np.abs(logits)))]
+            row, column = np.argwhere(~np.isfinite(encoded))[0]
+            where = "" if first_view is None else f"view {first_view + row}: "
             raise DataError(
-                f"teacher logit {worst:g} does not fit --codec={self.name} (largest {np.finfo(self.dtype).max:g}); "
+                f"{where}teacher logit {logits[row, column]:g} does not fit --codec={self.name} (largest {np.finfo(self.dtype).max:g}); "
                 "use --codec=float32"
             )
         return encoded

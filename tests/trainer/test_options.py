@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from tests import stores
 from tests.runs import arguments, options
-from trainer.options import TrainOptions, make_parser
+from trainer.options import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, TrainOptions, make_parser
 from trainer.recipes import train_recipe
 
 WORKDIR = Path("work")
@@ -79,6 +80,32 @@ def test_steps_past_the_store_need_a_teacher(opened: Store):
     assert ask(opened, "--steps=10").length.online_from == 10
     with pytest.raises(UserError, match="need 55 views"):
         ask(opened, "--steps=11")
+
+
+def test_a_run_without_an_end_needs_a_teacher(opened: Store):
+    with pytest.raises(UserError, match=r"--epochs=inf needs --teacher: the store holds 3 epochs"):
+        ask(opened, "--epochs=inf")
+    with pytest.raises(UserError, match="either --epochs or --steps"):
+        ask(opened, "--epochs=inf", "--steps=3", "--teacher=somewhere")
+
+
+def test_a_run_without_an_end_has_numbers_of_its_own_for_what_is_a_share_of_a_run(opened: Store):
+    asked = ask(opened, "--epochs=inf", "--teacher=somewhere")
+    assert (asked.length.steps, asked.length.online_from) == (math.inf, 10)
+    assert (asked.warmup_steps, asked.eval_every) == (ENDLESS_WARMUP_STEPS, ENDLESS_EVAL_EVERY)
+    asked = ask(opened, "--epochs=inf", "--teacher=somewhere", "--warmup_steps=7", "--eval_every=9")
+    assert (asked.warmup_steps, asked.eval_every) == (7, 9)
+
+
+def test_config_of_a_run_without_an_end_is_json(opened: Store):
+    config = json.loads(json.dumps(ask(opened, "--epochs=inf", "--teacher=t").to_json(), allow_nan=False))
+    assert config["flags"]["epochs"] == config["recipe"]["epochs"] == config["length"]["steps"] == "inf"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "Inf", "infinity", "nan"])
+def test_other_than_whole_numbers_of_epochs_are_refused(text: str):
+    with pytest.raises(UserError, match=rf"--epochs: {text}: expected .*, or inf"):
+        make_parser().parse_strictly(["--store=s", "--workdir=w", f"--epochs={text}"])
 
 
 def test_epochs_and_steps_together_are_refused(opened: Store):
@@ -169,6 +196,9 @@ def test_identity_of_a_run_knows_what_a_checkpoint_depends_on(opened: Store, cha
     assert ask(opened, change).identity("digest") != ask(opened).identity("digest")
 
 
-@pytest.mark.parametrize("change", ["--steps=3", "--epochs=1", "--log_every=1", "--warmup_steps=2"])
+@pytest.mark.parametrize(
+    "change", ["--steps=3", "--epochs=1", "--epochs=inf", "--log_every=1", "--warmup_steps=2"]
+)
 def test_identity_of_a_run_is_the_same_when_it_is_extended(opened: Store, change: str):
-    assert ask(opened, change).identity("digest") == ask(opened).identity("digest")
+    asked = ask(opened, change, "--teacher=somewhere")
+    assert asked.identity("digest") == ask(opened).identity("digest")

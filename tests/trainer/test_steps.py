@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -28,7 +29,7 @@ def length_of(epochs: int, num_examples: int, batch_size: int, stored: int) -> R
 )
 def test_intervals_end_at_multiples_at_the_border_and_at_the_end_and_nowhere_else(start: int, stop: int):
     for interval, online_from in itertools.product(range(1, 16), range(17)):
-        segments = cut_segments(start, stop, interval=interval, online_from=online_from)
+        segments = list(cut_segments(start, stop, interval=interval, online_from=online_from))
         steps, ends = [], []
         for segment in segments:
             assert (segment.stop - segment.start) == segment.intervals * segment.interval > 0
@@ -43,8 +44,27 @@ def test_intervals_end_at_multiples_at_the_border_and_at_the_end_and_nowhere_els
 
 def test_a_run_needs_few_calls_of_fit():
     # An interval before the border, one across it cut in two, and the rest.
-    assert len(cut_segments(0, 1000, interval=10, online_from=505)) == 4
-    assert len(cut_segments(0, 1000, interval=10, online_from=1000)) == 1
+    assert len(list(cut_segments(0, 1000, interval=10, online_from=505))) == 4
+    assert len(list(cut_segments(0, 1000, interval=10, online_from=1000))) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "online_from"), [(0, 0), (0, 5), (3, 5), (5, 5), (7, 5), (8, 5), (0, 8), (9, 8)]
+)
+def test_a_run_without_an_end_is_cut_like_a_long_one(start: int, online_from: int):
+    stop = 20_000  # further than a call of `fit` goes
+    endless = cut_segments(start, math.inf, interval=4, online_from=online_from)
+    steps: dict[int, bool] = {}
+    ends: list[int] = []
+    while not ends or ends[-1] < stop:
+        segment = next(endless)
+        assert (segment.stop - segment.start) == segment.intervals * segment.interval > 0
+        assert segment.start == (ends[-1] if ends else start)
+        steps |= dict.fromkeys(range(segment.start, segment.stop), segment.online)
+        ends += range(segment.start + segment.interval, segment.stop + 1, segment.interval)
+    assert all(online == (step >= online_from) for step, online in steps.items())
+    cuts = {step for step in range(start + 1, stop) if step % 4 == 0 or step == online_from}
+    assert [end for end in ends if end < stop] == sorted(cuts)
 
 
 @pytest.mark.parametrize(("epochs", "num_examples", "batch_size", "stored"), LENGTHS)
@@ -80,6 +100,15 @@ def test_a_run_is_online_from_the_first_step_that_needs_a_view_that_is_not_store
 def test_steps_may_be_given_instead_of_epochs():
     length = RunLength.of(epochs=None, steps=7, batch_size=4, num_examples=10, stored_views=20)
     assert (length.steps, length.online_from, length.epochs) == (7, 5, 2.8)
+
+
+def test_endless_epochs_have_no_last_step_and_go_online_where_the_store_ends():
+    length = RunLength.of(epochs=math.inf, steps=None, batch_size=4, num_examples=10, stored_views=20)
+    assert length.endless
+    assert (length.steps, length.online_from, length.epochs) == (math.inf, 5, math.inf)
+    finite = RunLength.of(epochs=3, steps=None, batch_size=4, num_examples=10, stored_views=20)
+    assert not finite.endless
+    assert isinstance(finite.steps, int)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (None, None)])

@@ -1,0 +1,199 @@
+"""trainer.train --epochs=inf: goes on past the store until SIGTERM, is continued, and is finished at a number."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.dataset import Dataset
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError
+from pipeline.store.reader import Store
+from pipeline.views.mix import mix
+from pipeline.worker import ShardWorker
+from tests import stores
+from tests.runs import (
+    ROOT,
+    arguments,
+    assert_same_weights,
+    checkpoint_weights,
+    command,
+    environment,
+    fail,
+    losses,
+    metrics,
+    start_run,
+)
+from trainer.preemption import EXIT_PREEMPTED
+from trainer.replay import replay_input
+from trainer.train import main
+
+STORED = 10  # steps of 5 views that the three epochs of the published store are enough for
+
+
+def wait_for_step(workdir: Path, step: int, *, seconds: float = 120) -> None:
+    """Until a step is in metrics.jsonl."""
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + seconds
+    while not (path.exists() and re.search(rf'"step": {step}, "kind": "train"', path.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_until(step: int, argv: list[str], workdir: Path) -> int:
+    """Runs the command here and sends SIGTERM when a step is done; the exit code."""
+
+    def terminate() -> None:
+        wait_for_step(workdir, step)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    try:
+        return main(argv)
+    finally:
+        thread.join()
+
+
+@pytest.fixture
+def endless(published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: Path) -> list[str]:
+    """A run without an end, but for the length."""
+    flags = ("--log_every=1", "--eval_every=4", "--warmup_steps=3", "--deterministic")
+    return arguments(published_store, tmp_path / "run", data_dir, *flags, f"--teacher={teacher_path}")
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_a_run_without_an_end_is_stopped_continued_and_finished(
+    endless: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    assert run_until(STORED + 2, [*endless, "--epochs=inf"], workdir) == EXIT_PREEMPTED
+    out, err = capsys.readouterr()
+    assert "endlessly many steps of 5 views" in out
+    assert "warm-up of 3 steps, then a constant rate until SIGTERM" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("SIGTERM: saved at step")]
+    reached = int(re.findall(r"\d+", line)[0])
+    assert reached >= STORED + 2
+    assert f"--steps={reached} finishes the run" in out
+    assert "%" not in err  # of the bar: nobody knows how much is left
+    assert not (workdir / "result.json").exists()
+    config = json.loads((workdir / "config.json").read_text(), parse_constant=pytest.fail)
+    assert config["flags"]["epochs"] == "inf"
+    # The student is there in any case, as trained so far.
+    student = tf.saved_model.load(str(workdir / "student"))
+    views = tf.zeros([1, stores.SIZE, stores.SIZE, 3])
+    before = student(views).numpy()
+
+    assert run_until(reached + 3, [*endless, "--epochs=inf"], workdir) == EXIT_PREEMPTED
+    out, err = capsys.readouterr()
+    assert f"continuing at step {reached} of endlessly many" in out
+    stopped = int(re.findall(r"saved at step (\d+)", err)[0])
+    assert stopped >= reached + 3
+    assert not np.array_equal(tf.saved_model.load(str(workdir / "student"))(views), before)
+    rates = {line["step"]: line["learning_rate"] for line in metrics(workdir, "train")}
+    assert list(rates) == list(range(1, stopped + 1))
+    assert rates[1] == 0 < rates[2] < rates[3] < rates[4]
+    assert {rates[step] for step in range(4, stopped + 1)} == {rates[4]}
+    evaluated = [line["step"] for line in metrics(workdir, "eval_test")]
+    assert (
+        evaluated
+        == sorted({*range(4, stopped, 4), STORED} | ({stopped} if stopped % 4 == 0 else set()))[
+            : len(evaluated)
+        ]
+    )
+
+    # A number of steps finishes it: evaluated, exported, and nothing left to do.
+    weights = checkpoint_weights(workdir)
+    assert main([*endless, f"--steps={stopped}"]) == 0
+    result = json.loads((workdir / "result.json").read_text())
+    assert (result["first_step"], result["steps"], result["teacher_forward_passes"]) == (stopped, stopped, 0)
+    assert result["evaluation"].keys() == {"test"}
+    found = checkpoint_weights(workdir)
+    assert_same_weights([found[name] for name in weights], list(weights.values()))
+    capsys.readouterr()
+    assert main([*endless, f"--steps={stopped}"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_process_without_an_end_is_the_same_run_as_one_here(
+    endless: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    process = subprocess.Popen(
+        command([*endless, "--epochs=inf"]), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(tmp_path / "run", STORED + 1)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == EXIT_PREEMPTED, text[-2000:]
+    assert (tmp_path / "run" / "student" / "saved_model.pb").exists()
+    elsewhere = [*endless, f"--workdir={tmp_path / 'elsewhere'}", "--epochs=inf"]
+    assert run_until(STORED + 1, elsewhere, tmp_path / "elsewhere") == EXIT_PREEMPTED
+    there, here = losses(tmp_path / "run"), losses(tmp_path / "elsewhere")
+    both = there.keys() & here.keys()
+    assert len(both) > STORED
+    assert {step: there[step] for step in both} == {step: here[step] for step in both}
+
+
+def test_a_long_run_takes_up_from_an_endless_one_on_the_schedule_of_its_own_length(
+    endless: list[str],
+):
+    run = start_run([*endless, "--steps=6"])
+    run.train()
+    again = start_run([*endless, "--epochs=inf"])
+    assert again.checkpoints.restore() == 6
+    assert float(again.learning_rate.numpy(10**9)) == pytest.approx(0.003)
+    longer = start_run([*endless, "--steps=12"])
+    assert longer.checkpoints.restore() == 6
+    assert float(longer.learning_rate.numpy(12)) == 0
+
+
+class LoudTeacher(tf.Module):
+    """Shouts at views that are darker than any of the first epoch: a logit that float16 cannot hold."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.plain = stores.PlainTeacher()
+        self.limit = limit
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        loud = tf.reduce_mean(images, [1, 2, 3]) < self.limit
+        return tf.where(loud[:, tf.newaxis], 1e5 * tf.ones([1, stores.CLASSES]), self.plain(images))
+
+
+def test_online_logit_that_the_store_could_not_hold_is_named_as_the_precompute_names_it(
+    published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
+    views = 3 * stores.N
+    view_input = replay_input(Store(published_store), dataset, batch_size=views, image_cache_bytes=0)
+    batch = next(view_input.batches(np.array([0])))
+    brightness = tf.reduce_mean(mix(batch["crops"], batch["partner"], batch["ratio"][:views]), [1, 2, 3])
+    limit = float(tf.reduce_min(brightness[: stores.N])) - 0.1
+    first_loud = int(np.argmax(brightness < limit))
+    assert stores.N < first_loud < views
+
+    teacher = stores.save_teacher(tmp_path / "loud", module=LoudTeacher(limit))
+    spec = stores.make_spec(data_dir, teacher)
+    worker = ShardWorker(stores.job_for(tmp_path / "store", spec, data_dir, teacher))
+    stores.write_store(worker, epochs=1, eval_splits=())
+    expected = f"view {first_loud}: teacher logit 100000 does not fit --codec=float16"
+    with pytest.raises(DataError, match=expected):
+        stores.write_store(worker, epochs=3, eval_splits=())
+    argv = arguments(tmp_path / "store", tmp_path / "run", data_dir, "--steps=10", f"--teacher={teacher}")
+    code, line = fail(argv, capsys)
+    assert code == EXIT_DATA_ERROR
+    assert line.startswith(f"error: {expected}")
+    # Not the teacher's fault: the student's.
+    argv = arguments(tmp_path / "store", tmp_path / "other", data_dir, "--steps=3", "--learning_rate=1e38")
+    code, line = fail([*argv, "--warmup_steps=0", "--log_every=1"], capsys)
+    assert code == EXIT_USER_ERROR
+    assert re.search(r"step \d: the \w+ is (inf|nan); lower --learning_rate", line)
