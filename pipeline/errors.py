@@ -33,6 +33,21 @@ class DataError(Exception):
     exit_code = EXIT_DATA_ERROR
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command in an orderly way: the message says where; no traceback.
+
+    A KeyboardInterrupt, so that no library takes it for a failure to be mended.
+
+    Args:
+      message: one line.
+      exit_code: 128 + the signal's number, as a shell reports it.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 # As in "pipeline.errors.DataError: view 7: ...", up to the end of its line or Beam's own addition.
 _IN_TEXT = re.compile(r"\b(UserError|DataError): (.+?)(?= \[while running|\\n|\n|$)")
 
@@ -90,6 +105,9 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        code = stop.exit_code
     except KeyboardInterrupt:
         code = _interrupted()
     except BrokenPipeError:  # `... | head`: nobody reads any more

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluation, Evaluator
-from trainer.preemption import Preempted, Preemption
+from trainer.preemption import Preemption
 from trainer.steps import RunLength
 
 
@@ -142,7 +142,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._log_every = log_every
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
-        self._preemption = preemption
+        self._preemption = preemption or Preemption()
         self._evaluator = evaluator
         self._learning_rate = learning_rate
         self._bar = tqdm(
@@ -161,18 +161,21 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """After each step."""
+        del batch
+        self._preemption.defer()
         self.step += 1
         self._bar.update(self._length.batch_size)
         if self._since is None:  # the first step of an interval traces and fills the pipeline
             self._since = (self.step, time.perf_counter())
         if self.step % self._log_every == 0 or self.step == self._length.steps:
             self._write(logs or {})
-        if self._preemption is not None and self._preemption.requested:
-            self._checkpoints.save(self.step)
-            raise Preempted(self.step)
-        # The last step of an interval is done when it is evaluated: a run that dies in between repeats it.
-        if self.step % self._checkpoint_every == 0 and batch + 1 < self.params["steps"]:
-            self._checkpoints.save(self.step)
+        if self.step % self._checkpoint_every == 0 or self._preemption.requested:
+            self._save()
+
+    def _save(self) -> None:
+        """Saves; ends the run if it was asked to."""
+        self._checkpoints.save(self.step)
+        self._preemption.resume(f"saved at step {self.step}")
 
     def _write(self, logs: dict[str, Any]) -> None:
         figures: dict[str, Any] = {name: float(value) for name, value in logs.items()}
@@ -188,13 +191,13 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """An interval ends: evaluates and saves."""
+        """An interval ends: saves, then evaluates, which takes long and may be made up for."""
         del epoch, logs
+        self._save()
         self._evaluate()
-        self._checkpoints.save(self.step)
 
     def catch_up(self) -> None:
-        """Evaluates the interval that a preempted run ended with, if it had no time to."""
+        """Evaluates the interval that an earlier run ended with, if it had no time to."""
         kind = None if self._evaluator is None else f"eval_{self._evaluator.split}"
         if not any(line["kind"] == kind and line["step"] == self.step for line in self._log.kept):
             self._evaluate()

@@ -1,8 +1,7 @@
 """Supervised fine-tuning on a data set's labels: what makes a teacher of a network.
 
-BiT's own rule for transfer (BiT-HyperRule; Kolesnikov et al. 2020, section 3.3): from the number of examples
-follow the length of the run and whether examples are mixed; everything else is fixed. Views come from the
-project's one renderer, so a view index, seed and policy say what was seen, as they do for a student.
+By BiT's own rule for transfer (`trainer.hyperrule`). Views come from the project's one renderer, so a view
+index, seed and policy say what was seen, as they do for a student.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError, find_error
-from pipeline.views import keys
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies import ViewPolicy
@@ -28,87 +26,13 @@ from pipeline.views.render import EvalCrop, training_renderer
 from pipeline.views.source import ImageSource
 from trainer.callbacks import MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
-from trainer.schedules import Multiplier, Scaled
+from trainer.hyperrule import BASE_BATCH_SIZE, StaircaseDecay, mixup_ratios, rule_mixup_alpha
+from trainer.preemption import Preemption
+from trainer.schedules import Scaled
 from trainer.steps import RunLength
 
-BASE_BATCH_SIZE = 512  # the rule's; its learning rate is for this many views a step
-
 _MOMENTUM = 0.9
-_SMALL, _MEDIUM = 20_000, 500_000  # examples from which a data set is medium, and large
-_MIXUP_ALPHA = 0.1
-_MIXUP_BLOCK = 512  # views that share a ratio: a batch of the rule's
-_DRAWS = 8  # pairs of uniforms for a ratio; all of them miss once in 10**14 ratios
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
-
-
-def rule_steps(num_examples: int) -> int:
-    """Steps for a data set of N examples: 500, 10,000 or 20,000."""
-    return 500 if num_examples < _SMALL else 10_000 if num_examples < _MEDIUM else 20_000
-
-
-def rule_mixup_alpha(num_examples: int) -> float:
-    """Alpha of the mixup ratio's Beta(alpha, alpha) for N examples; 0, no mixup, where there are few."""
-    return 0.0 if num_examples < _SMALL else _MIXUP_ALPHA
-
-
-@dataclasses.dataclass(frozen=True)
-class StaircaseDecay(Multiplier):
-    """Linear warm-up from 0, then 1, and a tenth of what it was after 30, 60 and 90 % of the run.
-
-    The warm-up takes 500 steps, but at most a fifth of the run: 100 of 500, as in the authors' code. That code
-    decays its 500 steps after 200, 300 and 400; the paper's shares, and its longer runs, are these.
-
-    Attributes:
-      total_steps: steps of the run, >= 1.
-    """
-
-    total_steps: int
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of the warm-up; 0 in a run of under five steps."""
-        return min(500, self.total_steps // 5)
-
-    def formula(self, step: Any, xp: Any) -> Any:
-        ramp = xp.minimum(step, self.warmup_steps) if self.warmup_steps else xp.ones_like(step)
-        value = _float32(ramp, xp) / np.float32(self.warmup_steps or 1)
-        for tenths in (3, 6, 9):  # in whole steps: a share as a float would be off by one now and then
-            after = _float32(10 * step > tenths * self.total_steps, xp)
-            value = value * (np.float32(1) - np.float32(0.9) * after)
-        return value
-
-
-def _float32(value: Any, xp: Any) -> Any:
-    return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
-
-
-def mixup_ratios(views: np.ndarray, *, seed: int, alpha: float) -> np.ndarray:
-    """Ratios from Beta(alpha, alpha), one for each block of 512 consecutive views.
-
-    By Joehnk's method (1964): of uniform pairs, the first with `u**(1/alpha) + v**(1/alpha) <= 1` gives the
-    first term's share of the sum.
-
-    Args:
-      views: int64 [n].
-      seed: of the run.
-      alpha: 0 (no mixup: all ratios are 1), or 0.05 to 1.
-
-    Returns:
-      float32 [n] in 0..1.
-    """
-    if not alpha:
-        return np.ones(len(views), np.float32)
-    blocks, inverse = np.unique(np.asarray(views, np.int64) // _MIXUP_BLOCK, return_inverse=True)
-    key = keys.stream_key(seed, "finetune_mixup")
-    ratios = np.ones(len(blocks))
-    for row, block in enumerate(blocks.tolist()):
-        words = keys.random_words(key, block, 1, blocks=2 * _DRAWS // keys.WORDS_PER_BLOCK)
-        pairs = (1.0 - keys.unit_float64(words)).reshape(_DRAWS, 2) ** (1 / alpha)  # [draws, 2] in (0, 1]
-        total = pairs.sum(axis=1)
-        if (fits := total <= 1).any():
-            first = int(np.argmax(fits))
-            ratios[row] = pairs[first, 0] / total[first]
-    return ratios[inverse].astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,6 +179,7 @@ class Finetune:
       options: of the run.
       workdir: for checkpoints, metrics.jsonl and TensorBoard; exists.
       origin: what the network was before: compared with the checkpoint that a run is continued from.
+      preemption: says when to save and stop.
     """
 
     def __init__(
@@ -265,7 +190,9 @@ class Finetune:
         options: FinetuneOptions,
         workdir: Path,
         origin: dict[str, Any],
+        preemption: Preemption | None = None,
     ) -> None:
+        self._preemption = preemption or Preemption()
         self.network, self.dataset, self.options, self.workdir = network, dataset, options, workdir
         if options.head_only:
             for layer in network.layers[:-1]:
@@ -319,6 +246,7 @@ class Finetune:
             log_every=self.options.log_every,
             checkpoints=self._checkpoints,
             checkpoint_every=self.options.checkpoint_every,
+            preemption=self._preemption,
             evaluator=None,
             learning_rate=lambda step: float(self.learning_rate.numpy(step)),
         )

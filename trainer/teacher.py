@@ -21,7 +21,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -29,15 +28,18 @@ from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, positive, whole
-from pipeline.store.files import replace_directory, sha256_of, write_text
+from pipeline.store.files import replace_directory, write_text
 from pipeline.store.lock import writer_lock
-from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, fingerprint
+from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from pipeline.views.render import EvalCrop
 from trainer import models
-from trainer.finetune import BASE_BATCH_SIZE, Finetune, FinetuneOptions, rule_steps, top1
+from trainer.finetune import Finetune, FinetuneOptions, top1
+from trainer.hyperrule import BASE_BATCH_SIZE, rule_steps
 from trainer.models.bit import BIT_MODELS, PublishedWeights
+from trainer.preemption import Preemption
+from trainer.pretrained import build_network
 
 _EVAL_SPLITS = ("validation", "test")
 _EVAL_BATCH_SIZE = 256
@@ -181,8 +183,10 @@ def finetune(flags: argparse.Namespace) -> int:
     tf.keras.utils.set_random_seed(flags.seed)
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
     workdir.mkdir(parents=True, exist_ok=True)
-    with writer_lock(workdir, flag="--workdir"):
-        run = Finetune(network, dataset, options=options, workdir=workdir, origin=origin)
+    with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
+        run = Finetune(
+            network, dataset, options=options, workdir=workdir, origin=origin, preemption=preemption
+        )
         first = run.restore()
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
         write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
@@ -259,134 +263,6 @@ def _check_network_flags(flags: argparse.Namespace) -> None:
         raise UserError(
             f"--teacher_value_range={flags.teacher_value_range}: expected one of {', '.join(VALUE_RANGES)}"
         )
-
-
-def build_network(
-    flags: argparse.Namespace, *, num_classes: int, image_size: int
-) -> tuple[tf.keras.Model, dict[str, Any]]:
-    """The network to fine-tune, its head new, and what it was before.
-
-    Args:
-      flags: `model` and `init`, or `teacher` and `teacher_value_range`.
-      num_classes: C.
-      image_size: S in pixels.
-
-    Returns:
-      A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and its origin for a checkpoint.
-
-    Raises:
-      UserError: it cannot be loaded, or is of another shape.
-    """
-    if flags.teacher is not None:
-        network = replace_head(
-            load_keras_model(flags.teacher, flag="--teacher"),
-            num_classes=num_classes,
-            image_size=image_size,
-            value_range=flags.teacher_value_range,
-        )
-        return network, {"teacher": fingerprint(flags.teacher), "value_range": flags.teacher_value_range}
-    network = models.build(flags.model, num_classes=num_classes, image_size=image_size)
-    if flags.init is None:
-        return network, {"model": flags.model, "init": None}
-    if flags.init.endswith(".npz"):
-        PublishedWeights(flags.init).load_into(network, new_head=True)
-        return network, {"model": flags.model, "init": sha256_of(Path(flags.init))}
-    copy_body(load_keras_model(flags.init, flag="--init"), network)
-    return network, {"model": flags.model, "init": fingerprint(flags.init)}
-
-
-def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
-    """Loads a Keras SavedModel, or a `.keras` file in Keras's safe mode.
-
-    Args:
-      text: path as given.
-      flag: that gave it, for the message.
-
-    Raises:
-      UserError: there is none, or it is no Keras model of layers with one input and one output.
-    """
-    if not Path(text).exists():
-        raise UserError(
-            f"{flag}={text}: no such file or directory; expected a Keras SavedModel or a .keras file"
-        )
-    if (Path(text) / "saved_model.pb").is_file() and not (Path(text) / "keras_metadata.pb").is_file():
-        raise UserError(
-            f"{flag}={text}: a SavedModel that Keras did not write; only Keras's layers can be trained"
-        )
-    try:
-        model = tf.keras.models.load_model(text, compile=False)
-    except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{flag}={text}: Keras cannot load it: {reason}") from error
-    single = (
-        isinstance(model, tf.keras.Model)
-        and len(getattr(model, "inputs", None) or ()) == 1
-        and len(getattr(model, "outputs", None) or ()) == 1
-    )
-    if not single:
-        raise UserError(
-            f"{flag}={text}: is {type(model).__name__}, expected a Keras model of layers with one input and one output"
-        )
-    return model
-
-
-def replace_head(
-    model: tf.keras.Model, *, num_classes: int, image_size: int, value_range: str
-) -> tf.keras.Model:
-    """The same network with a zero head of its own number of classes, for views in 0..255.
-
-    Args:
-      model: ends in a Dense layer, or in one and a softmax, which is left out.
-      num_classes: C.
-      image_size: S in pixels.
-      value_range: that the model wants; one of `VALUE_RANGES`. Other than 0..255 becomes a layer.
-
-    Returns:
-      A model that shares all layers but the last.
-
-    Raises:
-      UserError: it does not end so, or takes other images.
-    """
-    layer = model.layers[-1]
-    while isinstance(layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
-        layer = layer.input.node.layer
-    if not isinstance(layer, tf.keras.layers.Dense):
-        raise UserError(
-            f"--teacher: {model.name} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace"
-        )
-    wanted = tf.TensorShape([None, image_size, image_size, 3])
-    shape = model.inputs[0].shape
-    if not shape.is_compatible_with(wanted):
-        raise UserError(
-            f"--teacher: {model.name} takes {shape}, but views are {wanted}; choose --image_size to match"
-        )
-    head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=layer.name)
-    if value_range == "0..255":
-        return tf.keras.Model(model.inputs, head(layer.input), name=model.name)
-    scale, offset = VALUE_RANGES[value_range]
-    image = tf.keras.Input(wanted[1:], dtype=tf.float32, name="image")
-    body = tf.keras.Model(model.inputs, layer.input, name=f"{model.name}_body")
-    scaled = tf.keras.layers.Rescaling(scale, offset=offset, dtype=tf.float32, name="scale")(image)
-    return tf.keras.Model(image, head(body(scaled)), name=model.name)
-
-
-def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
-    """Copies the weights of all layers but the last.
-
-    Raises:
-      UserError: the two are not the same network: both sides of the first difference are shown.
-    """
-    found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
-    for ours, theirs in zip(wanted, found, strict=False):
-        if ours.shape != theirs.shape:
-            there, here = (f"{w.name} is {tuple(w.shape)}" for w in (theirs, ours))
-            raise UserError(f"--init does not fit {target.name}: {there} there, {here} here")
-    if len(found) != len(wanted):
-        raise UserError(
-            f"--init does not fit {target.name}: {len(found)} weights without the head there, {len(wanted)} here"
-        )
-    for ours, theirs in zip(wanted, found, strict=True):
-        ours.assign(theirs)
 
 
 def main(argv: list[str]) -> int:

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 import json
 import math
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, UserError, find_error
+from pipeline.errors import DataError, Interrupted, UserError, find_error
 from pipeline.provenance import load_teacher, open_dataset
 from pipeline.store.files import replace_directory, write_text
 from pipeline.store.lock import LOCK_FILE, writer_lock
@@ -41,7 +40,7 @@ from trainer.evaluate import Evaluator
 from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
-from trainer.preemption import EXIT_PREEMPTED, Preempted, Preemption
+from trainer.preemption import Preemption
 from trainer.replay import replay_input, step_batches
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
@@ -193,12 +192,13 @@ class Run:
         callback.set_model(self.distiller)
         begun = time.monotonic()
         try:
-            if first and first % self.options.eval_every == 0:
+            if first and (
+                first % self.options.eval_every == 0 or first in (length.online_from, length.steps)
+            ):
                 callback.catch_up()
             self._fit(first, callback)
         finally:
             callback.close()
-        self.checkpoints.save(callback.step)
         return {
             "steps": length.steps,
             "first_step": first,
@@ -275,6 +275,11 @@ class Run:
         path = self.workdir / STUDENT_DIRECTORY
         replace_directory(path, lambda temporary: self.student.save(temporary, include_optimizer=False))
         return path
+
+    def export_saved(self) -> None:
+        """Exports the student of the latest checkpoint, if there is one."""
+        if step := self.checkpoints.restore():
+            print(f"student: {self.export()}; --steps={step} finishes the run as it is", flush=True)
 
 
 def describe(options: TrainOptions, store: Store) -> str:
@@ -374,11 +379,11 @@ def main(argv: list[str]) -> int:
         run = Run(options, store, strategy=strategy, preemption=preemption)
         try:
             result = finished_result(run) or train(run)
-        except Preempted as stop:
-            if options.length.endless:  # which ends in no other way; the checkpoint is there already
-                print(f"student: {run.export()}; --steps={stop.step} finishes the run as it is", flush=True)
-            print(stop, file=sys.stderr)
-            return EXIT_PREEMPTED
+        except Interrupted:
+            if options.length.endless:  # which ends in no other way
+                preemption.defer()
+                run.export_saved()
+            raise
     for name, figures in result["evaluation"].items():
         print(
             f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
-from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, run_command
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from pipeline.worker import ShardWorker
@@ -57,10 +57,11 @@ def run_until(step: int, argv: list[str], workdir: Path) -> int:
 
     thread = threading.Thread(target=terminate)
     thread.start()
-    try:
-        return main(argv)
-    finally:
-        thread.join()
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(main, argv)
+    thread.join()
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
 
 
 @pytest.fixture

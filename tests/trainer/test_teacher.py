@@ -30,7 +30,8 @@ from tests.bit import (
 from tests.runs import ROOT, environment
 from tests.teachers import convert_arguments, fail
 from trainer import models
-from trainer.teacher import export, load_keras_model, main
+from trainer.pretrained import load_keras_model
+from trainer.teacher import export, main
 
 pytestmark = pytest.mark.usefixtures("bit_small")
 

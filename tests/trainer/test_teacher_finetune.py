@@ -17,7 +17,8 @@ from pipeline.teacher import Teacher
 from tests import stores
 from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
 from trainer.callbacks import RunCallback
-from trainer.teacher import load_keras_model, main
+from trainer.pretrained import load_keras_model
+from trainer.teacher import main
 
 pytestmark = pytest.mark.usefixtures("bit_small")
 
