@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluation, Evaluator
 from trainer.preemption import Preemption
-from trainer.steps import RunLength
+from trainer.steps import RunLength, name_views
 
 
 class DivergedError(UserError):
@@ -178,10 +179,12 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._preemption.resume(f"saved at step {self.step}")
 
     def _write(self, logs: dict[str, Any]) -> None:
-        figures: dict[str, Any] = {name: float(value) for name, value in logs.items()}
+        figures: dict[str, Any] = {name: float(value) for name, value in logs.items() if name != "views"}
         now = time.perf_counter()  # after the values have come from the device
         figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
         figures["learning_rate"] = self._learning_rate(self.step - 1)
+        if "views" in logs:
+            figures |= name_views(np.asarray(logs["views"]))
         if self._since is not None and self.step > self._since[0]:
             steps, seconds = self.step - self._since[0], now - self._since[1]
             figures["views_per_second"] = steps * self._length.batch_size / seconds

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.views.mix import mix
+from trainer.strategy import gather_views
 
 TensorFunction = Callable[[tf.Tensor], tf.Tensor]
 
@@ -43,8 +44,9 @@ class Distiller(tf.keras.Model):
     """Trains a student on the teacher's logits for the same views, in `fit` or a loop over `train_step`.
 
     A batch is a dict of tensors of static shape: `crops` uint8 [K, S, S, 3], `partner` int32 [B] (rows of
-    `crops`), `ratio` float32 [B], `logits` float32 [B, C], and, when a teacher continues where the store
-    ends, `stored` bool [B]: which rows of `logits` are the store's; the teacher makes the others.
+    `crops`), `ratio` float32 [B], `logits` float32 [B, C]; when a teacher continues where the store ends,
+    `stored` bool [B]: which rows of `logits` are the store's, the teacher makes the others; and, to be told
+    what a step trained on, `views` int64 [B]: the views' indices.
 
     Only the student is tracked: the teacher is in no list of weights and in no checkpoint.
     """
@@ -97,7 +99,8 @@ class Distiller(tf.keras.Model):
         Returns:
           float32 scalars of this step and all replicas: `loss` (mean over the views, with the student's
           regularisation losses), `agreement` (fraction of views with the teacher's argmax),
-          `gradient_norm` (global, before clipping).
+          `gradient_norm` (global, before clipping). With `views` in the batch also `views`, int64 [R * B]:
+          those of all replicas, in their order.
 
         Raises:
           ValueError: while tracing, if the batch has `stored` and there is no teacher.
@@ -124,7 +127,10 @@ class Distiller(tf.keras.Model):
             gradients, loss, agreement = context.all_reduce("sum", [gradients, loss, agreement])
             aggregation = {"experimental_aggregate_gradients": False}
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True), **aggregation)
-        return {"loss": loss, "agreement": agreement, "gradient_norm": tf.linalg.global_norm(gradients)}
+        figures = {"loss": loss, "agreement": agreement, "gradient_norm": tf.linalg.global_norm(gradients)}
+        if "views" in data:
+            figures["views"] = gather_views(data["views"], context) if replicas > 1 else data["views"]
+        return figures
 
     def _targets(self, data: dict[str, tf.Tensor], views: tf.Tensor) -> tf.Tensor:
         """The teacher's logits float32 [B, C]: stored, or made now where `stored` is False."""

@@ -59,13 +59,15 @@ def step_batches(
       context: which of several input pipelines this is, under a strategy.
 
     Returns:
-      Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [b], `ratio` float32 [b], `logits` float32 [b, C]
-      and, `with_stored`, `stored` bool [b]; a batch for each step and each replica that this pipeline feeds.
+      Dicts of `views` int64 [b], `crops` uint8 [K, S, S, 3], `partner` int32 [b], `ratio` float32 [b], `logits`
+      float32 [b, C] and, `with_stored`, `stored` bool [b]; a batch for each step and each replica that this
+      pipeline feeds.
     """
     size = view_input.batch_size
 
     def select(batch: Batch) -> Batch:
         out = {
+            "views": batch["views"][:size],
             "crops": batch["crops"],
             "partner": batch["partner"],
             "ratio": batch["ratio"][:size],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
+
+import numpy as np
 
 from pipeline.errors import UserError
 
@@ -78,6 +81,23 @@ class RunLength:
     def left_over(self, epochs: int) -> int:
         """Views of `epochs` epochs that fill no batch; the first ones to be trained on if the run is extended."""
         return epochs * self.num_examples - int(self.steps) * self.batch_size
+
+
+def name_views(views: np.ndarray) -> dict[str, int | str]:
+    """How metrics.jsonl says which views a step trained on: the same with any number of replicas.
+
+    To check a line of step `t`, counted from 1, against law 5 of the design: the first view is `(t - 1) * B`, and
+    the digest `hashlib.blake2b(numpy.arange(first, first + B, dtype="<i8").tobytes(), digest_size=8).hexdigest()`.
+
+    Args:
+      views: int64 [B], the indices that came with the batches, in any order.
+
+    Returns:
+      `first_view`, and `views_digest`: BLAKE2b of the sorted indices, 16 hex digits.
+    """
+    ordered = np.sort(views).astype("<i8")
+    digest = hashlib.blake2b(ordered.tobytes(), digest_size=8).hexdigest()
+    return {"first_view": int(ordered[0]), "views_digest": digest}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,3 +84,29 @@ def replica_starts(
     size = batch_size // replicas
     indices = tf.data.Dataset.range(start * local, stop * local)
     return indices.map(lambda k: (k // local) * batch_size + (pipeline * local + k % local) * size)
+
+
+_DIGIT = 20  # bits; float32 is exact up to 24
+_DIGITS = 3  # view indices are below 2^60
+
+
+def gather_views(views: tf.Tensor, context: tf.distribute.ReplicaContext) -> tf.Tensor:
+    """The views of all replicas, in a step of several.
+
+    As a sum, of float32 numbers that are exact: every backend can add those up over replicas, like gradients,
+    but not every one int64, or gather.
+
+    Args:
+      views: int64 [b], this replica's.
+      context: this replica.
+
+    Returns:
+      int64 [R * b], in the order of the replicas, on each of them.
+    """
+    replicas = context.num_replicas_in_sync
+    shifts = tf.range(_DIGITS, dtype=tf.int64) * _DIGIT
+    digits = tf.bitwise.right_shift(views[:, tf.newaxis], shifts) & (2**_DIGIT - 1)  # [b, digits]
+    row = tf.one_hot(context.replica_id_in_sync_group, replicas)  # [R]
+    placed = row[:, tf.newaxis, tf.newaxis] * tf.cast(digits, tf.float32)  # [R, b, digits]
+    everywhere = tf.cast(context.all_reduce("sum", placed), tf.int64)
+    return tf.reshape(tf.reduce_sum(tf.bitwise.left_shift(everywhere, shifts), axis=-1), [-1])

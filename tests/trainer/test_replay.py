@@ -52,6 +52,7 @@ def test_batches_are_the_views_of_their_step(
         for row in range(batch_size):
             view = step * batch_size + row
             partner = int(partner_views(np.array(view), num_examples=stores.N))
+            assert batch["views"][row] == view
             # crops: [B + 2, S, S, 3]; the first B are the batch's own.
             np.testing.assert_array_equal(batch["crops"][row], single_views[view]["crops"][0])
             np.testing.assert_array_equal(
@@ -76,6 +77,7 @@ def test_batches_have_static_shapes_and_say_what_is_stored_only_where_asked(
     (batch,) = numpy_batches(view_input, 3, 4)
     size = stores.SIZE
     assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+        "views": ((5,), "int64"),
         "crops": ((7, size, size, 3), "uint8"),
         "partner": ((5,), "int32"),
         "ratio": ((5,), "float32"),
