@@ -72,6 +72,11 @@ def make_parser() -> Parser:
     add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
     add("--precision", default="float32", choices=tuple(PRECISIONS), help="of the student's convolutions")
+    add(
+        "--sync_batch_norm",
+        action="store_true",
+        help="batch normalisation over all replicas' views of a step",
+    )
     add("--seed", type=whole, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")

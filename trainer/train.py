@@ -37,6 +37,7 @@ from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
+from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
 from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
@@ -78,7 +79,7 @@ class Run:
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = int(self.strategy.num_replicas_in_sync)
         self.online_teacher = self._online_teacher()
-        with self.strategy.scope():
+        with self.strategy.scope(), averaged_statistics():
             self._build()
         self.input: ViewInput = replay_input(
             store,
@@ -103,6 +104,10 @@ class Run:
             image_size=store.spec.policy.image_size,
             precision=options.flags["precision"],
         )
+        if options.flags["sync_batch_norm"]:
+            self.student = synchronise(self.student)
+        elif notice := replicas_notice(self.student, batch_size=recipe.batch_size, replicas=self.replicas):
+            print(notice, flush=True)
         schedule: Multiplier
         if options.length.endless:
             schedule = WarmupConstant(options.warmup_steps)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.views.batches import plan_batch
-from trainer.steps import RunLength, cut_segments
+from trainer.steps import RunLength, cut_segments, name_views
 
 LENGTHS = list(itertools.product([1, 2, 3], [1, 4, 7], [1, 2, 5, 9], [1, 2, 3]))  # E, N, B, stored epochs
 
@@ -115,3 +117,17 @@ def test_endless_epochs_have_no_last_step_and_go_online_where_the_store_ends():
 def test_epochs_and_steps_exclude_each_other(epochs: int | None, steps: int | None):
     with pytest.raises(UserError, match="either --epochs or --steps"):
         RunLength.of(epochs=epochs, steps=steps, batch_size=1, num_examples=1, stored_views=1)
+
+
+def test_views_have_one_name_whatever_their_order_and_another_if_one_differs():
+    named = name_views(np.array([5, 4, 7, 6]))
+    # To be checked with NumPy alone, and so not to change: logs are compared across versions.
+    assert named == {"first_view": 4, "views_digest": "03e8a75985d321ec"}
+    assert (
+        named["views_digest"]
+        == hashlib.blake2b(np.arange(4, 8, dtype="<i8").tobytes(), digest_size=8).hexdigest()
+    )
+    digests = {
+        name_views(np.array(views))["views_digest"] for views in ([4, 5, 6, 7], [4, 5, 6], [4, 5, 6, 6])
+    }
+    assert len(digests) == 3

@@ -1,0 +1,66 @@
+"""Training runs with some number of replicas, one after the other in one process.
+
+    python -m tests.replica_runs STORE DATA_DIR WORKDIR REPLICAS RUN ...
+
+Each of `RUNS` is the command's, in `WORKDIR/REPLICAS/RUN`; what it prints is in `WORKDIR/REPLICAS/RUN.txt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+from trainer import train
+from trainer.models import STUDENTS
+
+BATCH, STEPS = 8, 6
+RUNS = {
+    "group_norm": ["--student=tiny"],
+    "batch_norm": ["--student=batch_norm"],
+    "sync_batch_norm": ["--student=batch_norm", "--sync_batch_norm"],
+}
+FLAGS = [
+    *(
+        f"--batch_size={BATCH}",
+        f"--steps={STEPS}",
+        "--warmup_steps=1",
+        "--learning_rate=0.01",
+        "--deterministic",
+    ),
+    *("--log_every=1", "--eval_every=3"),
+]
+
+
+def batch_norm_student(num_classes: int, image_size: int) -> tf.keras.Model:
+    """The smallest student with Keras's batch normalisation, twice."""
+    layers = tf.keras.layers
+    image = tf.keras.Input((image_size, image_size, 3), name="image")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(image)
+    for _ in range(2):
+        x = layers.Conv2D(8, 3, strides=2, use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.5)(x))
+    logits = layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x))
+    return tf.keras.Model(image, logits, name="batch_norm")
+
+
+# A process can have one strategy: TensorFlow numbers its collectives, and a second one would begin again.
+train.make_strategy = functools.cache(train.make_strategy)
+STUDENTS["batch_norm"] = batch_norm_student
+
+
+def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:
+    """The named runs."""
+    strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas > 1 else []
+    for name in names:
+        found = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={workdir / str(replicas) / name}"]
+        (workdir / str(replicas)).mkdir(parents=True, exist_ok=True)
+        with (workdir / str(replicas) / f"{name}.txt").open("w") as file, contextlib.redirect_stdout(file):
+            train.main([*found, *FLAGS, *RUNS[name], *strategy])
+
+
+if __name__ == "__main__":
+    run_all(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
