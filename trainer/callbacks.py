@@ -110,6 +110,9 @@ class Timing:
 class RunCallback(tf.keras.callbacks.Callback):
     """Counts steps over all calls of `fit`, and does what is due after each.
 
+    Keras calls it once an execution, of one step or several: what is due after a step inside of one is done at
+    its end. Intervals end with an execution.
+
     Attributes:
       step: finished steps of the run.
       source: where the targets come from now, `replay` or `online`.
@@ -154,29 +157,35 @@ class RunCallback(tf.keras.callbacks.Callback):
             dynamic_ncols=True,
         )
         self._since: tuple[int, float] | None = None  # (step, time) of the latest log
+        self._begun = step  # steps before this interval
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """An interval begins: what came before it (tracing, an evaluation) is no training time."""
-        del epoch, logs
-        self._since = None
+        """An interval begins: what came before it, an evaluation say, is no training time."""
+        del logs
+        # The first of a call of `fit` traces and fills the pipeline: it counts from its first execution's end.
+        self._since = None if epoch == 0 else (self.step, time.perf_counter())
+        self._begun = self.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """After each step."""
-        del batch
+        """After each execution; `batch` is the number of its last step in the interval, from 0."""
         self._preemption.defer()
-        self.step += 1
-        self._bar.update(self._length.batch_size)
-        if self._since is None:  # the first step of an interval traces and fills the pipeline
+        before, self.step = self.step, self._begun + batch + 1
+        self._bar.update((self.step - before) * self._length.batch_size)
+        if self._since is None:
             self._since = (self.step, time.perf_counter())
-        if self.step % self._log_every == 0 or self.step == self._length.steps:
+        if self._due(before, self._log_every) or self.step == self._length.steps:
             self._write(logs or {})
-        if self.step % self._checkpoint_every == 0 or self._preemption.requested:
+        if self._due(before, self._checkpoint_every) or self._preemption.requested:
             self._save()
 
     def _save(self) -> None:
         """Saves; ends the run if it was asked to."""
         self._checkpoints.save(self.step)
         self._preemption.resume(f"saved at step {self.step}")
+
+    def _due(self, before: int, every: int) -> bool:
+        """Whether a multiple of `every` is among the steps since `before`."""
+        return self.step // every > before // every
 
     def _write(self, logs: dict[str, Any]) -> None:
         figures: dict[str, Any] = {name: float(value) for name, value in logs.items() if name != "views"}

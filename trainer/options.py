@@ -71,6 +71,12 @@ def make_parser() -> Parser:
     )
     add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
+    add(
+        "--steps_per_execution",
+        type=positive,
+        default=1,
+        help="steps that are handed to the device at once; what is due in between comes after them",
+    )
     add("--precision", default="float32", choices=tuple(PRECISIONS), help="of the student's convolutions")
     add(
         "--sync_batch_norm",

@@ -131,7 +131,9 @@ class Run:
             teacher=self.online_teacher,
             round_trip=store.spec.make_codec().round_trip,
         )
-        self.distiller.compile(optimizer=self.optimizer)
+        self.distiller.compile(
+            optimizer=self.optimizer, steps_per_execution=options.flags["steps_per_execution"]
+        )
 
     def _load_teacher(self) -> Teacher | None:
         path = self.options.flags["teacher"]
@@ -256,7 +258,8 @@ class Run:
         if (found := find_error(error)) is not None:
             return found
         batch, size = self.options.recipe.batch_size, self.input.batch_size
-        stop = int(min(step + _PREFETCHED, self.options.length.steps))
+        under_way = self.options.flags["steps_per_execution"] + _PREFETCHED
+        stop = int(min(step + under_way, self.options.length.steps))
         for start in range(step * batch, stop * batch, size):
             try:
                 next(self.input.batches(np.array([start])))
@@ -267,8 +270,10 @@ class Run:
     def _explain_divergence(self, first: int, last: int) -> DataError | None:
         """The logit that made the loss of a step in `first .. last - 1` infinite, if the teacher did."""
         length = self.options.length
-        # All figures were finite at the last step that was logged.
-        first = max(first, last - self.options.flags["log_every"], length.online_from)
+        # All figures were finite at the last step that was logged, and that one was the last of an execution.
+        flags = self.options.flags
+        logged = last - flags["log_every"] - (flags["steps_per_execution"] - 1)
+        first = max(first, logged, length.online_from)
         if self.online_teacher is None:
             return None
         starts = np.arange(first * length.batch_size, last * length.batch_size, self.input.batch_size)
