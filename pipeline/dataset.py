@@ -223,4 +223,8 @@ def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
                 out[row] = image.height, image.width
         except (OSError, SyntaxError) as error:
             raise DataError(f"image {row} of the batch has no readable header: {error}") from error
+        except Image.DecompressionBombError as error:
+            raise DataError(
+                f"image {row} of the batch has more pixels than are ever decoded ({error}); scale it down"
+            ) from error
     return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import shutil
 import sys
@@ -74,8 +75,8 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
     with _publish(data_dir / DATASET / _VERSION, complete="dataset_info.json") as partial:
         if partial is not None:
             _say(f"preparing the embedded default's data set in {data_dir} (once) ...")
-            # TFDS appends name and version itself, and announces on standard output, which is a command's own.
-            with contextlib.redirect_stdout(sys.stderr):
+            with _without_announcements():
+                # TFDS appends name and version itself.
                 builder = _builder_class()(data_dir=partial.parent / f"{partial.name}.tfds")
                 builder.download_and_prepare(
                     file_format="array_record",
@@ -83,6 +84,17 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
                 )
             Path(builder.data_dir).rename(partial)
     return data_dir
+
+
+@contextlib.contextmanager
+def _without_announcements() -> Iterator[None]:
+    """TFDS's bars for four seconds of work, and its lines on standard output, which name the directory aside."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
 
 
 def prepare_teacher(path: Path | None = None) -> Path:

@@ -77,13 +77,18 @@ def find_error(error: BaseException) -> UserError | DataError | None:
     return None
 
 
-def _of_the_system(error: Exception) -> UserError | None:
+def of_the_system(error: BaseException) -> UserError | None:
     """A full disk, a missing directory, a missing right: the user's to mend, in one line."""
     for link in _chain(error):
         if isinstance(link, OSError) and link.strerror:
             name = f"{link.filename}: " if link.filename else ""
             return UserError(f"{name}{link.strerror}; nothing published is lost, run the same command again")
     return None
+
+
+def find_reason(error: BaseException) -> UserError | DataError | None:
+    """What a command says of `error` in one line; None if it is a defect, which keeps its traceback."""
+    return find_error(error) or of_the_system(error)
 
 
 def _interrupted() -> int:
@@ -114,7 +119,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        found = find_error(error) or _of_the_system(error)
+        found = find_reason(error)
         if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in _chain(error)):
             code = _interrupted()  # Beam has made another exception of it
         elif found is None:
@@ -136,4 +141,7 @@ def run_module(name: str) -> NoReturn:
     Args:
       name: of the module, such as `trainer.train`.
     """
+    from pipeline.logs import show_warnings  # which needs this module
+
+    show_warnings()
     run_command(lambda argv: importlib.import_module(name).main(argv))

@@ -64,6 +64,11 @@ def make_parser() -> Parser:
     add("--codec", default="float16", help=f"of the logits: {', '.join(CODECS)}")
     add("--temperature", type=float, help="at which the codec's cost is measured")
     add("--views_per_shard", type=positive, default=16384, help="at most")
+    add(
+        "--repair",
+        action="store_true",
+        help="compute published shards again that are missing or damaged; each must be as the manifest says",
+    )
     add("--eval_splits", default="all", help="comma-separated splits to store evaluation logits of")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, per process")
     return parser
@@ -80,6 +85,7 @@ class PrecomputeOptions:
       views_per_shard: at most.
       image_cache_bytes: per process.
       eval_splits: to store evaluation logits of.
+      repair: whether published shards are read, and computed again where they are damaged.
       spec: of the store.
     """
 
@@ -91,6 +97,7 @@ class PrecomputeOptions:
     views_per_shard: int
     image_cache_bytes: int
     eval_splits: tuple[str, ...]
+    repair: bool
     spec: Spec
 
 
@@ -158,6 +165,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         views_per_shard=flags.views_per_shard,
         image_cache_bytes=flags.image_cache_bytes,
         eval_splits=_eval_splits(flags.eval_splits, dataset),
+        repair=flags.repair,
         spec=spec,
     )
 
@@ -208,6 +216,8 @@ def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: st
             versions[package] = "not installed"
     return {
         "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
+        # Paths as given: they may be relative to it.
+        "directory": str(Path.cwd()),
         "data_dir": data_dir,
         "teacher": teacher,
         "embedded_default": is_demo,

@@ -17,20 +17,23 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     run_module("pipeline.precompute")
 
-import shutil
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import create_runner
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner, create_runner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
-from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError
+from pipeline import beam_worker
+from pipeline.claim import check_space, check_store, claim_store, open_store
+from pipeline.errors import UserError
 from pipeline.flags import Parser
 from pipeline.options import (
     DEMO_STORE,
@@ -40,22 +43,14 @@ from pipeline.options import (
     make_parser,
     resolve,
 )
+from pipeline.pending import Identity, damaged_tasks, pending_tasks, publish_results
 from pipeline.progress import Progress
-from pipeline.store.files import remove_temporaries, write_text
 from pipeline.store.lock import writer_lock
-from pipeline.store.metadata import INFO_FILE, SplitManifest, load_manifest, publish_metadata
+from pipeline.store.metadata import INFO_FILE, load_manifest
 from pipeline.store.reader import Store
-from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
-from pipeline.store.spec import SPEC_FILE, Spec, differences
-from pipeline.worker import (
-    VIEWS_SPLIT,
-    PrecomputeJob,
-    ShardResult,
-    ShardWorker,
-    split_directory,
-)
-
-Identity = dict[str, Any]  # of a data set
+from pipeline.store.shards import ShardTask
+from pipeline.store.spec import Spec
+from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker
 
 _METRICS = "precompute"
 _LONG_SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
@@ -100,146 +95,6 @@ class PublishStore(beam.DoFn):
         return results
 
 
-def publish_results(
-    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
-) -> None:
-    """Appends finished shards to what is published, and then forgets the notes on them.
-
-    Args:
-      store: its directory.
-      spec: its spec.
-      results: in any order.
-      identities: `Dataset.identity()` by split.
-
-    Raises:
-      DataError: a shard before one of them is missing, or is published as another.
-    """
-    by_split: dict[str, list[ShardResult]] = {}
-    for result in sorted(results, key=lambda r: r.task.number):
-        by_split.setdefault(result.task.split, []).append(result)
-    directories: dict[Path, dict[str, SplitManifest]] = {}
-    for split, finished in by_split.items():
-        directory = split_directory(store, split)
-        if directory not in directories:
-            directories[directory] = load_manifest(directory, digest=spec.digest())
-        before = directories[directory].get(split)
-        shards = list(before.shards) if before else []
-        for result in finished:
-            # What is published already, and the same, is this step run again by its runner.
-            if shards[result.task.number : result.task.number + 1] not in ([], [result.info]):
-                raise DataError(
-                    f"{directory / result.task.name}: published already, and not as it was computed now"
-                )
-            if result.task.number > len(shards):
-                raise DataError(
-                    f"{directory / result.task.name}: finished, but only {len(shards)} shards precede it"
-                )
-            shards[result.task.number :] = [result.info, *shards[result.task.number + 1 :]]
-        directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
-    # The store's own directory last: with its metadata the store exists.
-    for directory in sorted(directories, key=lambda d: d == Path(store)):
-        publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
-        shutil.rmtree(directory / PENDING, ignore_errors=True)
-
-
-def cut_shards(split: str, *, published: list[int], total: int, views_per_shard: int) -> list[ShardTask]:
-    """The shards that are missing: cut from the published end; the last may be short.
-
-    Args:
-      split: its name.
-      published: lengths of the published shards.
-      total: views that there shall be.
-      views_per_shard: at most.
-
-    Raises:
-      UserError: more shards than five digits can number.
-    """
-    end, number = sum(published), len(published)
-    count = -(-(total - end) // views_per_shard) if total > end else 0
-    if number + count > MAX_SHARDS:
-        least = -(-(total - end) // max(MAX_SHARDS - number, 1))
-        raise UserError(
-            f"--views_per_shard={views_per_shard}: {number + count} shards, at most {MAX_SHARDS}; use "
-            f"--views_per_shard={least} or more"
-        )
-    return [
-        ShardTask(split=split, number=number + i, first=first, records=min(views_per_shard, total - first))
-        for i, first in enumerate(range(end, total, views_per_shard))
-    ]
-
-
-def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, Identity]]:
-    """Shards to be written, views last, and the data set identities of their splits.
-
-    Raises:
-      DataError: what is published of a split is of another data set.
-    """
-    store, spec = Path(options.store), options.spec
-    identities = {VIEWS_SPLIT: spec.dataset}
-    totals = {}
-    for split in options.eval_splits:
-        dataset = Dataset(spec.dataset["name"], split, data_dir=options.data_dir)
-        identities[split], totals[split] = dataset.identity(), dataset.num_examples
-    totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
-    tasks: list[ShardTask] = []
-    for split, total in totals.items():
-        directory = split_directory(store, split)
-        manifest = load_manifest(directory, digest=spec.digest())
-        if split in manifest and (
-            lines := differences(
-                identities[split], manifest[split].dataset, sides=("here", f"in {directory}")
-            )
-        ):
-            raise DataError(f"{directory}: split {split} was written from other data: {'; '.join(lines)}")
-        published = [s.records for s in manifest[split].shards] if split in manifest else []
-        tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
-    return tasks, identities
-
-
-def open_store(path: str) -> Path:
-    """Makes the store's directory; leaves the decision on its spec to `claim_store`.
-
-    Raises:
-      UserError: something else is there.
-    """
-    store = Path(path)
-    if store.exists() and not store.is_dir():
-        raise UserError(f"--store={store}: a file is in the way; name a directory")
-    store.mkdir(parents=True, exist_ok=True)
-    if not (store / SPEC_FILE).exists() and any(p.name != ".lock" for p in store.iterdir()):
-        # Temporaries of a run that died before its spec are ours; anything else is somebody's.
-        foreign = [p.name for p in store.iterdir() if not p.name.startswith(".")]
-        if foreign:
-            raise UserError(
-                f"--store={store}: not a store and not empty ({foreign[0]}, ...); name another directory"
-            )
-    return store
-
-
-def check_store(store: Path, spec: Spec) -> None:
-    """Under the lock: compares the spec that is there, and the published shards' files with the manifest.
-
-    Raises:
-      DataError: another spec, or a published shard that is missing or of another size.
-    """
-    for directory in (store, split_directory(store, "eval")):
-        if directory.is_dir():
-            remove_temporaries(directory)
-    if (store / SPEC_FILE).exists():
-        stored = Spec.load(store)
-        stored.check_renderer()
-        spec.check_same(stored, store=str(store))
-        if (store / INFO_FILE).exists():
-            Store(store).check_files()
-
-
-def claim_store(store: Path, spec: Spec) -> None:
-    """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
-    if not (store / SPEC_FILE).exists():
-        write_text(store / SPEC_FILE, spec.to_json())
-    split_directory(store, "eval").mkdir(exist_ok=True)
-
-
 def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     """Beam's options from the flags that are not ours.
 
@@ -260,6 +115,18 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     return PipelineOptions(arguments)
 
 
+def make_runner(options: PipelineOptions) -> PipelineRunner:
+    """The runner that `--runner` names; its worker processes, if it is the one that starts any here, are ours."""
+    runner = create_runner(options.get_all_options()["runner"] or "DirectRunner")
+    direct = options.view_as(DirectOptions)
+    if isinstance(runner, FnApiRunner) and direct.direct_running_mode == "multi_processing":
+        # Beam's shell would outlive a Ctrl-C by a traceback.
+        command = f"exec {shlex.quote(sys.executable)} -m {beam_worker.__name__}"
+        runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+        direct.direct_running_mode = None  # it would set Beam's own command
+    return runner
+
+
 def _subclasses(cls: type) -> list[type]:
     out: list[type] = []
     child: type
@@ -278,7 +145,7 @@ def run_pipeline(
     options: PipelineOptions,
 ) -> dict[str, int]:
     """Runs the Beam graph; returns its counters by name."""
-    pipeline = beam.Pipeline(options=options)
+    pipeline = beam.Pipeline(make_runner(options), options=options)
     _ = (
         pipeline
         | "CreatePendingShards" >> beam.Create(tasks)
@@ -290,8 +157,16 @@ def run_pipeline(
         # [ShardResult], all of them
         | "PublishStore" >> beam.ParDo(PublishStore(job, identities))
     )
-    result = pipeline.run()
-    result.wait_until_finish()
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except RuntimeError as error:
+        if "Channel closed prematurely" not in str(error):
+            raise
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; nothing published is lost: run the same "
+            "command again, with fewer --direct_num_workers or a smaller --image_cache_bytes if so"
+        ) from error
     counters = result.metrics().query()["counters"]
     return {c.key.metric.name: c.result for c in counters if c.key.metric.namespace == _METRICS}
 
@@ -331,15 +206,16 @@ def summarize(store: str, spec: Spec, counters: dict[str, int], seconds: float) 
     return text
 
 
-def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
-    """Refuses a run that the disk cannot hold, before it begins."""
-    codec = options.spec.make_codec()
-    needed = sum(task.records for task in tasks) * (codec.dtype.itemsize * codec.num_classes + 16)
-    free = shutil.disk_usage(options.store).free
-    if needed > free:
-        raise UserError(
-            f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free there"
-        )
+def repair_tasks(options: PrecomputeOptions) -> list[ShardTask]:
+    """With `--repair`, the published shards to be computed again; says which, and why."""
+    if not options.repair or not (Path(options.store) / INFO_FILE).exists():
+        return []
+    damaged = damaged_tasks(Store(options.store))
+    for _, what in damaged:
+        print(f"to be computed again: {what}")
+    if not damaged:
+        print("nothing to repair: every published shard is as the manifest says")
+    return [task for task, _ in damaged]
 
 
 def main(argv: list[str]) -> int:
@@ -352,8 +228,9 @@ def main(argv: list[str]) -> int:
     store = open_store(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
     with writer_lock(store):
-        check_store(store, options.spec)
+        check_store(store, options.spec, repair=options.repair)
         tasks, identities = pending_tasks(options)
+        tasks = [*repair_tasks(options), *tasks]
         if not tasks:
             print(f"nothing to do: {options.epochs} epochs or more are published")
             print(summarize(options.store, options.spec, {}, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ class Progress:
         self._paths = [progress_path(store, task) for task in tasks]
         self._total = sum(task.records for task in tasks)
         self._ended = threading.Event()
+        self._whole = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
@@ -27,9 +29,15 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._whole = kind is None
         self._ended.set()
         self._thread.join()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        for directory in {path.parent for path in self._paths}:
+            with contextlib.suppress(OSError):  # not there, or with notes on shards for the next run
+                directory.rmdir()
 
     def _watch(self) -> None:
         with tqdm(total=self._total, unit=" views", desc="precompute", dynamic_ncols=True) as bar:
@@ -38,11 +46,12 @@ class Progress:
             self._show(bar)
 
     def _show(self, bar: tqdm) -> None:
-        done = 0
+        # Published shards' notes are gone.
+        done = self._total if self._whole else 0
         for path in self._paths:
             try:
                 done += int(path.read_text() or 0)
             except (OSError, ValueError):  # not begun; or published, and its notes gone
                 continue
-        if done > bar.n:
-            bar.update(done - bar.n)
+        if min(done, self._total) > bar.n:
+            bar.update(min(done, self._total) - bar.n)

@@ -15,13 +15,36 @@ from pipeline.store.spec import Spec, differences
 from pipeline.teacher import Teacher
 
 
+def _candidates(spec: Spec, path: str) -> list[str]:
+    """Where a path of the provenance may be: where the precompute ran, or, if all has moved together, here."""
+    directory = spec.provenance.get("directory")
+    if directory is None or "://" in path:
+        return [path]
+    return list(dict.fromkeys([str(Path(directory, path)), path]))
+
+
 def find_data_dir(spec: Spec, given: str | None) -> str | None:
-    """The TFDS data directory: as given, the embedded default's, or the one that the precompute used."""
-    if given is not None:
-        return given
+    """The TFDS data directory: as given, the embedded default's, or the one that the precompute used.
+
+    Raises:
+      UserError: the embedded default's data set is not in the directory given, or the precompute's is not there.
+    """
     if spec.provenance.get("embedded_default"):
-        return str(demo.prepare_dataset())
-    return spec.provenance.get("data_dir")
+        if given is not None and not Path(given, demo.DATASET).is_dir():
+            raise UserError(
+                f"--data_dir={given}: no {demo.DATASET} there, which is the embedded default's and is made here when "
+                "it is needed; leave --data_dir out"
+            )
+        return str(demo.prepare_dataset()) if given is None else given
+    path = spec.provenance.get("data_dir")
+    if given is not None or path is None:
+        return given
+    for candidate in _candidates(spec, path):
+        if "://" in candidate or Path(candidate).is_dir():
+            return candidate
+    raise UserError(
+        f"--data_dir is missing: the store was made with {_candidates(spec, path)[0]}, which is not on this machine"
+    )
 
 
 def open_dataset(store: Store, split: str, *, data_dir: str | None) -> Dataset:
@@ -48,10 +71,13 @@ def find_teacher(spec: Spec, given: str | None) -> str:
         return given
     if spec.provenance.get("embedded_default"):
         return str(demo.prepare_teacher())
-    path = spec.provenance.get("teacher")
-    if path is None or not Path(path).exists():
-        raise UserError(f"--teacher is missing: the store was made with {path}, which is not on this machine")
-    return str(path)
+    candidates = _candidates(spec, str(spec.provenance.get("teacher")))
+    for candidate in candidates:
+        if Path(candidate).exists():
+            return candidate
+    raise UserError(
+        f"--teacher is missing: the store was made with {candidates[0]}, which is not on this machine"
+    )
 
 
 def load_teacher(spec: Spec, path: str) -> Teacher:

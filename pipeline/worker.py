@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError
+from pipeline.errors import DataError, of_the_system
 from pipeline.provenance import load_teacher
 from pipeline.store.codecs import fidelity
 from pipeline.store.reader import EVAL_DIRECTORY
@@ -164,7 +164,7 @@ class ShardWorker:
         return self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][: self._batch_size])
 
     def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
-        """Writes a shard, or adopts the one that a run that died left.
+        """Writes a shard, or adopts the one that a run that died left. A shard to be repaired is never adopted.
 
         Args:
           task: the shard.
@@ -172,13 +172,14 @@ class ShardWorker:
         """
         begun = time.perf_counter()
         directory = split_directory(self.job.store, task.split)
-        info = adopt_shard(directory, task, digest=self._digest)
+        info = None if task.sha256 else adopt_shard(directory, task, digest=self._digest)
         if info is not None:
             if on_views is not None:
                 on_views(task.records)
             return ShardResult(task=task, info=info, adopted=True)
         totals = Totals()
-        size, sha256 = write_shard(directory / task.name, self._chunks(task, totals, on_views), task.records)
+        chunks = self._chunks(task, totals, on_views)
+        size, sha256 = write_shard(directory / task.name, chunks, task.records, expected=task.sha256)
         info = ShardInfo(
             records=task.records,
             bytes=size,
@@ -186,7 +187,8 @@ class ShardWorker:
             kl=totals.kl / task.records,
             max_error=totals.max_error,
         )
-        write_note(directory, task, info, digest=self._digest)
+        if not task.sha256:  # else it is in the metadata already
+            write_note(directory, task, info, digest=self._digest)
         return ShardResult(
             task=task,
             info=info,
@@ -224,7 +226,12 @@ class ShardWorker:
             yield start, batch
 
     def run(self, task: ShardTask) -> ShardResult:
-        """`compute`, with the progress noted beside the store now and then."""
+        """`compute`, with the progress noted beside the store now and then.
+
+        Raises:
+          UserError: the disk is full, or cannot be written.
+          DataError: an image cannot be decoded, a logit is not finite, or a repaired shard is another.
+        """
         path = progress_path(self.job.store, task)
         path.parent.mkdir(parents=True, exist_ok=True)
         done, noted = 0, 0.0
@@ -237,7 +244,10 @@ class ShardWorker:
                 path.write_text(str(done))
                 noted = now
 
-        return self.compute(task, note)
+        try:
+            return self.compute(task, note)
+        except OSError as error:  # which crosses process borders as text only under a name of ours
+            raise (of_the_system(error) or error) from error
 
 
 def found_records(batch: Batch, logits: np.ndarray) -> ViewRecords:

@@ -14,7 +14,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from pipeline.dataset import Dataset
+from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import write_text
+from pipeline.store.metadata import load_manifest
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
 from pipeline.views.policies import ViewPolicy
@@ -166,9 +168,6 @@ def write_store(
     worker: ShardWorker, *, epochs: int, views_per_shard: int = 20, eval_splits: tuple[str, ...] = ("test",)
 ) -> list[ShardResult]:
     """Writes, or continues, and publishes the store of a worker's job, without Beam's graph."""
-    from pipeline.precompute import cut_shards, publish_results
-    from pipeline.store.metadata import load_manifest
-
     store, spec = Path(worker.job.store), worker.spec
     (store / "eval").mkdir(parents=True, exist_ok=True)
     if not (store / SPEC_FILE).exists():
@@ -193,3 +192,29 @@ def shard_files(store: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.array_record-*"))
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A precompute's flags that ask for the published store."""
+
+    data_dir: Path
+    teacher: Path
+    store: Path
+
+    def flags(self, *others: str) -> list[str]:
+        """Arguments of the command; `others` come last, so they win."""
+        return [
+            "--runner=FnApiRunner",
+            f"--dataset={DATASET}",
+            f"--data_dir={self.data_dir}",
+            f"--teacher={self.teacher}",
+            f"--store={self.store}",
+            f"--image_size={SIZE}",
+            f"--teacher_batch_size={BATCH}",
+            "--temperature=2",
+            "--views_per_shard=20",
+            "--eval_splits=test",
+            "--epochs=3",
+            *others,
+        ]

@@ -24,10 +24,18 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
     The kernel releases it when the owner ends, however it ends, so there is no stale lock to clean up.
 
     Raises:
-      UserError: somebody else holds it; says who, since when, and how to break it.
+      UserError: somebody else holds it; says who, since when, and how to break it. Or the directory cannot be
+        written.
     """
     path = directory / LOCK_FILE
-    with path.open("a+") as file:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{flag}={directory}: cannot be written ({error.strerror}: {path}); get the right to, or name another "
+            "directory"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -163,7 +163,7 @@ class Store:
                 if size != info.bytes:
                     raise DataError(
                         f"{path}: {size} bytes here, {info.bytes} in the manifest; bring the file back from a copy, or "
-                        "precompute into another --store"
+                        "run its precompute again with --repair"
                     )
 
     @property

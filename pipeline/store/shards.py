@@ -33,12 +33,21 @@ def shard_name(split: str, number: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """A shard to be written: views `first .. first + records - 1` of `split`, as file `number`."""
+    """A shard to be written: views `first .. first + records - 1` of `split`, as file `number`.
+
+    Attributes:
+      split: that the views are of.
+      number: of the shard in its split.
+      first: index of its first view.
+      records: number of views.
+      sha256: that the file must have, where it is to be a published shard again; else None.
+    """
 
     split: str
     number: int
     first: int
     records: int
+    sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -163,16 +172,23 @@ def open_shard(path: Path, records: int) -> ArrayRecordReader:
     return reader
 
 
-def write_shard(path: Path, chunks: Iterable[list[bytes]], records: int) -> tuple[int, str]:
+def write_shard(
+    path: Path, chunks: Iterable[list[bytes]], records: int, *, expected: str | None = None
+) -> tuple[int, str]:
     """Writes, closes, reopens, counts, checksums and publishes a shard.
 
     Args:
       path: of the finished shard.
       chunks: lists of serialized records, in order.
       records: how many there have to be.
+      expected: SHA-256 that the file has to have, if it is known.
 
     Returns:
       Size in bytes and SHA-256.
+
+    Raises:
+      UserError: the disk is full, or cannot be written.
+      DataError: it does not read back, or has another SHA-256; what is at `path` stays.
     """
     with publish(path) as temporary:
         with _record_writer(temporary, path) as write:
@@ -184,7 +200,14 @@ def write_shard(path: Path, chunks: Iterable[list[bytes]], records: int) -> tupl
             raise DataError(
                 f"{path}: what was written does not read back ({error}); is the disk full?"
             ) from error
-        return temporary.stat().st_size, sha256_of(temporary)
+        size, sha256 = temporary.stat().st_size, sha256_of(temporary)
+        if expected not in (None, sha256):
+            raise DataError(
+                f"{path}: computed again, its sha256 is {sha256[:16]} here, {expected[:16]} in the manifest; what is "
+                "there stays: this machine or its libraries compute otherwise than what spec.json names, so bring the "
+                "file back from a copy"
+            )
+        return size, sha256
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.options import Parser, PrecomputeOptions, announce_demo, make_parser, resolve
+from pipeline.options import PrecomputeOptions, announce_demo, make_parser, resolve
 from pipeline.teacher import fingerprint
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.recipes import view_recipe
@@ -59,12 +59,6 @@ def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--image_cache_bytes" in capsys.readouterr().out
 
 
-def test_flag_names() -> None:
-    parser = Parser(prog="p")
-    parser.add_argument("--one")
-    assert "--one" in parser.flag_names()
-
-
 def test_the_spec_is_of_what_was_asked(data_dir: Path, teacher_path: Path) -> None:
     found = options(
         data_dir,
@@ -100,6 +94,7 @@ def test_the_spec_is_of_what_was_asked(data_dir: Path, teacher_path: Path) -> No
 def test_provenance_holds_paths_versions_and_processor(data_dir: Path, teacher_path: Path) -> None:
     provenance = options(data_dir, teacher_path).spec.provenance
     assert provenance["data_dir"] == str(data_dir)
+    assert provenance["directory"] == str(Path.cwd())
     assert provenance["teacher"] == str(teacher_path)
     assert provenance["versions"]["tensorflow"].startswith("2.15")
     assert provenance["processor"]

@@ -1,0 +1,58 @@
+"""What of the libraries' logs reaches the user of a command: every warning and error, but for those named here.
+
+Standard error belongs to our own lines and the progress bar. What is left out means nothing to the user, or is
+told in one line at the end as well; each entry says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pipeline.errors import find_reason
+
+# (logger, start of the message): why it is left out.
+KNOWN = {
+    # At the import of Beam where its BigQuery client is not installed, which nothing here uses.
+    ("root", "apitools not found, and bigquery client libraries are not available"),
+    # A worker process of Beam's was given no pickled `__main__`; our steps are imported by their modules' names.
+    ("__main__", "No semi_persistent_directory found"),
+    # A second copy of what a worker process has written to the same standard error.
+    ("apache_beam.runners.portability.local_job_service", "Worker: "),
+    # An exception of a step, with the traceback of the process where it was raised. The runner raises it again
+    # in the command's own process, which shows it: in one line where it is the user's or the data's, else whole.
+    ("apache_beam.runners.worker.sdk_worker", "Error processing instruction "),
+}
+
+
+def is_meant(record: logging.LogRecord) -> bool:
+    """Whether a log record is for the user."""
+    message = str(record.msg)
+    if any(record.name == logger and message.startswith(start) for logger, start in KNOWN):
+        return False
+    # Beam logs what a step raises, with its traceback; `run_command` will tell it in one line.
+    raised = record.exc_info[1] if record.exc_info else None
+    return raised is None or find_reason(raised) is None
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to what `sys.stderr` is at the time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self, logging.WARNING)
+
+    @property
+    def stream(self) -> object:  # type: ignore[override]
+        return sys.stderr
+
+
+def show_warnings() -> None:
+    """Shows logged warnings and errors on standard error, except `KNOWN` ones; for the start of a process.
+
+    Beam's and TensorFlow's modules log before they configure anything, whereupon `logging` installs a handler
+    of its own; with this one there, it does not.
+    """
+    handler = _StandardError()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    handler.addFilter(is_meant)
+    logging.getLogger().addHandler(handler)

@@ -1,0 +1,137 @@
+"""What a store lacks, as shard tasks, and the publishing of what was computed; without Beam."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.errors import DataError, UserError
+from pipeline.options import PrecomputeOptions
+from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
+from pipeline.store.reader import Store
+from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
+from pipeline.store.spec import Spec, differences
+from pipeline.worker import VIEWS_SPLIT, ShardResult, split_directory
+
+Identity = dict[str, Any]  # of a data set
+
+
+def cut_shards(split: str, *, published: list[int], total: int, views_per_shard: int) -> list[ShardTask]:
+    """The shards that are missing: cut from the published end; the last may be short.
+
+    Args:
+      split: its name.
+      published: lengths of the published shards.
+      total: views that there shall be.
+      views_per_shard: at most.
+
+    Raises:
+      UserError: more shards than five digits can number.
+    """
+    end, number = sum(published), len(published)
+    count = -(-(total - end) // views_per_shard) if total > end else 0
+    if number + count > MAX_SHARDS:
+        least = -(-(total - end) // max(MAX_SHARDS - number, 1))
+        raise UserError(
+            f"--views_per_shard={views_per_shard}: {number + count} shards, at most {MAX_SHARDS}; use "
+            f"--views_per_shard={least} or more"
+        )
+    return [
+        ShardTask(split=split, number=number + i, first=first, records=min(views_per_shard, total - first))
+        for i, first in enumerate(range(end, total, views_per_shard))
+    ]
+
+
+def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
+    """Published shards that are missing or not as the manifest says, each with what is wrong with it.
+
+    Reads every shard. A shard is a function of (spec, first view, number of views), so what is lost can be
+    computed again, and the manifest tells whether it is the same.
+    """
+    found = []
+    for reader in (store.views, *map(store.eval_reader, store.eval_splits)):
+        first = 0
+        for number, info in enumerate(reader.manifest.shards):
+            try:
+                reader.verify(number)
+            except DataError as error:
+                task = ShardTask(
+                    split=reader.split, number=number, first=first, records=info.records, sha256=info.sha256
+                )
+                found.append((task, str(error)))
+            first += info.records
+    return found
+
+
+def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, Identity]]:
+    """Shards to be written, views last, and the data set identities of their splits.
+
+    Raises:
+      DataError: what is published of a split is of another data set.
+    """
+    store, spec = Path(options.store), options.spec
+    identities = {VIEWS_SPLIT: spec.dataset}
+    totals = {}
+    for split in options.eval_splits:
+        dataset = Dataset(spec.dataset["name"], split, data_dir=options.data_dir)
+        identities[split], totals[split] = dataset.identity(), dataset.num_examples
+    totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
+    tasks: list[ShardTask] = []
+    for split, total in totals.items():
+        directory = split_directory(store, split)
+        manifest = load_manifest(directory, digest=spec.digest())
+        if split in manifest and (
+            lines := differences(
+                identities[split], manifest[split].dataset, sides=("here", f"in {directory}")
+            )
+        ):
+            raise DataError(f"{directory}: split {split} was written from other data: {'; '.join(lines)}")
+        published = [s.records for s in manifest[split].shards] if split in manifest else []
+        tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
+    return tasks, identities
+
+
+def publish_results(
+    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
+) -> None:
+    """Appends finished shards to what is published, and then forgets the notes on them; repaired ones are there.
+
+    Args:
+      store: its directory.
+      spec: its spec.
+      results: in any order.
+      identities: `Dataset.identity()` by split.
+
+    Raises:
+      DataError: a shard before one of them is missing, or is published as another.
+    """
+    by_split: dict[str, list[ShardResult]] = {}
+    for result in sorted(results, key=lambda r: r.task.number):
+        if not result.task.sha256:
+            by_split.setdefault(result.task.split, []).append(result)
+    directories: dict[Path, dict[str, SplitManifest]] = {}
+    for split, finished in by_split.items():
+        directory = split_directory(store, split)
+        if directory not in directories:
+            directories[directory] = load_manifest(directory, digest=spec.digest())
+        before = directories[directory].get(split)
+        shards = list(before.shards) if before else []
+        for result in finished:
+            # What is published already, and the same, is this step run again by its runner.
+            if shards[result.task.number : result.task.number + 1] not in ([], [result.info]):
+                raise DataError(
+                    f"{directory / result.task.name}: published already, and not as it was computed now"
+                )
+            if result.task.number > len(shards):
+                raise DataError(
+                    f"{directory / result.task.name}: finished, but only {len(shards)} shards precede it"
+                )
+            shards[result.task.number :] = [result.info, *shards[result.task.number + 1 :]]
+        directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
+    # The store's own directory last: with its metadata the store exists.
+    for directory in sorted(directories, key=lambda d: d == Path(store)):
+        publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
+        shutil.rmtree(directory / PENDING, ignore_errors=True)

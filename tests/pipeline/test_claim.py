@@ -1,0 +1,75 @@
+"""pipeline.claim: whose a directory is, and whether it may be written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.claim import check_space, check_store, claim_store, open_store
+from pipeline.errors import DataError, UserError
+from pipeline.options import announce_demo, make_parser, resolve
+from pipeline.store.shards import ShardTask
+from pipeline.store.spec import SPEC_FILE, Spec
+from tests.stores import Asked
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"not a store and not empty \(photo.jpg, ...\); name another directory"
+    ):
+        open_store(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize("name", [".git", ".bashrc", ".tmp-other", ".old-store"])
+def test_a_directory_of_hidden_files_is_somebodys(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match=rf"not a store and not empty \({name}, ...\)"):
+        open_store(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", name])
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(UserError, match="a file is in the way"):
+        open_store(str(tmp_path / "store"))
+
+
+def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path, spec: Spec) -> None:
+    (tmp_path / ".lock").write_text("{}")
+    (tmp_path / ".tmp-spec.json-1-ab").write_text("{")
+    assert open_store(str(tmp_path)) == tmp_path
+    check_store(tmp_path, spec)
+    claim_store(tmp_path, spec)
+    assert Spec.load(tmp_path) == spec
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: Spec) -> None:
+    other = dataclasses.replace(spec, seed=9, codec="float32")
+    before = (store / SPEC_FILE).read_bytes()
+    with pytest.raises(DataError) as caught:
+        check_store(store, other)
+    assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
+    assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
+    assert (store / SPEC_FILE).read_bytes() == before
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be made \(Not a directory: .*\); name a directory"):
+        open_store(str(tmp_path / "file" / "below" / "store"))
+
+
+def test_a_run_that_no_disk_can_hold_is_refused_with_both_sizes(asked: Asked) -> None:
+    asked.store.mkdir()
+    flags, _ = make_parser().parse_known_args(asked.flags())
+    options = resolve(flags, is_demo=announce_demo(flags))
+    task = ShardTask(split="views", number=0, first=0, records=1000)
+    check_space([task], options)
+    with pytest.raises(UserError, match=r"about 26,000,000\.0 MB are needed, [\d,]+\.\d MB are free there"):
+        check_space([dataclasses.replace(task, records=10**12)], options)

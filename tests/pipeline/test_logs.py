@@ -1,0 +1,89 @@
+"""pipeline.logs: warnings and errors of libraries are seen, what is known to mean nothing is not."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError, UserError
+from pipeline.logs import show_warnings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def shown() -> Iterator[None]:
+    """`show_warnings` at work, and undone."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    show_warnings()
+    root.setLevel(logging.INFO)  # as Beam's workers do
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_warnings_and_errors_are_seen_and_progress_reports_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("apache_beam.somewhere")
+    logger.info("channel established")
+    logger.warning("disk %s is slow", "a")
+    logger.error("disk b is gone")
+    assert capsys.readouterr().err.splitlines() == [
+        "WARNING: apache_beam.somewhere: disk a is slow",
+        "ERROR: apache_beam.somewhere: disk b is gone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ("root", "apitools not found, and bigquery client libraries are not available despite ..."),
+        ("__main__", "No semi_persistent_directory found: %s"),
+        ("apache_beam.runners.portability.local_job_service", "Worker: %s"),
+        ("apache_beam.runners.worker.sdk_worker", "Error processing instruction %s."),
+    ],
+)
+def test_what_is_known_is_silent_there_and_nowhere_else(
+    capsys: pytest.CaptureFixture[str], logger: str, message: str
+) -> None:
+    logging.getLogger(None if logger == "root" else logger).warning(message)
+    assert capsys.readouterr().err == ""
+    logging.getLogger("another").warning(message)
+    logging.getLogger(None if logger == "root" else logger).warning("something else")
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("u"), DataError("d"), OSError(28, "No space left on device", "path")]
+)
+def test_what_the_command_will_tell_is_not_told_before(
+    capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    try:
+        raise RuntimeError("[while running 'ComputeShard']") from error
+    except RuntimeError:
+        logging.getLogger("apache_beam.runners.common").exception("it failed")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_defect_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ZeroDivisionError("a defect")
+    except ZeroDivisionError:
+        logging.getLogger("apache_beam.runners.common").exception("it failed")
+    err = capsys.readouterr().err
+    assert err.startswith("ERROR: apache_beam.runners.common: it failed\nTraceback")
+    assert err.endswith("ZeroDivisionError: a defect\n")
+
+
+def test_the_import_of_beam_says_nothing() -> None:
+    code = "from pipeline.logs import show_warnings; show_warnings(); import apache_beam, logging; logging.warning('x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "WARNING: root: x\n"

@@ -1,0 +1,204 @@
+"""pipeline.precompute as a process: what it prints, killed and continued, on other runners."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.precompute import main
+from pipeline.store.reader import Store
+from pipeline.store.spec import Spec
+from pipeline.worker import ShardWorker
+from tests.stores import Asked, N, job_for, make_spec, shard_files, write_store
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "pipeline.precompute"]
+SEVERAL = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+def start(flags: list[str], *, group: bool = False) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
+    )
+
+
+def without_bar(stderr: str) -> list[str]:
+    """Lines on standard error that are not the progress bar's."""
+    lines = stderr.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("precompute: ")]
+
+
+def test_an_error_in_the_middle_exits_3_with_the_bar_and_one_line_on_standard_error(
+    asked: Asked, breaking_teacher: Path
+) -> None:
+    """Neither TensorFlow's nor Beam's logs, nor the traceback that Beam logs of what a step raises."""
+    with start(dataclasses.replace(asked, teacher=breaking_teacher).flags()) as process:
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 3
+    (line,) = without_bar(stderr)
+    assert line.startswith(f"error: --teacher={breaking_teacher}: logit 0 of view 0 of the batch is nan")
+    assert stdout.startswith("58 views in 4 shards; teacher alone: ")
+
+
+EPOCHS, SHARD, LARGE_BATCH = 200, 1200, 32  # 3,400 views in three shards of about a second
+LONGER = [f"--epochs={EPOCHS}", f"--views_per_shard={SHARD}", f"--teacher_batch_size={LARGE_BATCH}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, teacher_path: Path) -> Path:
+    """A longer store, written in one go without Beam's graph."""
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    longer = make_spec(data_dir, teacher_path, batch_size=LARGE_BATCH)
+    worker = ShardWorker(job_for(store, longer, data_dir, teacher_path, cache_bytes=1 << 30))
+    write_store(worker, epochs=EPOCHS, views_per_shard=SHARD)
+    return store
+
+
+def killed_in_the_middle(flags: list[str], store: Path) -> None:
+    """Runs the command until a shard of views is on disk and the next one is being written; then SIGKILL."""
+    process = start(flags)
+    with process:
+        try:
+            deadline = time.monotonic() + 200
+            while True:
+                assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1]}"
+                assert time.monotonic() < deadline, "no shard in 200 s"
+                finished = list(store.glob("views.array_record-*"))
+                if finished and list(store.glob(".tmp-views.array_record-*")):
+                    break
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def check_killed_and_continued(store: Path, undisturbed: Path, resume: Iterator[None]) -> None:
+    finished = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in store.glob("views.array_record-*")}
+    in_flight = list(store.glob(".tmp-views.array_record-*"))
+    assert finished
+    assert in_flight
+    # Nothing of it is published: a reader sees no store.
+    with pytest.raises(UserError, match="nothing is published there yet"):
+        Store(store)
+    next(resume, None)
+    assert shard_files(store) == shard_files(undisturbed)
+    for name in ("manifest.json", "dataset_info.json", "features.json", "eval/manifest.json"):
+        assert (store / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert Spec.load(store).digest() == Spec.load(undisturbed).digest()
+    # Adopted: the finished shards were not written again.
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in finished} == finished
+    assert not list(store.glob(".tmp-*"))
+    assert not (store / "pending").exists()
+    Store(store).views.read(np.arange(EPOCHS * N))
+
+
+def test_a_run_killed_in_the_middle_continues_to_the_same_bytes(asked: Asked, undisturbed: Path) -> None:
+    """SIGKILL with at least one shard published to its final name and one in flight; then the same command."""
+    flags = asked.flags(*LONGER)
+    killed_in_the_middle(flags, asked.store)
+
+    def resume() -> Iterator[None]:
+        assert main(flags) == 0
+        yield
+
+    check_killed_and_continued(asked.store, undisturbed, resume())
+
+
+@pytest.mark.slow
+def test_other_runners_and_several_processes_write_the_same_bytes(asked: Asked, undisturbed: Path) -> None:
+    """Killed under DirectRunner, continued by two worker processes, in processes of their own throughout."""
+    flags = asked.flags(*LONGER)
+    killed_in_the_middle([*flags, "--runner=DirectRunner"], asked.store)
+
+    def resume() -> Iterator[None]:
+        with start([*flags, *SEVERAL]) as process:
+            _, stderr = process.communicate(timeout=500)
+        assert process.returncode == 0, stderr
+        assert without_bar(stderr) == []
+        yield
+
+    check_killed_and_continued(asked.store, undisturbed, resume())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["DirectRunner", "PortableRunner"])
+def test_a_whole_run_on_another_runner(asked: Asked, published_store: Path, runner: str) -> None:
+    """PortableRunner with its embedded job service is what comes nearest to Prism."""
+    flags = [f"--runner={runner}"]
+    if runner == "PortableRunner":
+        flags += ["--job_endpoint=embed", "--environment_type=LOOPBACK"]
+    with start([*asked.flags(), *flags]) as process:
+        _, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr
+    assert shard_files(asked.store) == shard_files(published_store)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of a command's workers."""
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
+    return [pid for pid in pids if "pipeline.beam_worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def until_a_shard_is_written(process: subprocess.Popen[str], store: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not list(store.glob(".tmp-views.array_record-*")):
+        assert process.poll() is None, f"ended too early: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, "no shard in 300 s"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_process_is_one_line(asked: Asked, breaking_teacher: Path) -> None:
+    """One worker, so that it calls its teacher often enough."""
+    flags = dataclasses.replace(asked, teacher=breaking_teacher).flags(*SEVERAL, "--direct_num_workers=1")
+    with start(flags) as process:
+        _, stderr = process.communicate(timeout=500)
+    assert process.returncode == 3
+    (line,) = without_bar(stderr)
+    assert line.startswith(f"error: --teacher={breaking_teacher}: logit 0 of view 0 of the batch is nan")
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_worker_processes_is_one_line_and_ends_them(asked: Asked) -> None:
+    """A Ctrl-C in a terminal reaches the whole process group."""
+    with start(asked.flags(*SEVERAL, "--epochs=30000", "--views_per_shard=100000"), group=True) as process:
+        until_a_shard_is_written(process, asked.store)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert without_bar(stderr) == ["interrupted; what was published stays, run the same command to continue"]
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_a_worker_process_that_is_killed_ends_the_run_in_words(asked: Asked) -> None:
+    """As the kernel does when memory runs out. Beam's own traceback stays: something is wrong."""
+    flags = asked.flags(*SEVERAL, "--direct_num_workers=1", "--epochs=30000", "--views_per_shard=100000")
+    with start(flags) as process:
+        until_a_shard_is_written(process, asked.store)
+        (worker,) = workers_of(process)
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert stderr.splitlines()[-1].startswith(
+        "error: a worker process was killed, perhaps for want of memory; "
+    )

@@ -1,0 +1,95 @@
+"""A store that cannot be written: reading it needs no right to write, writing it is refused in one line."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stores import Asked
+
+ROOT = Path(__file__).resolve().parents[2]
+CAP_DAC_OVERRIDE = 1  # root's right to ignore permission bits; linux/capability.h
+PR_CAPBSET_DROP = 24  # linux/prctl.h
+
+# One process for all commands: importing TensorFlow and Beam is most of the time.
+COMMANDS = """
+import sys
+from pipeline import precompute, verify
+from pipeline.errors import run_command
+from trainer import train
+store, precomputing, workdir, *paths = sys.argv[1:]
+for name, main, arguments in (
+    ("precompute", precompute.main, precomputing.split()),
+    ("verify", verify.main, [f"--store={store}", *paths, "--fraction=0"]),
+    ("train", train.main, [f"--store={store}", f"--workdir={workdir}", paths[0], "--student=tiny", "--steps=1",
+                           "--batch_size=4", "--allow_short_run"]),
+):
+    try:
+        run_command(main, arguments)
+    except SystemExit as end:
+        print(f"{name} exits {end.code}", file=sys.stderr)
+"""
+
+
+def obey_permission_bits() -> None:
+    """In a child, before its program begins: root gives up its right to ignore them."""
+    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0):
+        os._exit(77)
+
+
+@pytest.fixture
+def readonly(store: Path) -> Path:
+    """The copy of the published store, nothing in it writable, and no lock file there."""
+    (store / ".lock").unlink(missing_ok=True)
+    for path in (store, *store.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    refused = subprocess.run(["touch", store / "probe"], preexec_fn=obey_permission_bits, capture_output=True)
+    if refused.returncode in (0, 77):
+        pytest.skip("this user can write what permission bits forbid, and may not give that up")
+    return store
+
+
+def test_a_read_only_store_is_read_by_all_and_written_by_none(
+    readonly: Path, asked: Asked, tmp_path: Path
+) -> None:
+    precomputing = Asked(asked.data_dir, asked.teacher, readonly).flags("--epochs=4")
+    before = sorted(path.name for path in readonly.rglob("*"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            COMMANDS,
+            str(readonly),
+            " ".join(precomputing),
+            str(tmp_path / "run"),
+            f"--data_dir={asked.data_dir}",
+            f"--teacher={asked.teacher}",
+        ],
+        cwd=ROOT,
+        preexec_fn=obey_permission_bits,
+        capture_output=True,
+        text=True,
+    )
+    lines = [
+        line
+        for line in done.stderr.replace("\r", "\n").splitlines()
+        if line.startswith(("error", "precompute e", "verify e", "train e"))
+    ]
+    refusal = (
+        f"error: --store={readonly}: cannot be written (Permission denied: {readonly}/.lock); get the right to, or "
+        "name another directory"
+    )
+    assert lines == [
+        refusal,
+        "precompute exits 2",
+        "verify exits 0",
+        "train exits 0",
+    ], done.stderr
+    assert "views: 4 run again" in done.stdout or "views: 8 run again" in done.stdout, done.stdout
+    assert (tmp_path / "run" / "result.json").exists()
+    assert sorted(path.name for path in readonly.rglob("*")) == before

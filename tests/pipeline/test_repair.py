@@ -1,0 +1,141 @@
+"""`precompute --repair`: a published shard that was lost is the same again, or stays lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError, find_error
+from pipeline.pending import damaged_tasks
+from pipeline.precompute import main
+from pipeline.store.lock import writer_lock
+from pipeline.store.metadata import MANIFEST_FILE
+from pipeline.store.reader import Store
+from pipeline.store.shards import ShardTask
+from pipeline.worker import ShardWorker
+from tests.stores import Asked, job_for, shard_files
+
+METADATA = ("manifest.json", "dataset_info.json", "features.json", "spec.json", "eval/manifest.json")
+
+
+@pytest.fixture
+def repair(asked: Asked, store: Path) -> Asked:
+    """Flags for a copy of the published store."""
+    return dataclasses.replace(asked, store=store)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def metadata(store: Path) -> dict[str, bytes]:
+    return {name: (store / name).read_bytes() for name in METADATA}
+
+
+def test_damaged_shards_are_found_with_what_is_wrong(store: Path) -> None:
+    assert damaged_tasks(Store(store)) == []
+    shards = Store(store).views.manifest.shards
+    (store / "views.array_record-00000").unlink()
+    flip_a_byte(store / "views.array_record-00001")
+    (store / "eval/test.array_record-00000").write_bytes(b"cut")
+    found = damaged_tasks(Store(store))
+    assert [task for task, _ in found[:2]] == [
+        ShardTask(split="views", number=0, first=0, records=20, sha256=shards[0].sha256),
+        ShardTask(split="views", number=1, first=20, records=20, sha256=shards[1].sha256),
+    ]
+    assert [(task.split, task.first, task.records) for task, _ in found[2:]] == [("test", 0, 7)]
+    for (_, what), reason in zip(found, ("no such shard", "sha256 is ", "3 bytes here, "), strict=True):
+        assert reason in what
+
+
+def test_lost_shards_are_the_same_again(
+    repair: Asked, published_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One missing, one with a flipped byte, one cut, and an epoch more in the same run."""
+    before = metadata(repair.store)
+    (repair.store / "views.array_record-00002").unlink()
+    flip_a_byte(repair.store / "views.array_record-00000")
+    (repair.store / "eval/test.array_record-00000").write_bytes(b"")
+    whole = (repair.store / "views.array_record-00001").stat().st_mtime_ns
+    assert main(repair.flags("--repair")) == 0
+    out = capsys.readouterr().out
+    assert out.count("to be computed again: ") == 3
+    assert "views.array_record-00002: no such shard" in out
+    assert "38 views in 3 shards" in out
+    assert shard_files(repair.store) == shard_files(published_store)
+    assert metadata(repair.store) == before
+    assert (repair.store / "views.array_record-00001").stat().st_mtime_ns == whole
+    assert not (repair.store / "pending").exists()
+    assert not list(repair.store.rglob(".tmp-*"))
+    # Again, and nothing is to be done.
+    assert main(repair.flags("--repair")) == 0
+    assert "nothing to repair: every published shard is as the manifest says" in capsys.readouterr().out
+    # Lost again, and the store grows in the same run.
+    (repair.store / "views.array_record-00001").unlink()
+    assert main(repair.flags("--repair", "--epochs=4")) == 0
+    assert shard_files(published_store).items() <= shard_files(repair.store).items()
+    assert Store(repair.store).epochs == 4
+    assert damaged_tasks(Store(repair.store)) == []
+
+
+def test_without_the_flag_the_loss_is_refused_and_the_flag_is_named(repair: Asked) -> None:
+    path = repair.store / "views.array_record-00001"
+    path.unlink()
+    with pytest.raises(DataError, match=r"00001: no bytes here, \d+ in the manifest; .* again with --repair"):
+        main(repair.flags())
+    assert not path.exists()
+
+
+def test_a_shard_that_comes_out_otherwise_is_not_put_in_place(repair: Asked) -> None:
+    """The manifest names bytes that this machine does not compute, as another processor's would be."""
+    path, manifest = repair.store / "views.array_record-00001", repair.store / MANIFEST_FILE
+    path.write_bytes(b"half a file")
+    content = json.loads(manifest.read_text())
+    content["splits"]["views"]["shards"][1]["sha256"] = "5" * 64
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(Exception, match="computed again") as caught:
+        main(repair.flags("--repair"))
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert f"{path}: computed again, its sha256 is " in str(found)
+    assert f" here, {'5' * 16} in the manifest; what is there stays" in str(found)
+    assert path.read_bytes() == b"half a file"
+    assert not list(repair.store.glob(".tmp-*"))
+
+
+def test_a_repair_that_dies_leaves_the_shard_as_it_was(
+    repair: Asked, data_dir: Path, teacher_path: Path
+) -> None:
+    """Nothing is at the shard's name until it is whole and verified."""
+    path = repair.store / "views.array_record-00000"
+    path.write_bytes(b"damaged")
+    ((task, _),) = damaged_tasks(Store(repair.store))
+    worker = ShardWorker(job_for(repair.store, Store(repair.store).spec, data_dir, teacher_path))
+
+    def die(views: int) -> None:
+        assert path.read_bytes() == b"damaged"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.compute(task, die)
+    assert path.read_bytes() == b"damaged"
+    result = worker.compute(task)
+    assert not result.adopted
+    assert damaged_tasks(Store(repair.store)) == []
+
+
+def test_a_repair_holds_the_stores_lock(repair: Asked) -> None:
+    (repair.store / "views.array_record-00000").unlink()
+    with writer_lock(repair.store), pytest.raises(Exception, match="is writing it"):
+        main(repair.flags("--repair"))
+    assert not (repair.store / "views.array_record-00000").exists()
+
+
+def test_there_is_nothing_to_repair_in_a_new_store(asked: Asked) -> None:
+    assert main(asked.flags("--repair", "--epochs=1")) == 0
+    assert Store(asked.store).epochs == 1
