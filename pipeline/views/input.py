@@ -7,6 +7,7 @@ function of the batch's first view, so it needs no checkpoint: resuming is start
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ import tensorflow as tf
 from pipeline.errors import DataError, find_error
 from pipeline.views.batches import EXTRA_CROPS, plan_batch
 from pipeline.views.records import RecordSource, ViewRecords
-from pipeline.views.render import Renderer, fingerprint32, flip
-from pipeline.views.source import ImageSource, LoadedImages, pack_regions
+from pipeline.views.render import Renderer, Window, fingerprint32, flip, pack_windows, slice_window
+from pipeline.views.source import ImageSource, LoadedImages
 
 Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Batch = dict[str, tf.Tensor]
@@ -98,16 +99,16 @@ class ViewInput:
         return plan_batch(start, self.batch_size, num_examples=self.records.num_examples)
 
     def _fetch(self, start: np.int64) -> list[Any]:
-        """Everything of one batch that needs Python; the last one or two entries are the images."""
+        """Everything of one batch that needs Python; the last entries are the images."""
         views, partner = self._plan(int(start))
         records, loaded = self.records.fetch(views, self.source)
         images: list[Any]
-        if loaded.decoded is None:
+        if loaded.bank is None:
             images = [np.array(loaded.encoded, object)]
         else:
             # Before anything is cut: the box of another image may lie outside this one.
             self._check_source(views, records, loaded)
-            images = [*pack_regions(loaded, records.box), loaded.source_hash]
+            images = [loaded.bank, loaded.places, loaded.source_hash]
         columns = [views, *(getattr(records, name) for name, _, _ in _COLUMNS[1:])]
         return [*columns, partner, records.logits[: self.batch_size], *images]
 
@@ -136,30 +137,40 @@ class ViewInput:
         batch["logits"] = tf.ensure_shape(rest[1], [self.batch_size, self.records.num_classes])
         images = rest[2:]
 
-        def from_encoded(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
-            encoded, box, flipped = row
-            return flip(self.renderer.finish(self.renderer.cut(encoded, box)), flipped)
+        windows = pack_windows(batch["box"], batch["flip"])
 
-        def from_region(row: tuple[tf.Tensor, ...]) -> tf.Tensor:
-            start, box, flipped = row
-            length = tf.reduce_prod(tf.cast(box[2:], tf.int64)) * 3
-            # Aligned, so a view into the buffer: [length] to [height, width, 3].
-            region = tf.reshape(tf.slice(images[0], [start], [length]), tf.stack([box[2], box[3], 3]))
-            return flip(self.renderer.finish(tf.ensure_shape(region, [None, None, 3])), flipped)
+        def crops_of(cut: Callable[..., tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+            def render(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+                image, window = row[0], Window.unpack(row[1])
+                return flip(self.renderer.finish(cut(image, window)), window)
+
+            return tf.map_fn(
+                render,
+                (images, windows),
+                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+                parallel_iterations=1,  # batches run side by side; more only made the loop slower
+            )
 
         if self.source.cached:
-            tf.ensure_shape(images[0], [None])
-            rows, render = tf.ensure_shape(images[1], [count]), from_region
+            bank = tf.ensure_shape(images[0], [None])
             batch["found_source_hash"] = tf.ensure_shape(images[2], [count])
+
+            def from_bank(place: tf.Tensor, window: Window) -> tf.Tensor:
+                start, length, shape = tf.split(place, [1, 1, 3])
+                # Aligned, so a view into the buffer: [length] to [H, W, 3].
+                image = tf.reshape(tf.slice(bank, start, length), shape)
+                return slice_window(tf.ensure_shape(image, [None, None, 3]), window)
+
+            crops = crops_of(from_bank, tf.ensure_shape(images[1], [count, 5]))
         else:
-            rows, render = tf.ensure_shape(images[0], [count]), from_encoded
-            batch["found_source_hash"] = fingerprint32(rows)
-        crops = tf.map_fn(
-            render,
-            (rows, batch["box"], batch["flip"]),
-            fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-            parallel_iterations=1,  # batches run side by side; more only made the loop slower
-        )
+            encoded = tf.ensure_shape(images[0], [count])
+            batch["found_source_hash"] = fingerprint32(encoded)
+            # Asked once a batch: in the loop, the question costs as much as the margin.
+            crops = tf.cond(
+                tf.reduce_all(tf.io.is_jpeg(encoded)),
+                lambda: crops_of(functools.partial(self.renderer.cut, jpeg=True), encoded),
+                lambda: crops_of(self.renderer.cut, encoded),
+            )
         batch["crops"] = crops
         batch["found_crop_hash"] = fingerprint32(tf.reshape(crops, [count, size * size * 3]))
         return batch

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -39,28 +39,92 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def slice_box(image: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """uint8 [H, W, 3] and int32 [4] (y, x, height, width) to uint8 [height, width, 3]."""
-    return tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
+class Window(NamedTuple):
+    """A box as the decoder is told of it.
+
+    Attributes:
+      low: int32 [2], top left corner (y, x) of the box with its margin, inside the image.
+      high: int32 [2], bottom right corner with its margin, perhaps outside.
+      inside: int32 [3], where the box begins (y, x, channel) in what lies between them.
+      begin: int32 [3], where the box begins in the image.
+      size: int32 [3], height, width and channels of the box.
+      mirrored: int32 [3], 1 along the axis that the crop is mirrored along.
+    """
+
+    low: tf.Tensor
+    high: tf.Tensor
+    inside: tf.Tensor
+    begin: tf.Tensor
+    size: tf.Tensor
+    mirrored: tf.Tensor
+
+    @classmethod
+    def unpack(cls, row: tf.Tensor) -> Window:
+        """One row of `pack_windows`, in one op."""
+        return cls(*tf.split(row, [2, 2, 3, 3, 3, 3]))
+
+    @classmethod
+    def of(cls, box: Any, *, flipped: bool = False) -> Window:
+        """The window of one box int32 [4] (y, x, height, width)."""
+        return cls.unpack(
+            pack_windows(tf.convert_to_tensor(box, tf.int32)[tf.newaxis], tf.constant([flipped]))[0]
+        )
 
 
-def decode_box(encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """`slice_box(decode(encoded), box)`, without decoding all of a JPEG."""
+def pack_windows(box: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
+    """Boxes int32 [n, 4] and flips bool [n] to rows int32 [n, 16], a `Window` each.
+
+    All of a batch at once: arithmetic on four numbers image by image costs as much as a small resize, and so does
+    each tensor that a loop over images carries along.
+    """
+    corner, extent = box[:, :2], box[:, 2:]
+    low = tf.maximum(corner - MARGIN, 0)
+    channel = [[0, 0], [0, 1]]
+    parts = [
+        low,
+        corner + extent + MARGIN,
+        tf.pad(corner - low, channel),
+        tf.pad(corner, channel),
+        tf.pad(extent, channel, constant_values=3),
+        tf.pad(tf.cast(flipped, tf.int32)[:, tf.newaxis], [[0, 0], [1, 1]]),
+    ]
+    return tf.concat(parts, axis=1)
+
+
+def slice_window(image: tf.Tensor, window: Window) -> tf.Tensor:
+    """The box of a window: uint8 [H, W, 3] to uint8 [height, width, 3]."""
+    return tf.ensure_shape(tf.slice(image, window.begin, window.size), [None, None, 3])
+
+
+def decode_window(encoded: tf.Tensor, window: Window, *, jpeg: bool) -> tf.Tensor:
+    """The box of a window, bit-equal to that of the whole decoded image, without decoding all of a JPEG.
+
+    Args:
+      encoded: string [].
+      window: of the box.
+      jpeg: True promises that it is one; else it is looked at.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
 
     def from_jpeg() -> tf.Tensor:
+        # Chosen so that the fewest ops run: each costs some microseconds, a box some hundred.
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
-        top_left = tf.maximum(box[:2] - MARGIN, 0)
-        bottom_right = tf.minimum(box[:2] + box[2:] + MARGIN, shape)
-        window = tf.concat([top_left, bottom_right - top_left], 0)
-        around = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
-        return slice_box(around, tf.concat([box[:2] - top_left, box[2:]], 0))
+        crop = tf.concat([window.low, tf.minimum(window.high, shape) - window.low], 0)
+        around = tf.io.decode_and_crop_jpeg(encoded, crop, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.slice(around, window.inside, window.size)
 
-    region = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, lambda: slice_box(decode(encoded), box))
+    def from_any() -> tf.Tensor:
+        return slice_window(decode(encoded), window)
+
+    region = from_jpeg() if jpeg else tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_any)
     return tf.ensure_shape(region, [None, None, 3])
 
 
 def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+    """Rounds half to even; a weighted mean of 0..255 lies in there, up to rounding that this undoes."""
+    return tf.cast(tf.round(image), tf.uint8)
 
 
 def resize_bilinear(image: tf.Tensor, size: int) -> tf.Tensor:
@@ -69,7 +133,7 @@ def resize_bilinear(image: tf.Tensor, size: int) -> tf.Tensor:
     The kernel is called directly because the wrapper's shape arithmetic costs as much as a small resize.
     """
     out = tf.raw_ops.ResizeBilinear(images=image[tf.newaxis], size=[size, size], half_pixel_centers=True)
-    return _to_uint8(out[0])
+    return _to_uint8(tf.reshape(out, [size, size, 3]))
 
 
 def resize_short_side(image: tf.Tensor, size: int) -> tf.Tensor:
@@ -88,15 +152,15 @@ def short_side_shape(sizes: np.ndarray, size: int) -> np.ndarray:
     return (2 * sizes * size + shortest) // (2 * shortest)
 
 
-def flip(crop: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
-    """Mirrors uint8 [S, S, 3] left to right where bool [] says so."""
-    return tf.raw_ops.Reverse(tensor=crop, dims=tf.stack([False, flipped, False]))
+def flip(crop: tf.Tensor, window: Window) -> tf.Tensor:
+    """Mirrors uint8 [S, S, 3] left to right where the window says so."""
+    return tf.raw_ops.Reverse(tensor=crop, dims=tf.cast(window.mirrored, tf.bool))
 
 
 class Renderer(Protocol):
     """Three steps from an encoded image to a crop; the image after the first one may be cached.
 
-    `finish(slice_box(prepare(encoded), box))` and `finish(cut(encoded, box))` are bit-equal.
+    `finish(slice_window(prepare(encoded), window))` and `finish(cut(encoded, window))` are bit-equal.
     """
 
     @property
@@ -106,8 +170,11 @@ class Renderer(Protocol):
     def prepare(self, encoded: tf.Tensor) -> tf.Tensor:
         """Encoded image to the uint8 [H, W, 3] that boxes refer to."""
 
-    def cut(self, encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-        """Encoded image to the uint8 region inside the box, the fast way."""
+    def prepared_shapes(self, sizes: np.ndarray) -> np.ndarray:
+        """Height and width of what `prepare` makes of images of sizes int [n, 2]: int [n, 2]."""
+
+    def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
+        """Encoded image to the uint8 region of a window, the fast way; `jpeg` promises that it is one."""
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
         """Region to crop before its flip: uint8 [S, S, 3]."""
@@ -122,8 +189,11 @@ class BoxRenderer:
     def prepare(self, encoded: tf.Tensor) -> tf.Tensor:
         return decode(encoded)
 
-    def cut(self, encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-        return decode_box(encoded, box)
+    def prepared_shapes(self, sizes: np.ndarray) -> np.ndarray:
+        return sizes
+
+    def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
+        return decode_window(encoded, window, jpeg=jpeg)
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
         return resize_bilinear(region, self.image_size)
@@ -135,12 +205,17 @@ class WindowRenderer:
 
     image_size: int
     resize: Callable[[tf.Tensor], tf.Tensor]
+    resized_shapes: Callable[[np.ndarray], np.ndarray]
 
     def prepare(self, encoded: tf.Tensor) -> tf.Tensor:
         return self.resize(decode(encoded))
 
-    def cut(self, encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-        return slice_box(self.prepare(encoded), box)
+    def prepared_shapes(self, sizes: np.ndarray) -> np.ndarray:
+        return self.resized_shapes(sizes)
+
+    def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
+        del jpeg  # the whole image is decoded anyway
+        return slice_window(self.prepare(encoded), window)
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(region, [self.image_size, self.image_size, 3])
@@ -150,7 +225,11 @@ def training_renderer(policy: ViewPolicy) -> Renderer:
     """The renderer of a policy's crops."""
     if policy.name == "inception":
         return BoxRenderer(policy.image_size)
-    return WindowRenderer(policy.image_size, lambda image: resize_bilinear(image, policy.canvas_size))
+    return WindowRenderer(
+        policy.image_size,
+        lambda image: resize_bilinear(image, policy.canvas_size),
+        lambda sizes: np.full_like(sizes, policy.canvas_size),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +262,11 @@ class EvalCrop:
         if self.kind == "central":
             return BoxRenderer(image_size)
         short = round(self.scale * image_size)
-        return WindowRenderer(image_size, lambda image: resize_short_side(image, short))
+        return WindowRenderer(
+            image_size,
+            lambda image: resize_short_side(image, short),
+            lambda sizes: short_side_shape(sizes, short),
+        )
 
     def boxes(self, sizes: np.ndarray, image_size: int) -> np.ndarray:
         """Central boxes: source sizes int [n, 2] to int32 [n, 4] (y, x, height, width).
@@ -228,7 +311,7 @@ def render_probe() -> str:
     """
     picture = tf.constant(_PROBE)
     parts = [
-        resize_bilinear(decode_box(picture, tf.constant([3, 5, 31, 29])), 64),
+        resize_bilinear(decode_window(picture, Window.of([3, 5, 31, 29]), jpeg=True), 64),
         resize_bilinear(decode(picture), 17),
         resize_short_side(decode(picture), 23),
     ]

@@ -14,8 +14,8 @@ from pipeline.dataset import image_sizes
 from pipeline.errors import DataError
 from pipeline.views.render import Renderer, fingerprint32
 
-_SAMPLE = 64  # images decoded to estimate whether all of them fit
-_HEADROOM = 1.05  # of that estimate
+_SAMPLE = 64  # images whose headers are read to estimate whether all of them fit
+_READ = 256  # images at a time where the headers of all are read
 _ALIGNMENT = 64  # bytes; TensorFlow slices a buffer without a copy at this alignment
 
 
@@ -35,19 +35,21 @@ class LoadedImages:
     Attributes:
       examples: int64 [K].
       encoded: K encoded images, or None.
-      decoded: K arrays uint8 [H, W, 3] as `Renderer.prepare` gives them, or None.
+      bank: uint8 [n] that holds the decoded images, or None; see `ImageBank`.
+      places: int64 [K, 5], where each begins in the bank, its bytes, height, width and channels; row-major.
       source_hash: int64 [K] fingerprints of the encoded bytes where decoded, else None.
     """
 
     examples: np.ndarray
     encoded: list[bytes] | None = None
-    decoded: list[np.ndarray] | None = None
+    bank: np.ndarray | None = None
+    places: np.ndarray | None = None
     source_hash: np.ndarray | None = None
 
     def sizes(self) -> np.ndarray:
         """(height, width) in pixels of what boxes refer to: int32 [K, 2]."""
-        if self.decoded is not None:
-            return np.array([image.shape[:2] for image in self.decoded], np.int32)
+        if self.places is not None:
+            return self.places[:, 2:4].astype(np.int32)
         distinct, first, inverse = np.unique(self.examples, return_index=True, return_inverse=True)
         try:
             return image_sizes([self.encoded[i] for i in first])[inverse]  # type: ignore[index]
@@ -69,97 +71,120 @@ def _named(error: Exception, examples: np.ndarray, encoded: list[bytes]) -> Data
     return DataError(f"a batch of {len(examples)} images cannot be rendered: {str(error).splitlines()[0]}")
 
 
+class ImageBank:
+    """Decoded images in one buffer of a fixed size, each at an aligned place that never changes.
+
+    One buffer, because TensorFlow takes an aligned array, and an aligned slice of it, without a copy; an image then
+    costs the copy of its box. A copy of the whole image first was slower than decoding, and one of the box into a
+    buffer of the batch's own spent half of its time in fresh pages.
+
+    Args:
+      capacity: bytes; pages that nothing is written to take no memory.
+      num_examples: N.
+    """
+
+    def __init__(self, capacity: int, num_examples: int) -> None:
+        raw = np.empty(capacity + _ALIGNMENT, np.uint8)
+        shift = -raw.ctypes.data % _ALIGNMENT
+        self.buffer = raw[shift : shift + capacity]
+        self.places = np.zeros((num_examples, 5), np.int64)  # start, bytes, height, width, channels
+        self.source_hash = np.zeros(num_examples, np.int64)
+        self.used = 0
+        self._lock = threading.Lock()
+
+    def put(self, example: int, image: np.ndarray, source_hash: int) -> bool:
+        """Keeps uint8 [H, W, 3]; False if there is no room left."""
+        with self._lock:
+            if self.places[example, 1]:
+                return True
+            start, end = self.used, self.used + image.size
+            if end > len(self.buffer):
+                return False
+            self.used = -(-end // _ALIGNMENT) * _ALIGNMENT
+            self.buffer[start:end] = image.reshape(-1)
+            self.source_hash[example] = source_hash
+            self.places[example] = (start, image.size, *image.shape)
+            return True
+
+    def lacks(self, examples: np.ndarray) -> np.ndarray:
+        """Which of examples int64 [n] are not there yet: bool [n]."""
+        return self.places[examples, 1] == 0
+
+
 class ImageSource:
     """Loads images by example; keeps them decoded if all of them fit into `cache_bytes`.
 
-    Whether they fit is estimated from a sample. Once the limit is reached nothing more is kept, so that
-    memory stays bounded whatever the estimate; the result is the same bit for bit either way.
+    Whether they may fit is estimated from a sample, and then known from the headers of all.
+    The result is the same bit for bit either way.
     """
 
     def __init__(self, images: EncodedImages, renderer: Renderer, *, cache_bytes: int = 0) -> None:
         self.images = images
         self.renderer = renderer
-        self.cache_bytes = cache_bytes
-        self.estimated_bytes = self._estimate() if cache_bytes else 0
-        self.cached = bool(cache_bytes) and self.estimated_bytes <= cache_bytes
         self._prepare: Callable[[tf.Tensor], tf.Tensor] = tf.function(
             renderer.prepare, input_signature=[tf.TensorSpec([], tf.string)]
         )
-        self._kept: dict[int, tuple[np.ndarray, int]] = {}
-        self._kept_bytes = 0
-        self._lock = threading.Lock()
+        self._bank: ImageBank | None = None
+        if cache_bytes and self._estimate() <= cache_bytes and (needed := self._measure()) <= cache_bytes:
+            self._bank = ImageBank(needed, images.num_examples)
+
+    @property
+    def cached(self) -> bool:
+        """Whether images are kept decoded."""
+        return self._bank is not None
 
     def _estimate(self) -> int:
+        """Bytes of all decoded images, from a sample that is read one at a time."""
         count = min(_SAMPLE, self.images.num_examples)
         examples = np.linspace(0, self.images.num_examples - 1, count).astype(np.int64)
-        # One at a time, so that the estimate of a set of huge images stays small itself.
-        total = 0
-        for example in examples:
-            encoded = self.images.read(np.array([example]))
-            try:
-                total += int(tf.size(self.renderer.prepare(tf.constant(encoded[0]))))
-            except tf.errors.InvalidArgumentError as error:
-                raise _named(error, examples[examples == example][:1], encoded) from error
-        return int(total / count * self.images.num_examples * _HEADROOM)
+        return int(
+            sum(self._bytes(examples[i : i + 1]) for i in range(count)) / count * self.images.num_examples
+        )
+
+    def _measure(self) -> int:
+        """Bytes of all decoded images and what aligns them."""
+        examples = np.arange(self.images.num_examples)
+        return sum(self._bytes(examples[i : i + _READ]) for i in range(0, len(examples), _READ))
+
+    def _bytes(self, examples: np.ndarray) -> int:
+        encoded = self.images.read(examples)
+        try:
+            shapes = self.renderer.prepared_shapes(image_sizes(encoded))
+        except DataError as error:
+            raise _named(error, examples, encoded) from error
+        sizes = shapes.astype(np.int64).prod(axis=1) * 3
+        return int((-(-sizes // _ALIGNMENT) * _ALIGNMENT).sum())
 
     def load(self, examples: np.ndarray) -> LoadedImages:
         """The images of examples int64 [K]; repeated ones are read once."""
-        distinct, inverse = np.unique(examples, return_inverse=True)
-        if not self.cached:
+        bank = self._bank
+        if bank is None:
+            distinct, inverse = np.unique(examples, return_inverse=True)
             encoded = self.images.read(distinct)
             return LoadedImages(examples, encoded=[encoded[i] for i in inverse])
-        entries = [self._kept.get(int(example)) for example in distinct]
-        missing = [slot for slot, entry in enumerate(entries) if entry is None]
-        if missing:
-            for slot, encoded_image in zip(missing, self.images.read(distinct[missing]), strict=True):
-                entries[slot] = self._keep(int(distinct[slot]), encoded_image)
+        missing = np.unique(examples[bank.lacks(examples)])
+        if len(missing):
+            for example, image in zip(missing.tolist(), self.images.read(missing), strict=True):
+                self._keep(bank, example, image)
         return LoadedImages(
             examples,
-            decoded=[entries[i][0] for i in inverse],  # type: ignore[index]
-            source_hash=np.array([entries[i][1] for i in inverse], np.int64),  # type: ignore[index]
+            bank=bank.buffer,
+            places=bank.places[examples],
+            source_hash=bank.source_hash[examples],
         )
 
-    def _keep(self, example: int, encoded: bytes) -> tuple[np.ndarray, int]:
+    def _keep(self, bank: ImageBank, example: int, encoded: bytes) -> None:
         try:
             image = self._prepare(tf.constant(encoded)).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise _named(error, np.array([example]), [encoded]) from error
-        entry = (image, int(fingerprint32(tf.constant([encoded])).numpy()[0]))
-        with self._lock:
-            if example not in self._kept and self._kept_bytes + image.nbytes <= self.cache_bytes:
-                self._kept[example] = entry
-                self._kept_bytes += image.nbytes
-        return entry
+        if not bank.put(example, image, int(fingerprint32(tf.constant([encoded])).numpy()[0])):
+            raise DataError(
+                f"example {example}: decodes to {image.shape[0]} x {image.shape[1]} pixels, which is not what the images' "
+                "headers say; mend or drop it, or pass --image_cache_bytes=0"
+            )
 
     def explain(self, examples: np.ndarray, error: Exception) -> DataError:
         """A DataError that names the example among int64 [n] at which rendering failed."""
         distinct = np.unique(examples)
         return _named(error, distinct, self.images.read(distinct))
-
-
-def pack_regions(loaded: LoadedImages, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes of decoded images in one buffer, copied once each.
-
-    Copying the whole image to cut a box from it in TensorFlow was slower than decoding it; this copy holds
-    no interpreter lock, and TensorFlow takes the buffer and its aligned slices without another.
-
-    Args:
-      loaded: K decoded images.
-      boxes: int32 [K, 4], inside the images.
-
-    Returns:
-      buffer: uint8 [n].
-      starts: int64 [K], where each region begins; it is uint8 [height, width, 3], row-major.
-    """
-    sizes = boxes[:, 2].astype(np.int64) * boxes[:, 3] * 3
-    room = -(-sizes // _ALIGNMENT) * _ALIGNMENT
-    ends = np.cumsum(room)
-    starts = ends - room
-    raw = np.empty(int(ends[-1]) + _ALIGNMENT, np.uint8)
-    shift = -raw.ctypes.data % _ALIGNMENT
-    buffer = raw[shift : shift + int(ends[-1])]
-    for image, start, size, (y, x, height, width) in zip(
-        loaded.decoded or [], starts, sizes, boxes, strict=True
-    ):
-        buffer[start : start + size].reshape(height, width, 3)[...] = image[y : y + height, x : x + width]
-    return buffer, starts

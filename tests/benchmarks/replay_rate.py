@@ -18,7 +18,7 @@ from pipeline.errors import run_command
 from pipeline.flags import Parser
 from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
-from pipeline.views.render import fingerprint32
+from pipeline.views.render import Window, fingerprint32
 from trainer.replay import replay_input
 
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         return image[0, 0]
 
     def render(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-        return plain.renderer.finish(plain.renderer.cut(data, box))
+        return plain.renderer.finish(plain.renderer.cut(data, Window.of(box)))
 
     def replay(view_input: object) -> Callable[[], int]:
         return lambda: sum(size for _ in view_input.batches(starts, threads=threads))

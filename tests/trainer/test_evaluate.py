@@ -11,6 +11,7 @@ import tensorflow as tf
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
 from pipeline.store.reader import Store
+from pipeline.views.render import Window
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images
 from trainer import models
@@ -50,7 +51,7 @@ def crops(published_store: Path) -> np.ndarray:
     for encoded in encoded_images(TEST_IMAGES, seed=50):
         height, width = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape[:2]
         (box,) = spec.eval_crop.boxes(np.array([[height, width]], np.int32), stores.SIZE)
-        out.append(renderer.finish(renderer.cut(tf.constant(encoded), tf.constant(box))).numpy())
+        out.append(renderer.finish(renderer.cut(tf.constant(encoded), Window.of(box))).numpy())
     return np.stack(out)
 
 

@@ -19,7 +19,7 @@ from pipeline.views.mix import mix
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import SampledViews, ViewRecords
-from pipeline.views.render import BoxRenderer, fingerprint32, training_renderer
+from pipeline.views.render import BoxRenderer, Window, fingerprint32, training_renderer
 from pipeline.views.source import ImageSource
 from pipeline.worker import found_records
 from tests.images import KINDS, TRAIN_IMAGES, ImageList, encode, encoded_images, photo
@@ -155,13 +155,13 @@ class CountingRenderer(BoxRenderer):
 
     calls: list[int] = dataclasses.field(default_factory=list)
 
-    def cut(self, encoded: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
         def count() -> np.bool_:
             self.calls.append(1)
             return np.bool_(True)
 
         with tf.control_dependencies([tf.numpy_function(count, [], tf.bool)]):
-            return super().cut(tf.identity(encoded), box)
+            return super().cut(tf.identity(encoded), window, jpeg=jpeg)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 40])

@@ -17,11 +17,12 @@ from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import (
     EvalCrop,
     Renderer,
+    Window,
     fingerprint32,
     flip,
     render_probe,
     short_side_shape,
-    slice_box,
+    slice_window,
     training_renderer,
 )
 from tests.images import KINDS, encode, photo
@@ -48,9 +49,10 @@ def reference_resize(
 def graph_of(renderer: Renderer) -> tuple[Callable, Callable]:
     """The renderer's fast way, and by way of a whole decoded image, both from (encoded, box)."""
     signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)]
-    fast = tf.function(lambda e, b: renderer.finish(renderer.cut(e, b)), input_signature=signature)
+    fast = tf.function(lambda e, b: renderer.finish(renderer.cut(e, Window.of(b))), input_signature=signature)
     whole = tf.function(
-        lambda e, b: renderer.finish(slice_box(renderer.prepare(e), b)), input_signature=signature
+        lambda e, b: renderer.finish(slice_window(renderer.prepare(e), Window.of(b))),
+        input_signature=signature,
     )
     return fast, whole
 
@@ -171,7 +173,7 @@ def test_an_impossible_evaluation_crop_is_refused(fields: dict) -> None:
 def test_flip_mirrors_left_to_right(flipped: bool) -> None:
     crop = photo(24, 24, seed=0)
     expected = crop[:, ::-1] if flipped else crop
-    np.testing.assert_array_equal(flip(tf.constant(crop), tf.constant(flipped)).numpy(), expected)
+    np.testing.assert_array_equal(flip(tf.constant(crop), Window.of([0, 0, 24, 24], flipped=flipped)).numpy(), expected)
 
 
 def test_fingerprints_are_the_low_half_of_farmhash() -> None:
@@ -187,7 +189,7 @@ def test_golden_hashes() -> None:
     # A constant image renders to itself on any machine.
     renderer = training_renderer(ViewPolicy(image_size=8))
     encoded = tf.io.encode_png(tf.fill([13, 11, 3], tf.constant(100, tf.uint8)))
-    crop = renderer.finish(renderer.cut(encoded, tf.constant([2, 1, 9, 7])))
+    crop = renderer.finish(renderer.cut(encoded, Window.of([2, 1, 9, 7])))
     assert (crop.numpy() == 100).all()
     assert fingerprint32(tf.reshape(crop, [1, -1])).numpy().tolist() == [811653678]
 

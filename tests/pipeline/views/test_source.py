@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,12 +11,19 @@ import tensorflow as tf
 from pipeline.errors import DataError
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import fingerprint32, training_renderer
-from pipeline.views.source import ImageSource, pack_regions
+from pipeline.views.source import ImageSource, LoadedImages
 from tests.images import TRAIN_IMAGES, ImageList, encoded_images
 
 RENDERER = training_renderer(ViewPolicy(image_size=24))
 SIZES = np.array([size for _, *size in TRAIN_IMAGES])
 BYTES = int(SIZES.prod(axis=1).sum()) * 3
+
+
+def decoded(loaded: LoadedImages) -> list[np.ndarray]:
+    """The images of a batch, cut out of the bank as TensorFlow is told to."""
+    return [
+        loaded.bank[start : start + length].reshape(shape) for start, length, *shape in loaded.places.tolist()
+    ]
 
 
 @pytest.fixture
@@ -26,18 +35,18 @@ def test_encoded_images_are_read_once_a_batch(images: ImageList) -> None:
     loaded = ImageSource(images, RENDERER).load(np.array([3, 3, 0, 3]))
     assert images.num_read == 2
     assert loaded.encoded == [images.images[i] for i in (3, 3, 0, 3)]
-    assert loaded.decoded is None
+    assert loaded.bank is None
 
 
 def test_cache_decodes_each_image_once(images: ImageList) -> None:
     source = ImageSource(images, RENDERER, cache_bytes=1 << 30)
     assert source.cached
-    images.num_read = 0  # the estimate's
+    images.num_read = 0  # those whose headers were read
     for _ in range(3):
         loaded = source.load(np.array([5, 1, 5]))
     assert images.num_read == 2
     assert loaded.encoded is None
-    for image, example in zip(loaded.decoded, (5, 1, 5), strict=True):
+    for image, example in zip(decoded(loaded), (5, 1, 5), strict=True):
         expected = RENDERER.prepare(tf.constant(images.images[example]))
         np.testing.assert_array_equal(image, expected.numpy())
     found = fingerprint32(tf.constant([images.images[i] for i in (5, 1, 5)])).numpy()
@@ -51,32 +60,57 @@ def test_sizes_agree_with_and_without_cache(images: ImageList) -> None:
         np.testing.assert_array_equal(sizes, SIZES[examples])
 
 
-def test_a_cache_that_is_too_small_is_not_used(images: ImageList) -> None:
-    source = ImageSource(images, RENDERER, cache_bytes=BYTES // 2)
-    assert not source.cached
-    assert source.estimated_bytes >= BYTES
+def test_a_cache_holds_all_images_or_none(images: ImageList) -> None:
+    places = -(-SIZES.prod(axis=1) * 3 // 64) * 64
+    assert ImageSource(images, RENDERER, cache_bytes=int(places.sum())).cached
+    assert not ImageSource(images, RENDERER, cache_bytes=int(places.sum()) - 1).cached
 
 
-def test_memory_stays_bounded_when_the_estimate_was_wrong(images: ImageList) -> None:
-    source = ImageSource(images, RENDERER, cache_bytes=2 * BYTES)
-    source.cache_bytes = BYTES // 3
+def test_a_set_that_is_far_too_large_is_not_read_through(images: ImageList) -> None:
+    many = ImageList(images.images * 40)
+    assert not ImageSource(many, RENDERER, cache_bytes=BYTES).cached
+    assert many.num_read < many.num_examples
+
+
+@pytest.mark.parametrize("name", ["inception", "light"])
+def test_room_is_what_the_decoded_images_need(images: ImageList, name: str) -> None:
+    renderer = training_renderer(ViewPolicy(name=name, image_size=24))
+    source = ImageSource(images, renderer, cache_bytes=1 << 30)
+    loaded = source.load(np.arange(len(TRAIN_IMAGES)))
+    ends = loaded.places[:, 0] + loaded.places[:, 1]
+    assert len(loaded.bank) - 64 < ends.max() <= len(loaded.bank) < BYTES * 2
+
+
+def test_images_in_the_bank_are_aligned_and_stay_where_they_are(images: ImageList) -> None:
+    source = ImageSource(images, RENDERER, cache_bytes=1 << 30)
+    before = source.load(np.array([0, 7, 3]))
+    source.load(np.arange(len(TRAIN_IMAGES)))
+    after = source.load(np.array([0, 7, 3]))
+    assert after.bank.ctypes.data == before.bank.ctypes.data
+    assert after.bank.ctypes.data % 64 == 0
+    assert (after.places[:, 0] % 64 == 0).all()
+    np.testing.assert_array_equal(after.places, before.places)
+
+
+def test_threads_that_load_at_once_agree(images: ImageList) -> None:
+    source = ImageSource(images, RENDERER, cache_bytes=1 << 30)
     everything = np.arange(len(TRAIN_IMAGES))
-    first, second = source.load(everything), source.load(everything)
-    assert 0 < source._kept_bytes <= BYTES // 3
-    assert source._kept_bytes == sum(image.nbytes for image, _ in source._kept.values())
-    for one, other in zip(first.decoded, second.decoded, strict=True):
-        np.testing.assert_array_equal(one, other)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        loads = list(pool.map(source.load, [np.roll(everything, shift) for shift in range(8)]))
+    for loaded in loads:
+        for image, example in zip(decoded(loaded), loaded.examples, strict=True):
+            expected = RENDERER.prepare(tf.constant(images.images[example]))
+            np.testing.assert_array_equal(image, expected.numpy())
 
 
-def test_regions_are_aligned_slices_of_their_images(images: ImageList) -> None:
-    loaded = ImageSource(images, RENDERER, cache_bytes=1 << 30).load(np.array([0, 7, 3]))
-    boxes = np.array([[5, 9, 40, 31], [0, 2, 1, 50], [48, 0, 1, 1]], np.int32)
-    buffer, starts = pack_regions(loaded, boxes)
-    assert (starts % 64 == 0).all()
-    assert buffer.ctypes.data % 64 == 0
-    for image, start, (y, x, h, w) in zip(loaded.decoded, starts, boxes, strict=True):
-        region = buffer[start : start + h * w * 3].reshape(h, w, 3)
-        np.testing.assert_array_equal(region, image[y : y + h, x : x + w])
+def test_an_image_that_is_larger_than_its_header_said_is_refused(images: ImageList) -> None:
+    source = ImageSource(images, RENDERER, cache_bytes=1 << 30)
+    largest = int(SIZES.prod(axis=1).argmax())
+    source.load(np.arange(len(TRAIN_IMAGES) - 1))
+    images.images[-1] = encoded_images([("png_rgb", 500, 500)])[0]
+    assert largest != len(TRAIN_IMAGES) - 1
+    with pytest.raises(DataError, match=r"example \d+: decodes to 500 x 500 pixels, which is not what"):
+        source.load(np.array([len(TRAIN_IMAGES) - 1]))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
