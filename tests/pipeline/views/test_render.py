@@ -173,7 +173,9 @@ def test_an_impossible_evaluation_crop_is_refused(fields: dict) -> None:
 def test_flip_mirrors_left_to_right(flipped: bool) -> None:
     crop = photo(24, 24, seed=0)
     expected = crop[:, ::-1] if flipped else crop
-    np.testing.assert_array_equal(flip(tf.constant(crop), Window.of([0, 0, 24, 24], flipped=flipped)).numpy(), expected)
+    np.testing.assert_array_equal(
+        flip(tf.constant(crop), Window.of([0, 0, 24, 24], flipped=flipped)).numpy(), expected
+    )
 
 
 def test_fingerprints_are_the_low_half_of_farmhash() -> None:
