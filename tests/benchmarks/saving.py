@@ -1,0 +1,116 @@
+"""What replaying saves: training steps online against the same steps offline, and the limit.
+
+    python tests/benchmarks/saving.py --store=DIR --data_dir=DIR --teacher=PATH --student=small --batch_size=64
+    python tests/benchmarks/saving.py --store=DIR --data_dir=DIR --teacher_model=bit_r101x3 --student=bit_r50x1 \
+        --batch_size=16 --rounds=3 --steps_a_round=1
+
+With `--teacher_model` an architecture with random weights stands for the teacher: what a step costs depends on
+nothing else. Where the student waits for nothing but the teacher, t_online / t_offline - 1 is t_teacher / t_student.
+Goal: 0.9 of that, for a teacher that costs as much as the student or more.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from alternate import measure, median
+
+from pipeline.errors import run_command
+from pipeline.provenance import load_teacher, open_dataset
+from pipeline.store.reader import Store
+from pipeline.views.mix import mix
+from trainer import models
+from trainer.distiller import Distiller
+from trainer.online import BatchedTeacher, ContinuedViews
+from trainer.options import make_parser, resolve
+from trainer.replay import replay_input, step_batches
+from trainer.train import Run
+
+
+def main(argv: list[str]) -> int:
+    """The command; takes the trainer's flags."""
+    parser = make_parser()
+    parser.add_argument("--teacher_model", choices=sorted(models.STUDENTS), help="in place of --teacher")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps_a_round", type=int, default=8)
+    with tempfile.TemporaryDirectory() as workdir:
+        flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
+        store = Store(flags.store)
+        path, flags.teacher = flags.teacher, None  # the run itself is offline
+        run = Run(resolve(flags, store), store)
+    size, count, spec = run.options.recipe.batch_size, flags.steps_a_round, store.spec
+    teacher: Any = (
+        load_teacher(spec, path)
+        if flags.teacher_model is None
+        else models.build(
+            flags.teacher_model, num_classes=spec.num_classes, image_size=spec.policy.image_size
+        )
+    )
+    # The student's batch at once where it is smaller than the store's teacher batches: no rows of padding.
+    online_teacher = BatchedTeacher(teacher, min(int(spec.teacher["batch_size"]), size))
+    distiller = Distiller(
+        run.student,
+        temperature=run.options.temperature,
+        temperature_squared=run.options.recipe.temperature_squared,
+        teacher=online_teacher,
+        round_trip=spec.make_codec().round_trip,
+    )
+    distiller.compile(optimizer=run.optimizer)
+    step = distiller.make_train_function()
+    drawn = replay_input(
+        store,
+        open_dataset(store, "views", data_dir=flags.data_dir),
+        batch_size=size,
+        image_cache_bytes=flags.image_cache_bytes,
+        records=ContinuedViews.of(store, first_sampled=0),
+    )
+    stop = run.options.length.steps
+    replayed = iter(step_batches(run.input, 0, stop, with_stored=False).repeat())
+    online = iter(step_batches(drawn, 0, stop, with_stored=True).repeat())
+    resident = next(replayed)
+    one_batch = iter(tf.data.Dataset.from_tensors(resident).repeat())
+    views = mix(resident["crops"], resident["partner"], resident["ratio"])
+    forward = tf.function(online_teacher)
+
+    def train(batches: object) -> Callable[[], int]:
+        def work() -> int:
+            for _ in range(count):
+                logs = step(batches)
+            float(logs["loss"])
+            return count * size
+
+        return work
+
+    def teach() -> int:
+        for _ in range(count):
+            forward(views).numpy()
+        return count * size
+
+    contenders = {
+        "offline": train(replayed),
+        "online": train(online),
+        "student": train(one_batch),
+        "teacher": teach,
+    }
+    rates = measure(contenders, rounds=flags.rounds)
+    for name, values in rates.items():
+        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s for {size} views")
+    # Of rates in the same round: t_online / t_offline - 1, and t_teacher / t_student.
+    rounds = zip(rates["offline"], rates["online"], rates["student"], rates["teacher"], strict=True)
+    savings, limits = zip(
+        *((off / on - 1, student / teacher) for off, on, student, teacher in rounds), strict=True
+    )
+    saving, limit = statistics.median(savings), statistics.median(limits)
+    print(f"t_online / t_offline - 1 = {saving:.2f}; t_teacher / t_student = {limit:.2f}")
+    print(
+        f"the saving is {statistics.median(s / x for s, x in zip(savings, limits, strict=True)):.2f} of the limit"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
