@@ -9,6 +9,8 @@ PYTHON := $(BIN)/python
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 DEMO_DIR ?= runs/demo
+# Processes that run test files side by side. Each takes about 2 GB.
+TEST_PROCESSES ?= 2
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -39,7 +41,7 @@ lint: install ## Format, style, types and who may import whom
 	$(BIN)/lint-imports
 
 test: install ## Tests, without the slow ones and the benchmarks
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install ## The slow tests
 	$(PYTHON) -m pytest -m slow
