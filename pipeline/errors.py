@@ -60,6 +60,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says first, at most 300 characters; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def find_error(error: BaseException) -> UserError | DataError | None:
     """The UserError or DataError at the bottom of `error`, or None.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, first_line
 from pipeline.views.mix import mix
 
 VALUE_RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
@@ -32,10 +32,6 @@ def fingerprint(path: str | Path) -> str:
             while block := content.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class Teacher:
@@ -82,7 +78,7 @@ class Teacher:
         try:
             self._model = tf.keras.models.load_model(self.path, compile=False, safe_mode=True)
         except (ValueError, OSError, TypeError, KeyError) as error:
-            raise UserError(f"--teacher={self.path}: Keras cannot load it: {_reason(error)}") from error
+            raise UserError(f"--teacher={self.path}: Keras cannot load it: {first_line(error)}") from error
         self.signature = "keras"
         self._dtype = tf.as_dtype(self._model.inputs[0].dtype)
         self._check_input(self._model.inputs[0].shape)
@@ -94,7 +90,9 @@ class Teacher:
         try:
             self._model = tf.saved_model.load(str(self.path))
         except (ValueError, OSError, KeyError, tf.errors.OpError) as error:
-            raise UserError(f"--teacher={self.path}: TensorFlow cannot load it: {_reason(error)}") from error
+            raise UserError(
+                f"--teacher={self.path}: TensorFlow cannot load it: {first_line(error)}"
+            ) from error
         signatures = self._model.signatures
         if self.signature not in signatures:
             raise UserError(
@@ -152,7 +150,7 @@ class Teacher:
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(
                 f"--teacher={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
-                f"{self._image_size}: {_reason(error)}"
+                f"{self._image_size}: {first_line(error)}"
             ) from error
         expected = (int(partner.shape[0]), self._num_classes)
         if logits.shape != expected:

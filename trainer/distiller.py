@@ -7,13 +7,14 @@ shape and nothing else, so that the step compiles under XLA as a TPU needs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.views.mix import mix
+from trainer.executions import Batch, run_steps, stack_batches
 from trainer.strategy import gather_views
 
 TensorFunction = Callable[[tf.Tensor], tf.Tensor]
@@ -50,6 +51,8 @@ class Distiller(tf.keras.Model):
 
     Only the student is tracked: the teacher is in no list of weights and in no checkpoint.
     """
+
+    train_function: Any  # Keras's: what `fit` calls for an execution
 
     def __init__(
         self,
@@ -131,6 +134,39 @@ class Distiller(tf.keras.Model):
         if "views" in data:
             figures["views"] = gather_views(data["views"], context) if replicas > 1 else data["views"]
         return figures
+
+    def train_steps(self, batches: Batch, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Several updates in one loop, which compiles under XLA as a whole.
+
+        Args:
+          batches: a stack of batches: each tensor of one with a leading axis [n].
+          count: int64 scalar, 1 to n: how many of them are trained on.
+
+        Returns:
+          What `train_step` returns, of the last one.
+        """
+        none = {name: tf.zeros([]) for name in ("loss", "agreement", "gradient_norm")}
+        if "views" in batches:
+            none["views"] = tf.zeros_like(batches["views"][0])
+        return run_steps(self.train_step, batches, count, none=none)
+
+    def make_train_function(self, force: bool = False) -> Callable[[Iterator[Batch]], dict[str, tf.Tensor]]:
+        """Keras's, called by `fit`; but several compiled steps are one program (see `trainer.executions`)."""
+        size = int(self.steps_per_execution.numpy())
+        if not self.jit_compile or size == 1:
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            compiled = tf.function(self.train_steps, jit_compile=True)
+
+            @tf.function
+            def execute(batches: Iterator[Batch]) -> dict[str, tf.Tensor]:
+                count = (
+                    self.steps_per_execution.read_value()
+                )  # Keras's last one of an interval may be shorter
+                return compiled(stack_batches(batches, count, size=size), count)
+
+            self.train_tf_function = self.train_function = execute
+        return self.train_function
 
     def _targets(self, data: dict[str, tf.Tensor], views: tf.Tensor) -> tf.Tensor:
         """The teacher's logits float32 [B, C]: stored, or made now where `stored` is False."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.reader import SplitReader, Store
+from pipeline.store.spec import Spec
 from pipeline.views.input import ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.records import SampledViews, ViewRecords
@@ -107,6 +108,32 @@ class BatchedTeacher:
             parallel_iterations=1,
         )
         return tf.reshape(logits, [filled.shape[0], -1])[:count]
+
+
+def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: bool) -> None:
+    """Runs the teacher once, on a black batch, as the online steps will: the first of them may be days away.
+
+    Args:
+      teacher: of the run.
+      spec: of the store.
+      path: of the teacher, for the message.
+      jit_compile: whether the steps are compiled with XLA, which knows fewer operations than TensorFlow.
+
+    Raises:
+      UserError: it cannot be run, or gives something else than [size, C].
+    """
+    size = spec.policy.image_size
+    compiled = ", compiled with XLA (leave out --jit_compile)" if jit_compile else ""
+    try:
+        logits = tf.function(teacher, jit_compile=jit_compile)(tf.zeros([teacher.batch_size, size, size, 3]))
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise UserError(
+            f"--teacher={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
+        ) from error
+    if logits.shape != (teacher.batch_size, spec.num_classes):
+        raise UserError(
+            f"--teacher={path}: gives {tuple(logits.shape)}, expected {(teacher.batch_size, spec.num_classes)}"
+        )
 
 
 def find_unfit_logits(

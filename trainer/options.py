@@ -77,6 +77,9 @@ def make_parser() -> Parser:
         default=1,
         help="steps that are handed to the device at once; what is due in between comes after them",
     )
+    add(
+        "--jit_compile", action="store_true", help="compile the steps of an execution with XLA; on one device"
+    )
     add("--precision", default="float32", choices=tuple(PRECISIONS), help="of the student's convolutions")
     add(
         "--sync_batch_norm",
@@ -166,6 +169,11 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
     if flags.epochs and flags.steps:
         raise UserError("give either --epochs or --steps")
+    if flags.jit_compile and flags.strategy != "default":
+        raise UserError(
+            f"--jit_compile: for one device, --strategy=default; got --strategy={flags.strategy}; leave one of them out (a "
+            "TPU's steps are compiled anyway)"
+        )
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     if recipe.student not in STUDENTS:
         raise UserError(f"--student={recipe.student}: expected one of {', '.join(sorted(STUDENTS))}")

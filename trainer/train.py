@@ -38,7 +38,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
-from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits
+from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits, try_teacher
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
 from trainer.preemption import Preemption
@@ -132,7 +132,9 @@ class Run:
             round_trip=store.spec.make_codec().round_trip,
         )
         self.distiller.compile(
-            optimizer=self.optimizer, steps_per_execution=options.flags["steps_per_execution"]
+            optimizer=self.optimizer,
+            steps_per_execution=options.flags["steps_per_execution"],
+            jit_compile=options.flags["jit_compile"],
         )
 
     def _load_teacher(self) -> Teacher | None:
@@ -179,6 +181,11 @@ class Run:
             raise UserError(
                 f"--workdir={self.workdir}: the run there is at step {first}, past the {length.steps} asked for; ask for "
                 "more, or use another --workdir"
+            )
+        if self.online_teacher is not None and first < length.steps:
+            flags = self.options.flags
+            try_teacher(
+                self.online_teacher, self.store.spec, path=flags["teacher"], jit_compile=flags["jit_compile"]
             )
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
         write_text(self.workdir / "config.json", _json(self.options.to_json()))
