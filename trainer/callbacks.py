@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluation, Evaluator
 from trainer.preemption import Preemption
 from trainer.steps import RunLength, name_views
+from trainer.workers import Workers
 
 
 class DivergedError(UserError):
@@ -33,18 +35,21 @@ class MetricsLog:
       workdir: of the run.
       step: that the run goes on from; what an earlier run wrote of later steps is dropped, for it will be
         written again.
+      writes: False checks figures and writes none: of several workers, only the chief writes.
 
     Attributes:
       kept: what it wrote up to that step.
     """
 
-    def __init__(self, workdir: Path, *, step: int) -> None:
+    def __init__(self, workdir: Path, *, step: int, writes: bool = True) -> None:
         self._path = workdir / "metrics.jsonl"
+        self._writes = writes
         lines = _lines_until(self._path, step) if self._path.exists() else []
-        if self._path.exists():
+        if self._path.exists() and writes:
             write_text(self._path, "".join(lines))
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        if writes:
+            self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
         """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard.
@@ -58,6 +63,8 @@ class MetricsLog:
                     f"step {step}: the {name} is {value}; lower --learning_rate, and start in another --workdir if the "
                     "latest checkpoint was saved too late"
                 )
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "kind": prefix, **figures}, allow_nan=False) + "\n")
         with self._board.as_default(step):
@@ -67,7 +74,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes TensorBoard's file."""
-        self._board.close()
+        if self._writes:
+            self._board.close()
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
@@ -132,6 +140,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         checkpoints: Checkpoints,
         checkpoint_every: int,
         preemption: Preemption | None = None,
+        workers: Workers | None = None,
         evaluator: Evaluator | None,
         learning_rate: Callable[[int], float],
     ) -> None:
@@ -147,6 +156,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
         self._preemption = preemption or Preemption()
+        self._workers = workers or Workers(tf.distribute.get_strategy())
         self._evaluator = evaluator
         self._learning_rate = learning_rate
         self._bar = tqdm(
@@ -155,7 +165,9 @@ class RunCallback(tf.keras.callbacks.Callback):
             unit=" views",
             desc="train",
             dynamic_ncols=True,
+            disable=not self._workers.chief,
         )
+        self._agreed = False  # that the run ends, among several workers
         self._since: tuple[int, float] | None = None  # (step, time) of the latest log
         self._begun = step  # steps before this interval
 
@@ -173,15 +185,26 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._bar.update((self.step - before) * self._length.batch_size)
         if self._since is None:
             self._since = (self.step, time.perf_counter())
-        if self._due(before, self._log_every) or self.step == self._length.steps:
+        logged = self._due(before, self._log_every) or self.step == self._length.steps
+        if logged:
             self._write(logs or {})
-        if self._due(before, self._checkpoint_every) or self._preemption.requested:
+        if self._due(before, self._checkpoint_every) or self._asked_to_stop(logged=logged):
             self._save()
 
+    def _asked_to_stop(self, *, logged: bool) -> bool:
+        """Whether a signal came, to this worker or another; they ask each other where all wait for a log anyway."""
+        if self._workers.count == 1:
+            return self._preemption.requested is not None
+        if logged and (number := self._workers.gather(self._preemption.requested or 0).max()):
+            self._preemption.requested = signal.Signals(number)
+            self._agreed = True
+        return self._agreed
+
     def _save(self) -> None:
-        """Saves; ends the run if it was asked to."""
+        """Saves; ends the run if it was asked to, and if all workers know."""
         self._checkpoints.save(self.step)
-        self._preemption.resume(f"saved at step {self.step}")
+        if self._workers.count == 1 or self._agreed or self.step == self._length.steps:
+            self._preemption.resume(f"saved at step {self.step}")
 
     def _due(self, before: int, every: int) -> bool:
         """Whether a multiple of `every` is among the steps since `before`."""

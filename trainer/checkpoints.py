@@ -46,6 +46,7 @@ class Checkpoints:
       student, optimizer: what is saved.
       identity: what has to be the same for a run to be resumed; `spec` in it is the store's digest.
       keep: latest checkpoints to keep.
+      writes: False makes `save` and `save_best` do nothing: of several workers, only the chief writes.
     """
 
     def __init__(
@@ -56,12 +57,16 @@ class Checkpoints:
         optimizer: tf.keras.optimizers.legacy.Optimizer,
         identity: dict[str, Any],
         keep: int = 3,
+        writes: bool = True,
     ) -> None:
+        self._writes = writes
         self._identity = identity
         # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
         optimizer._create_all_weights(student.trainable_variables)
         self._run = _RunState({"step": 0, **identity})
         self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run)
+        # Made when first saved, it would be a collective of the chief's alone.
+        _ = self._checkpoint.save_counter
         self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
         self._best = tf.train.CheckpointManager(self._checkpoint, str(directory / "best"), max_to_keep=1)
 
@@ -100,12 +105,14 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Saves as of `step` finished steps; nothing if that is there."""
         path = self._latest.latest_checkpoint
-        if path is not None and path.endswith(f"-{step}"):
+        if not self._writes or (path is not None and path.endswith(f"-{step}")):
             return
         self._run.value = {"step": step, **self._identity}
         self._latest.save(checkpoint_number=step)
 
     def save_best(self, step: int) -> None:
         """Saves as the best so far."""
+        if not self._writes:
+            return
         self._run.value = {"step": step, **self._identity}
         self._best.save(checkpoint_number=step)

@@ -15,6 +15,7 @@ from trainer.optimizers import Clip, DecayMode
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
 from trainer.steps import RunLength
 from trainer.strategy import STRATEGIES
+from trainer.workers import TF_CONFIG_EXAMPLE
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
 # (DESIGN section 8); an evaluation as often as a checkpoint.
@@ -69,7 +70,12 @@ def make_parser() -> Parser:
         type=whole,
         help=f"linear warm-up; by default a twentieth of the run, or {ENDLESS_WARMUP_STEPS} of one without an end",
     )
-    add("--strategy", default="default", help=f"one of {', '.join(STRATEGIES)}")
+    add(
+        "--strategy",
+        default="default",
+        help=f"one of {', '.join(STRATEGIES)}; multiworker: the same command on every machine, with TF_CONFIG such as "
+        f"{TF_CONFIG_EXAMPLE}",
+    )
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
     add(
         "--steps_per_execution",

@@ -10,15 +10,17 @@ from __future__ import annotations
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer import workers
 
-STRATEGIES = ("default", "mirrored")
+STRATEGIES = ("default", "mirrored", "multiworker")
 
 
 def make_strategy(name: str, *, replicas: int | None = None) -> tf.distribute.Strategy:
     """The strategy of a run; must be called before TensorFlow has used a device.
 
     Args:
-      name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none.
+      name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none;
+        `multiworker` all GPUs of each process that TF_CONFIG names, or its CPU.
       replicas: of `mirrored`.
 
     Raises:
@@ -30,7 +32,7 @@ def make_strategy(name: str, *, replicas: int | None = None) -> tf.distribute.St
         return _mirrored(replicas)
     if replicas is not None:
         raise UserError(f"--replicas={replicas}: only --strategy=mirrored takes it, got --strategy={name}")
-    return tf.distribute.get_strategy()
+    return workers.connect() if name == "multiworker" else tf.distribute.get_strategy()
 
 
 def _mirrored(replicas: int | None) -> tf.distribute.Strategy:

@@ -14,6 +14,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     run_module("trainer.train")
 
+import contextlib
+import hashlib
 import json
 import math
 import re
@@ -46,6 +48,7 @@ from trainer.replay import replay_input, step_batches
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
+from trainer.workers import Workers
 
 STUDENT_DIRECTORY = "student"
 RESULT_FILE = "result.json"
@@ -78,6 +81,7 @@ class Run:
         self.teacher = self._load_teacher()
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = int(self.strategy.num_replicas_in_sync)
+        self.workers = Workers(self.strategy)
         self.online_teacher = self._online_teacher()
         with self.strategy.scope(), averaged_statistics():
             self._build()
@@ -93,6 +97,7 @@ class Run:
             student=self.student,
             optimizer=self.optimizer,
             identity=options.identity(store.spec.digest()),
+            writes=self.workers.chief,
         )
 
     def _build(self) -> None:
@@ -188,19 +193,21 @@ class Run:
                 self.online_teacher, self.store.spec, path=flags["teacher"], jit_compile=flags["jit_compile"]
             )
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
-        write_text(self.workdir / "config.json", _json(self.options.to_json()))
+        if self.workers.chief:
+            write_text(self.workdir / "config.json", _json(self.options.to_json()))
         if first:
             print(f"continuing at step {first} of {_count(length.steps)}", flush=True)
         split = self.options.eval_split
         callback = RunCallback(
             length=length,
             step=first,
-            log=MetricsLog(self.workdir, step=first),
+            log=MetricsLog(self.workdir, step=first, writes=self.workers.chief),
             log_every=self.options.flags["log_every"],
             checkpoints=self.checkpoints,
             checkpoint_every=self.options.flags["checkpoint_every"],
             preemption=self._preemption,
-            evaluator=None if split is None else self.evaluator(split),
+            workers=self.workers,
+            evaluator=self.evaluator(split) if split is not None and self.workers.chief else None,
             learning_rate=lambda step: float(self.learning_rate.numpy(step)),
         )
         callback.set_model(self.distiller)
@@ -231,13 +238,14 @@ class Run:
             batches = self._batches(segment)
             done = callback.step
             try:
-                self.distiller.fit(
-                    batches,
-                    epochs=segment.intervals,
-                    steps_per_epoch=segment.interval,
-                    callbacks=[callback],
-                    verbose=0,
-                )
+                with self.workers.watch():
+                    self.distiller.fit(
+                        batches,
+                        epochs=segment.intervals,
+                        steps_per_epoch=segment.interval,
+                        callbacks=[callback],
+                        verbose=0,
+                    )
             except tf.errors.OpError as error:
                 raise self._explain(error, callback.step) from error
             except DivergedError as error:
@@ -256,7 +264,7 @@ class Run:
                 context=context,
             )
 
-        if self.replicas == 1:
+        if self.strategy is tf.distribute.get_strategy():
             return build()
         return self.strategy.distribute_datasets_from_function(build)
 
@@ -294,8 +302,8 @@ class Run:
         return path
 
     def export_saved(self) -> None:
-        """Exports the student of the latest checkpoint, if there is one."""
-        if step := self.checkpoints.restore():
+        """Exports the student of the latest checkpoint, if there is one; of several workers, the chief does."""
+        if self.workers.chief and (step := self.checkpoints.restore()):
             print(f"student: {self.export()}; --steps={step} finishes the run as it is", flush=True)
 
 
@@ -327,8 +335,29 @@ def _count(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
 
 
-def _json(tree: dict[str, Any]) -> str:
+def _json(tree: Any) -> str:
     return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+
+
+def check_workers(run: Run, *, finished: bool) -> None:
+    """Whether all workers are about to do the same, from the same checkpoint.
+
+    Raises:
+      UserError: they are not.
+    """
+    options = run.options
+    if run.workers.count == 1:
+        return
+    names = ("log_every", "checkpoint_every", "steps_per_execution", "sync_batch_norm")
+    flags = {name: options.flags[name] for name in names}
+    asked = [options.identity(run.store.spec.digest()), str(options.length), options.eval_every, flags]
+    digest = int.from_bytes(hashlib.blake2b(_json(asked).encode(), digest_size=6).digest())
+    same = (
+        "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
+    )
+    run.workers.check_same("the digest of the flags", digest, remedy=same)
+    run.workers.check_same("the latest step in --workdir", run.checkpoints.restore(), remedy=same)
+    run.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)
 
 
 def finished_result(run: Run) -> dict[str, Any] | None:
@@ -349,9 +378,15 @@ def finished_result(run: Run) -> dict[str, Any] | None:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Trains, evaluates on every held-out split that the store knows, exports; returns what result.json says."""
+    """Trains; the chief evaluates on every held-out split that the store knows, and exports.
+
+    Returns:
+      What result.json says; of a worker that is not the chief, what it says of the training.
+    """
     store, options = run.store, run.options
     training = run.train()
+    if not run.workers.chief:
+        return training
     trained_on = re.findall(r"\w+", store.spec.dataset["split"])  # `train[:90%]` is part of `train`
     splits = [name for name in store.eval_splits if name not in trained_on]
     evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
@@ -392,15 +427,22 @@ def main(argv: list[str]) -> int:
     print(describe(options, store), flush=True)
     # Keras and TensorFlow warn of short runs' retracing and of what callbacks take; nothing is wrong then.
     tf.get_logger().setLevel("ERROR")
-    with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
+    workers = Workers(strategy)
+    lock = writer_lock(workdir, flag="--workdir") if workers.chief else contextlib.nullcontext()
+    with workers.watch(), lock, Preemption() as preemption:
         run = Run(options, store, strategy=strategy, preemption=preemption)
         try:
-            result = finished_result(run) or train(run)
+            result = finished_result(run)
+            check_workers(run, finished=result is not None)
+            result = result or train(run)
+            workers.wait()  # for the chief, which has more to do
         except Interrupted:
             if options.length.endless:  # which ends in no other way
                 preemption.defer()
                 run.export_saved()
             raise
+    if not workers.chief:
+        return 0
     for name, figures in result["evaluation"].items():
         print(
             f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "
