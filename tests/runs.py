@@ -118,9 +118,23 @@ def assert_same_weights(got: list[np.ndarray], expected: list[np.ndarray]) -> No
         np.testing.assert_array_equal(ours, theirs)
 
 
-def checkpoint_weights(workdir: Path) -> dict[str, np.ndarray]:
-    """All numbers of the latest checkpoint by name, optimizer state included."""
-    path = tf.train.latest_checkpoint(str(workdir / "checkpoints"))
+def scalars(workdir: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows of a run, by tag and step; each step is there once."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(workdir / "tensorboard"), tensor_size_guidance={"scalars": 0})
+    board.Reload()
+    out: dict[str, dict[int, float]] = {}
+    for tag in board.Tags()["tensors"]:
+        events = board.Tensors(tag)
+        out[tag] = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events}
+        assert len(out[tag]) == len(events), tag
+    return out
+
+
+def checkpoint_weights(workdir: Path, name: str = "checkpoints") -> dict[str, np.ndarray]:
+    """All numbers of the latest checkpoint in a directory by name, optimizer state included."""
+    path = tf.train.latest_checkpoint(str(workdir / name))
     assert path is not None
     reader = tf.train.load_checkpoint(path)
     names = [name for name in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]

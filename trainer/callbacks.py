@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError
 from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
-from trainer.evaluate import Evaluation, Evaluator
+from trainer.evaluate import Evaluator
 from trainer.preemption import Preemption
 from trainer.steps import RunLength, name_views
 from trainer.workers import Workers
@@ -50,6 +50,7 @@ class MetricsLog:
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if writes:
             self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+            _start_session(self._board, after=step)
 
     def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
         """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard.
@@ -57,12 +58,7 @@ class MetricsLog:
         Raises:
           DivergedError: a figure is not finite, which JSON could not hold either.
         """
-        for name, value in figures.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise DivergedError(
-                    f"step {step}: the {name} is {value}; lower --learning_rate, and start in another --workdir if the "
-                    "latest checkpoint was saved too late"
-                )
+        _check_finite(step, figures)
         if not self._writes:
             return
         with self._path.open("a") as file:
@@ -72,10 +68,31 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     tf.summary.scalar(f"{prefix}/{name}", value)
 
+    def flush(self) -> None:
+        """Before a checkpoint: what TensorBoard is told up to it is not told again by a run that goes on from it."""
+        if self._writes:
+            self._board.flush()
+
     def close(self) -> None:
         """Flushes TensorBoard's file."""
         if self._writes:
             self._board.close()
+
+
+def _check_finite(step: int, figures: dict[str, Any]) -> None:
+    for name, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DivergedError(
+                f"step {step}: the {name} is {value}; lower --learning_rate, and start in another --workdir"
+            )
+
+
+def _start_session(board: tf.summary.SummaryWriter, *, after: int) -> None:
+    """Makes TensorBoard drop what earlier files tell of later steps: every start of a session but the first does."""
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = tf.compat.v1.Event(wall_time=time.time(), step=after + 1, session_log=start)
+    # The writer has no method for it, and its resource no public name.
+    tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
@@ -90,11 +107,8 @@ def _lines_until(path: Path, step: int) -> list[str]:
     return out
 
 
-def _best_of(lines: list[dict[str, Any]], *, kind: str) -> Evaluation | None:
-    """The best evaluation among lines of metrics.jsonl, the first of equals."""
-    names = [field.name for field in dataclasses.fields(Evaluation)]
-    found = [Evaluation(**{name: line[name] for name in names}) for line in lines if line["kind"] == kind]
-    return max(found, key=lambda evaluation: evaluation.student_top1, default=None)
+def _figures(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in ("step", "kind")}
 
 
 @dataclasses.dataclass
@@ -125,7 +139,7 @@ class RunCallback(tf.keras.callbacks.Callback):
       step: finished steps of the run.
       source: where the targets come from now, `replay` or `online`.
       timings: of this part of the run, by source.
-      best: the best evaluation so far, of an earlier part of the run too; `last` the latest of this part.
+      last: figures of the evaluation of this very step on the evaluator's split, or None.
     """
 
     _supports_tf_logs = True  # tensors, so that a step that nothing is due after does not wait for the device
@@ -146,8 +160,6 @@ class RunCallback(tf.keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.step = step
-        self.last: Evaluation | None = None
-        self.best = None if evaluator is None else _best_of(log.kept, kind=f"eval_{evaluator.split}")
         self.timings: dict[str, Timing] = {}
         self.source = "replay"
         self._length = length
@@ -159,6 +171,10 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._workers = workers or Workers(tf.distribute.get_strategy())
         self._evaluator = evaluator
         self._learning_rate = learning_rate
+        self._kind = None if evaluator is None else f"eval_{evaluator.split}"
+        found = [line for line in log.kept if line["kind"] == self._kind and line["step"] == step]
+        self.last: dict[str, Any] | None = _figures(found[0]) if found else None
+        self._best = None if evaluator is None else self._best_top1(evaluator.split)
         self._bar = tqdm(
             total=length.steps * length.batch_size,  # `inf` is no total: a rate, and no time to the end
             initial=step * length.batch_size,
@@ -182,6 +198,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         """After each execution; `batch` is the number of its last step in the interval, from 0."""
         self._preemption.defer()
         before, self.step = self.step, self._begun + batch + 1
+        self.last = None
         self._bar.update((self.step - before) * self._length.batch_size)
         if self._since is None:
             self._since = (self.step, time.perf_counter())
@@ -202,6 +219,12 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def _save(self) -> None:
         """Saves; ends the run if it was asked to, and if all workers know."""
+        for weight in self.model.trainable_variables:
+            if not bool(tf.reduce_all(tf.math.is_finite(weight))):
+                raise DivergedError(
+                    f"step {self.step}: {weight.name} is not finite; lower --learning_rate, and start in another --workdir"
+                )
+        self._log.flush()
         self._checkpoints.save(self.step)
         if self._workers.count == 1 or self._agreed or self.step == self._length.steps:
             self._preemption.resume(f"saved at step {self.step}")
@@ -233,22 +256,31 @@ class RunCallback(tf.keras.callbacks.Callback):
 
     def catch_up(self) -> None:
         """Evaluates the interval that an earlier run ended with, if it had no time to."""
-        kind = None if self._evaluator is None else f"eval_{self._evaluator.split}"
-        if not any(line["kind"] == kind and line["step"] == self.step for line in self._log.kept):
+        if self.last is None:
             self._evaluate()
+
+    def _best_top1(self, split: str) -> float | None:
+        """Of the best checkpoint, if it is one of this run up to here, on the same split."""
+        found = self._checkpoints.best()
+        if found is None or found[0] > self.step or found[1]["split"] != split:
+            return None
+        return float(found[1]["student_top1"])
 
     def _evaluate(self) -> None:
         if self._evaluator is None:
             return
-        self.last = self._evaluator.evaluate(self.model.student)
-        self._log.write(self.step, self.last.to_json(), prefix=f"eval_{self._evaluator.split}")
+        split, found = self._evaluator.split, self._evaluator.evaluate(self.model.student)
+        _check_finite(self.step, found.to_json())
+        # Before the line that says that it is done: a run that dies in between does both again.
+        if self._best is None or found.student_top1 > self._best:
+            self._best = found.student_top1
+            self._checkpoints.save_best(self.step, {"split": split, **found.to_json()})
+        self._log.write(self.step, found.to_json(), prefix=f"eval_{split}")
+        self.last = found.to_json()
         tqdm.write(
-            f"step {self.step}: {self._evaluator.split} top-1 {self.last.student_top1:.2%}, agreement "
-            f"{self.last.agreement:.2%}, distillation loss {self.last.distillation_loss:.4f}"
+            f"step {self.step}: {split} top-1 {found.student_top1:.2%}, agreement {found.agreement:.2%}, "
+            f"distillation loss {found.distillation_loss:.4f}"
         )
-        if self.best is None or self.last.student_top1 > self.best.student_top1:
-            self.best = self.last
-            self._checkpoints.save_best(self.step)
 
     def close(self) -> None:
         """Ends the bar and the log."""

@@ -7,6 +7,7 @@ as the weights: TensorFlow writes aside and renames, index last.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,39 @@ _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def saved_path(directory: Path) -> str | None:
+    """Prefix of the latest checkpoint in a directory; None where there is none.
+
+    Raises:
+      DataError: there are several, and nothing says which is the latest.
+    """
+    state = tf.train.get_checkpoint_state(str(directory))
+    if state is not None:
+        return str(state.model_checkpoint_path)
+    # One alone was not noted yet when its writer died; its steps are done again.
+    if len(found := sorted(file.stem for file in directory.glob("ckpt-*.index"))) > 1:
+        raise DataError(
+            f"{directory / 'checkpoint'} is missing or damaged, and it alone says which of {', '.join(found)} is the "
+            "latest; bring it back, or start again in another --workdir"
+        )
+    return None
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: `step`, `spec`, `batch_size`, `recipe_name` and what else it is.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        found: dict[str, Any] = json.loads(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode())
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read as a checkpoint: {_first_line(error)}; start again in another --workdir"
+        ) from error
+    return found
 
 
 class _RunState(tf.train.experimental.PythonState):
@@ -40,6 +74,9 @@ class _RunState(tf.train.experimental.PythonState):
 
 class Checkpoints:
     """The latest few checkpoints of a run, and the best one.
+
+    The best carries the evaluation that made it so: file and figures cannot disagree. It is saved after the latest
+    of its step, so that it is never of a step that the run has still to come to.
 
     Args:
       directory: of the checkpoints.
@@ -60,6 +97,7 @@ class Checkpoints:
         writes: bool = True,
     ) -> None:
         self._writes = writes
+        self._directory = directory
         self._identity = identity
         # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
         optimizer._create_all_weights(student.trainable_variables)
@@ -77,16 +115,10 @@ class Checkpoints:
           DataError: it belongs to another store.
           UserError: it was made with other flags.
         """
-        path = self._latest.latest_checkpoint
+        path = saved_path(self._directory)
         if path is None:
             return 0
-        try:
-            text = tf.train.load_checkpoint(path).get_tensor(_RUN_KEY)
-            found = json.loads(text.decode())
-        except _UNREADABLE as error:
-            raise DataError(
-                f"{path}: cannot be read as a checkpoint: {_first_line(error)}; start again in another --workdir"
-            ) from error
+        found = read_run(path)
         step = int(found.pop("step"))
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
             kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
@@ -110,9 +142,36 @@ class Checkpoints:
         self._run.value = {"step": step, **self._identity}
         self._latest.save(checkpoint_number=step)
 
-    def save_best(self, step: int) -> None:
-        """Saves as the best so far."""
+    def save_best(self, step: int, evaluation: dict[str, Any]) -> None:
+        """Saves as the best so far, with the evaluation that says so."""
         if not self._writes:
             return
-        self._run.value = {"step": step, **self._identity}
+        self._run.value = {"step": step, "evaluation": evaluation, **self._identity}
         self._best.save(checkpoint_number=step)
+
+    def best(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and evaluation of the best checkpoint; None where there is none.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        path = saved_path(self._directory / "best")
+        if path is None:
+            return None
+        found = read_run(path)
+        return int(found["step"]), found["evaluation"]
+
+    def restore_best(self, student: tf.keras.Model) -> None:
+        """Restores the weights of the best checkpoint; the optimizer is left alone."""
+        path = saved_path(self._directory / "best")
+        restored = tf.train.Checkpoint(student=student).read(path)
+        restored.assert_existing_objects_matched().expect_partial()
+
+    def remove_leftovers(self) -> None:
+        """Removes what a writer that was killed has left; only the holder of the work directory's lock may."""
+        for directory in (self._directory, self._directory / "best"):
+            for path in directory.glob("ckpt-*"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif not path.with_name(f"{path.name.split('.')[0]}.index").exists():
+                    path.unlink()

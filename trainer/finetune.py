@@ -226,7 +226,9 @@ class Finetune:
           UserError: the checkpoint is of a run with other flags.
           DataError: the checkpoint is damaged.
         """
-        return self._checkpoints.restore()
+        step = self._checkpoints.restore()
+        self._checkpoints.remove_leftovers()
+        return step
 
     def train(self, first: int) -> dict[str, Any]:
         """Trains from step `first` to the end; returns what result.json says of it.

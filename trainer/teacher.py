@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import argparse
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, positive, whole
-from pipeline.store.files import replace_directory, write_text
+from pipeline.store.files import remove_temporaries, replace_directory, write_json
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES
 from pipeline.views.policies import POLICIES, ViewPolicy
@@ -184,12 +183,13 @@ def finetune(flags: argparse.Namespace) -> int:
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
     workdir.mkdir(parents=True, exist_ok=True)
     with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
+        remove_temporaries(workdir)
         run = Finetune(
             network, dataset, options=options, workdir=workdir, origin=origin, preemption=preemption
         )
         first = run.restore()
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
-        write_text(workdir / "config.json", json.dumps(vars(flags), indent=2) + "\n")
+        write_json(workdir / "config.json", vars(flags))
         epochs = options.steps * options.batch_size / dataset.num_examples
         length = f"{options.steps:,} steps of {options.batch_size} views, {epochs:.1f} epochs"
         print(f"{network.name} on {dataset.name} ({dataset.split}): {length}", flush=True)
@@ -197,7 +197,7 @@ def finetune(flags: argparse.Namespace) -> int:
         accuracy = _evaluate(network, dataset, options)
         export(network, output, image_size=image_size)
         result = {**training, "parameters": network.count_params(), "top1": accuracy, "teacher": str(output)}
-        write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+        write_json(workdir / "result.json", result)
     for split, value in accuracy.items():
         print(f"{split}: top-1 {value:.2%}")
     if not accuracy:

@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, Interrupted, UserError, find_error
 from pipeline.provenance import load_teacher, open_dataset
-from pipeline.store.files import replace_directory, write_text
+from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE
@@ -45,13 +44,12 @@ from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
 from trainer.preemption import Preemption
 from trainer.replay import replay_input, step_batches
+from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, finish, finished_result
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
 from trainer.workers import Workers
 
-STUDENT_DIRECTORY = "student"
-RESULT_FILE = "result.json"
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
 
@@ -63,6 +61,9 @@ class Run:
       store: to train on.
       strategy: of its replicas; one by default.
       preemption: says when to save and stop.
+
+    Attributes:
+      evaluated: figures of the student as it is after `train`, by split, as far as there are any.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Run:
         self._preemption = preemption or Preemption()
         flags, recipe = options.flags, options.recipe
         self.options, self.store = options, store
+        self.evaluated: dict[str, dict[str, Any]] = {}
         self.workdir = Path(flags["workdir"])
         self.dataset = open_dataset(store, "views", data_dir=flags["data_dir"])
         self.teacher = self._load_teacher()
@@ -182,6 +184,8 @@ class Run:
         """Trains from the latest checkpoint to the end; returns what result.json says of the training."""
         length = self.options.length
         first = self.checkpoints.restore()
+        if self.workers.chief:
+            self.checkpoints.remove_leftovers()
         if first > length.steps:
             raise UserError(
                 f"--workdir={self.workdir}: the run there is at step {first}, past the {length.steps} asked for; ask for "
@@ -194,7 +198,7 @@ class Run:
             )
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
         if self.workers.chief:
-            write_text(self.workdir / "config.json", _json(self.options.to_json()))
+            write_json(self.workdir / "config.json", self.options.to_json())
         if first:
             print(f"continuing at step {first} of {_count(length.steps)}", flush=True)
         split = self.options.eval_split
@@ -220,6 +224,8 @@ class Run:
             self._fit(first, callback)
         finally:
             callback.close()
+        if split is not None and callback.last is not None:
+            self.evaluated = {split: callback.last}
         return {
             "steps": length.steps,
             "first_step": first,
@@ -295,16 +301,11 @@ class Run:
         codec = self.store.spec.make_codec()
         return find_unfit_logits(self.input, self.online_teacher, codec, starts)
 
-    def export(self) -> Path:
-        """Writes the student as a SavedModel, whole or not at all."""
-        path = self.workdir / STUDENT_DIRECTORY
-        replace_directory(path, lambda temporary: self.student.save(temporary, include_optimizer=False))
-        return path
-
     def export_saved(self) -> None:
         """Exports the student of the latest checkpoint, if there is one; of several workers, the chief does."""
         if self.workers.chief and (step := self.checkpoints.restore()):
-            print(f"student: {self.export()}; --steps={step} finishes the run as it is", flush=True)
+            path = export_student(self.student, self.workdir / STUDENT_DIRECTORY)
+            print(f"student: {path}; --steps={step} finishes the run as it is", flush=True)
 
 
 def describe(options: TrainOptions, store: Store) -> str:
@@ -335,10 +336,6 @@ def _count(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
 
 
-def _json(tree: Any) -> str:
-    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
-
-
 def check_workers(run: Run, *, finished: bool) -> None:
     """Whether all workers are about to do the same, from the same checkpoint.
 
@@ -351,57 +348,13 @@ def check_workers(run: Run, *, finished: bool) -> None:
     names = ("log_every", "checkpoint_every", "steps_per_execution", "sync_batch_norm")
     flags = {name: options.flags[name] for name in names}
     asked = [options.identity(run.store.spec.digest()), str(options.length), options.eval_every, flags]
-    digest = int.from_bytes(hashlib.blake2b(_json(asked).encode(), digest_size=6).digest())
+    digest = int.from_bytes(hashlib.blake2b(json.dumps(asked).encode(), digest_size=6).digest())
     same = (
         "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
     )
     run.workers.check_same("the digest of the flags", digest, remedy=same)
     run.workers.check_same("the latest step in --workdir", run.checkpoints.restore(), remedy=same)
     run.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)
-
-
-def finished_result(run: Run) -> dict[str, Any] | None:
-    """What result.json says, if the run there has done every step that is asked for and has written it all."""
-    path = run.workdir / RESULT_FILE
-    done = run.checkpoints.restore() == run.options.length.steps
-    if not (done and path.exists() and (run.workdir / STUDENT_DIRECTORY).exists()):
-        return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        complete = result["steps"] == run.options.length.steps and "evaluation" in result
-    except (ValueError, KeyError, TypeError):
-        complete = False  # damaged: it is written again
-    if not complete:
-        return None
-    print("nothing to do: the run there is finished", flush=True)
-    return result
-
-
-def train(run: Run) -> dict[str, Any]:
-    """Trains; the chief evaluates on every held-out split that the store knows, and exports.
-
-    Returns:
-      What result.json says; of a worker that is not the chief, what it says of the training.
-    """
-    store, options = run.store, run.options
-    training = run.train()
-    if not run.workers.chief:
-        return training
-    trained_on = re.findall(r"\w+", store.spec.dataset["split"])  # `train[:90%]` is part of `train`
-    splits = [name for name in store.eval_splits if name not in trained_on]
-    evaluations = {name: run.evaluator(name).evaluate(run.student).to_json() for name in splits}
-    run.export()
-    result = {
-        **training,
-        "spec": store.spec.digest(),
-        "student": options.recipe.student,
-        "parameters": run.student.count_params(),
-        "epochs": options.length.epochs,
-        "store_bytes": store.views.manifest.bytes,
-        "evaluation": evaluations,
-    }
-    write_text(run.workdir / RESULT_FILE, _json(result))
-    return result
 
 
 def main(argv: list[str]) -> int:
@@ -430,11 +383,13 @@ def main(argv: list[str]) -> int:
     workers = Workers(strategy)
     lock = writer_lock(workdir, flag="--workdir") if workers.chief else contextlib.nullcontext()
     with workers.watch(), lock, Preemption() as preemption:
+        if workers.chief:
+            remove_temporaries(workdir)
         run = Run(options, store, strategy=strategy, preemption=preemption)
         try:
             result = finished_result(run)
             check_workers(run, finished=result is not None)
-            result = result or train(run)
+            result = result or finish(run, run.train())
             workers.wait()  # for the chief, which has more to do
         except Interrupted:
             if options.length.endless:  # which ends in no other way

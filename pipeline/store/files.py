@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -42,10 +43,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_json(path: Path, tree: Any) -> None:
+    """Writes a JSON file, atomically; NaN and infinities, which JSON has not, are a ValueError."""
+    write_text(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+
+
 def remove_temporaries(directory: Path) -> None:
     """Removes what writers that died left behind; only the holder of the store's lock may."""
     for path in directory.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.runs import arguments, losses, metrics, start_run
+from pipeline.errors import UserError
+from tests.runs import arguments, losses, metrics, scalars, start_run
 from trainer.callbacks import MetricsLog
+from trainer.checkpoints import saved_path
 from trainer.train import Run
 
 STEPS = 10  # of 5 views; the store holds 51
@@ -23,17 +26,6 @@ class KilledError(Exception):
 
 def lines(workdir: Path) -> list[tuple[int, str]]:
     return [(line["step"], line["kind"]) for line in metrics(workdir)]
-
-
-def scalars(workdir: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard is told, by tag and step."""
-    out: dict[str, dict[int, float]] = {}
-    for file in sorted((workdir / "tensorboard").glob("events.out.tfevents.*")):
-        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-            event = tf.compat.v1.Event.FromString(record)
-            for value in event.summary.value:
-                out.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
-    return out
 
 
 @pytest.fixture
@@ -96,18 +88,14 @@ def best_step(workdir: Path) -> int:
 
 
 def test_resumed_run_makes_the_evaluation_that_it_died_in_and_remembers_the_best_before(run_of: Any):
-    # Step 8 is due for a checkpoint, too: it must not count as done before it is evaluated.
     flags = ("--log_every=2", "--eval_every=4", "--checkpoint_every=2")
     run = run_of("run", *flags)
     with pytest.raises(KilledError):
         kill_in_evaluation(run, 2).train()
     assert best_step(run.workdir) == 4
-    path = run.workdir / "metrics.jsonl"
-    text = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in text:
-        if line["kind"] == "eval_test":
-            line["student_top1"] = 2.0  # as if nothing could surpass it
-    path.write_text("".join(json.dumps(line) + "\n" for line in text))
+    assert saved_path(run.workdir / "checkpoints") == str(run.workdir / "checkpoints" / "ckpt-8")
+    # As if nothing could surpass it.
+    run.checkpoints.save_best(4, {"split": "test", "student_top1": 2.0})
     run_of("run", *flags).train()
     assert lines(run.workdir) == [
         *((2, "train"), (4, "train"), (4, "eval_test"), (6, "train"), (8, "train"), (8, "eval_test")),
@@ -152,3 +140,39 @@ def test_run_from_the_start_begins_an_empty_log(log_of: Any, tmp_path: Path):
     log_of(0).write(1, {"loss": 1.0}, prefix="train")
     log_of(0)
     assert metrics(tmp_path) == []
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(log_of: Any, tmp_path: Path):
+    first = log_of(0)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"loss": 1.0 / step}, prefix="train")
+    first.flush()
+    time.sleep(1.1)  # TensorBoard orders files by the second in their names; processes are further apart
+    second = log_of(2)
+    second.write(3, {"loss": 9.0}, prefix="train")
+    second.flush()
+    assert scalars(tmp_path) == {"train/loss": {1: 1.0, 2: 0.5, 3: 9.0}}
+
+
+def test_best_of_another_split_or_of_a_later_step_does_not_count(run_of: Any):
+    flags = ("--eval_every=4", "--steps=4")
+    for name, step, split in (("split", 2, "validation"), ("step", 8, "test")):
+        run = run_of(name, *flags)
+        run.checkpoints.save_best(step, {"split": split, "student_top1": 2.0})
+        run.train()
+        assert best_step(run.workdir) == 4
+
+
+def test_weights_that_are_not_finite_are_not_saved(run_of: Any):
+    run = run_of("run", "--log_every=100", "--checkpoint_every=2", "--eval_every=100")
+    save = run.checkpoints.save
+
+    def save_and_spoil(step: int) -> None:
+        save(step)
+        bias = run.student.trainable_variables[-1]
+        bias.assign(np.full(bias.shape, np.nan))
+
+    run.checkpoints.save = save_and_spoil
+    with pytest.raises(UserError, match=r"step 4: .* is not finite; lower --learning_rate"):
+        run.train()
+    assert saved_path(run.workdir / "checkpoints") == str(run.workdir / "checkpoints" / "ckpt-2")

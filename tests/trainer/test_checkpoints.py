@@ -103,16 +103,33 @@ def test_checkpoint_of_other_flags_is_refused_with_both_values(tmp_path: Path):
 
 def test_latest_few_and_the_best_are_kept(tmp_path: Path):
     training = trained(tmp_path, steps=5, keep=2)
-    training.checkpoints.save_best(5)
-    training.checkpoints.save_best(6)
+    training.checkpoints.save_best(5, {})
+    training.checkpoints.save_best(6, {})
     assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-4.index", "ckpt-5.index"]
     assert [path.name for path in (tmp_path / "best").glob("*.index")] == ["ckpt-6.index"]
 
 
 def test_best_is_not_what_a_run_goes_on_from(tmp_path: Path):
     training = trained(tmp_path)
-    training.checkpoints.save_best(1)
+    training.checkpoints.save_best(1, {})
     assert Training(tmp_path).checkpoints.restore() == 2
+
+
+def test_best_comes_back_with_its_evaluation_and_its_weights_alone(tmp_path: Path):
+    training = trained(tmp_path)
+    assert training.checkpoints.best() is None
+    training.checkpoints.save_best(2, {"split": "test", "student_top1": 0.5})
+    best = training.student.get_weights()
+    training.step(2)
+    training.checkpoints.save(3)
+    after = Training(tmp_path)
+    assert after.checkpoints.restore() == 3
+    optimizer = after.optimizer.get_weights()
+    assert after.checkpoints.best() == (2, {"split": "test", "student_top1": 0.5})
+    assert (after.student.get_weights()[0] != best[0]).any()
+    after.checkpoints.restore_best(after.student)
+    assert_same_weights(after.student.get_weights(), best)
+    assert_same_weights(after.optimizer.get_weights(), optimizer)
 
 
 def test_saving_a_step_twice_writes_once(tmp_path: Path):
@@ -141,6 +158,39 @@ def test_half_written_checkpoint_is_passed_over(tmp_path: Path):
     after.step(2)
     after.checkpoints.save(3)
     assert Training(tmp_path).checkpoints.restore() == 3
+
+
+def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path):
+    trained(tmp_path).checkpoints.save_best(2, {})
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for directory in (tmp_path, tmp_path / "best"):
+        (directory / "ckpt-3.data-00000-of-00001").write_bytes(b"half")
+        (directory / "ckpt-3_temp").mkdir()
+        (directory / "ckpt-3_temp" / "part-00000-of-00001.data-00000-of-00001.tempstate1").write_bytes(
+            b"half"
+        )
+    after = Training(tmp_path)
+    assert after.checkpoints.restore() == 2
+    after.checkpoints.remove_leftovers()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("state", [None, b"garbage"])
+def test_checkpoints_of_which_nothing_says_the_latest_are_refused(tmp_path: Path, state: bytes | None):
+    trained(tmp_path)
+    (tmp_path / "checkpoint").unlink() if state is None else (tmp_path / "checkpoint").write_bytes(state)
+    with pytest.raises(DataError, match=r"checkpoint is missing or damaged, .* which of ckpt-1, ckpt-2 is"):
+        Training(tmp_path).checkpoints.restore()
+
+
+def test_first_checkpoint_that_was_not_noted_yet_is_done_again(tmp_path: Path):
+    trained(tmp_path, steps=1)
+    (tmp_path / "checkpoint").unlink()
+    training = Training(tmp_path)
+    assert training.checkpoints.restore() == 0
+    training.step(0)
+    training.checkpoints.save(1)
+    assert Training(tmp_path).checkpoints.restore() == 1
 
 
 @pytest.mark.parametrize("what", ["truncated", "one_bit", "no_index", "garbage_index"])

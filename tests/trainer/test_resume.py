@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.store.spec import Spec
+from pipeline.worker import ShardWorker
+from tests import stores
 from tests.runs import (
     ROOT,
     arguments,
@@ -127,9 +130,15 @@ def test_run_killed_in_the_middle_goes_on_and_ends_bit_equal(
 
 
 def test_run_is_extended_past_the_store_with_the_online_teacher(
-    one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_epoch: Path,
+    spec: Spec,
+    data_dir: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
-    argv = arguments(one_epoch, tmp_path / "run", data_dir, "--log_every=1", "--epochs=2")
+    store = Path(shutil.copytree(one_epoch, tmp_path / "store"))
+    argv = arguments(store, tmp_path / "run", data_dir, "--log_every=1", "--epochs=2")
     code, message = fail(argv, capsys)
     assert code == EXIT_USER_ERROR
     assert "6 steps of 5 need 30 views, the store holds 17 (1 epochs)" in message
@@ -142,3 +151,18 @@ def test_run_is_extended_past_the_store_with_the_online_teacher(
     assert (result["first_step"], result["steps"], result["teacher_forward_passes"]) == (3, 6, 15)
     assert list(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
     assert result["evaluation"] == {}  # the store has no evaluation logits
+    assert result["best"] is None
+    assert not (tmp_path / "run" / "student_best").exists()
+
+    # When it has, a finished run is evaluated; what it says of the training stays.
+    worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+    stores.write_store(worker, epochs=1, eval_splits=("test",))
+    assert main([*argv, f"--teacher={teacher_path}"]) == 0
+    again = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert list(again["evaluation"]) == ["test"]
+    assert again["best"] == {"step": 6, "split": "test", **again["evaluation"]["test"]}
+    assert {name: again[name] for name in ("first_step", "seconds", "teacher_forward_passes")} == {
+        name: result[name] for name in ("first_step", "seconds", "teacher_forward_passes")
+    }
+    assert losses(tmp_path / "run").keys() == {1, 2, 3, 4, 5, 6}
+    assert [line["step"] for line in metrics(tmp_path / "run", "eval_test")] == [6]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.lock import writer_lock
@@ -83,6 +84,21 @@ def test_result_says_what_was_trained_and_how_good_it_is(finished: Finished, pub
     assert list(result["evaluation"]) == ["test"]
     assert test == {key: metrics(finished.workdir, "eval_test")[-1][key] for key in test}
     assert f"teacher {test['teacher_top1']:.2%}" in finished.done.stdout
+
+
+def test_best_student_is_exported_with_the_evaluation_that_made_it_so(finished: Finished):
+    best, lines = finished.read("result.json")["best"], metrics(finished.workdir, "eval_test")
+    assert best["split"] == "test"
+    (line,) = [line for line in lines if line["step"] == best["step"]]
+    assert {**line, "split": "test"} == {**best, "kind": "eval_test"}
+    tops = [line["student_top1"] for line in lines]
+    assert best["step"] == 1 + tops.index(max(tops))
+    kept = checkpoint_weights(finished.workdir, "checkpoints/best")
+    exported = tf.saved_model.load(str(finished.workdir / "student_best")).variables
+    weights = {name: value for name, value in kept.items() if name.startswith("student/")}
+    assert len(exported) == len([name for name in weights if "OPTIMIZER_SLOT" not in name])
+    for variable in exported:
+        assert any(np.array_equal(variable.numpy(), value) for value in weights.values()), variable.name
 
 
 def test_leftover_views_are_named(finished: Finished):
@@ -168,6 +184,7 @@ def test_nothing_temporary_is_left(finished: Finished):
         "metrics.jsonl",
         "result.json",
         "student",
+        "student_best",
         "tensorboard",
     ]
 

@@ -60,6 +60,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> Non
 def test_remove_temporaries_removes_nothing_else(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY}views.array_record-00001-77-ab").touch()
     (tmp_path / "views.array_record-00000").touch()
+    (tmp_path / f"{TEMPORARY}student" / "variables").mkdir(parents=True)
     remove_temporaries(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["views.array_record-00000"]
 

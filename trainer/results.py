@@ -1,0 +1,117 @@
+"""What a finished run leaves: figures of the student on every held-out split, and the student itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from pipeline.store.files import remove_directory, replace_directory, write_json
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from trainer.train import Run
+
+STUDENT_DIRECTORY = "student"  # as trained to the end, which is what function matching is about
+BEST_DIRECTORY = "student_best"  # of the best evaluation on the way
+RESULT_FILE = "result.json"
+
+# What result.json says of the training: not measured again when a finished run is only evaluated again.
+_OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "teacher_forward_passes")
+
+
+def held_out_splits(store: Store) -> list[str]:
+    """Evaluated splits of a store that are no part of what is trained on; `train[:90%]` is part of `train`."""
+    trained_on = re.findall(r"\w+", store.spec.dataset["split"])
+    return [name for name in store.eval_splits if name not in trained_on]
+
+
+def export_student(student: tf.keras.Model, path: Path) -> Path:
+    """Writes a student as a SavedModel, whole or not at all."""
+    replace_directory(path, lambda temporary: student.save(temporary, include_optimizer=False))
+    return path
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """What result.json says, if the run there has done every step that is asked for and has written it all.
+
+    It has not if the store has evaluation logits of other splits now, or another split is to say which student
+    is the best: such a run is evaluated again, with no step more.
+    """
+    if run.checkpoints.restore() != run.options.length.steps:
+        return None
+    result = _previous_result(run)
+    if result is None or result.get("eval_split") != run.options.eval_split:
+        return None
+    names = [STUDENT_DIRECTORY] + [BEST_DIRECTORY] * (result.get("best") is not None)
+    whole = all((run.workdir / name).exists() for name in names)
+    if not whole or list(result["evaluation"]) != held_out_splits(run.store):
+        return None
+    print("nothing to do: the run there is finished", flush=True)
+    return result
+
+
+def _previous_result(run: Run) -> dict[str, Any] | None:
+    """What result.json says of a run of these very steps; None where it is missing, damaged or of others."""
+    try:
+        result: dict[str, Any] = json.loads((run.workdir / RESULT_FILE).read_text())
+        complete = result["steps"] == run.options.length.steps and isinstance(result["evaluation"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is written again
+    return result if complete else None
+
+
+def finish(run: Run, training: dict[str, Any]) -> dict[str, Any]:
+    """The chief evaluates on every held-out split that the store knows, and exports.
+
+    Args:
+      run: after its last step.
+      training: what result.json says of the training.
+
+    Returns:
+      What result.json says; of a worker that is not the chief, what it says of the training.
+    """
+    if not run.workers.chief:
+        return training
+    store, options = run.store, run.options
+    evaluations = {
+        name: run.evaluated.get(name) or run.evaluator(name).evaluate(run.student).to_json()
+        for name in held_out_splits(store)
+    }
+    export_student(run.student, run.workdir / STUDENT_DIRECTORY)
+    best = _export_best(run)
+    if training["first_step"] == training["steps"] and (previous := _previous_result(run)) is not None:
+        training |= {name: previous[name] for name in _OF_TRAINING if name in previous}
+    result = {
+        **training,
+        "spec": store.spec.digest(),
+        "student": options.recipe.student,
+        "parameters": run.student.count_params(),
+        "epochs": options.length.epochs,
+        "store_bytes": store.views.manifest.bytes,
+        "evaluation": evaluations,
+        "eval_split": options.eval_split,
+        "best": best,
+    }
+    write_json(run.workdir / RESULT_FILE, result)
+    return result
+
+
+def _export_best(run: Run) -> dict[str, Any] | None:
+    """Exports the student of the best checkpoint; its step and evaluation, None where nothing was evaluated."""
+    path, found = run.workdir / BEST_DIRECTORY, run.checkpoints.best()
+    if found is None:
+        remove_directory(path)
+        return None
+    step, evaluation = found
+    if step == run.options.length.steps:  # the same weights, and the same files
+        replace_directory(path, lambda temporary: shutil.copytree(run.workdir / STUDENT_DIRECTORY, temporary))
+    else:
+        run.checkpoints.restore_best(run.student)
+        export_student(run.student, path)
+        run.checkpoints.restore()
+    return {"step": step, **evaluation}
