@@ -15,8 +15,6 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.train")
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -48,7 +46,7 @@ from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, fini
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
-from trainer.workers import Workers
+from trainer.workers import Workers, check_workers
 
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
@@ -334,27 +332,6 @@ def _count(number: float) -> str:
     if number == math.inf:
         return "endlessly many"
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
-
-
-def check_workers(run: Run, *, finished: bool) -> None:
-    """Whether all workers are about to do the same, from the same checkpoint.
-
-    Raises:
-      UserError: they are not.
-    """
-    options = run.options
-    if run.workers.count == 1:
-        return
-    names = ("log_every", "checkpoint_every", "steps_per_execution", "sync_batch_norm")
-    flags = {name: options.flags[name] for name in names}
-    asked = [options.identity(run.store.spec.digest()), str(options.length), options.eval_every, flags]
-    digest = int.from_bytes(hashlib.blake2b(json.dumps(asked).encode(), digest_size=6).digest())
-    same = (
-        "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
-    )
-    run.workers.check_same("the digest of the flags", digest, remedy=same)
-    run.workers.check_same("the latest step in --workdir", run.checkpoints.restore(), remedy=same)
-    run.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)
 
 
 def main(argv: list[str]) -> int:

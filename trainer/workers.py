@@ -9,16 +9,20 @@ same steps.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.train import Run
 
 EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 TF_CONFIG_EXAMPLE = (
@@ -182,3 +186,24 @@ class Workers:
             raise UserError(
                 f"{what} is {numbers[rank]} at worker {rank}, {numbers[0]} at the chief; {remedy}"
             )
+
+
+def check_workers(run: Run, *, finished: bool) -> None:
+    """Whether all workers are about to do the same, from the same checkpoint.
+
+    Raises:
+      UserError: they are not.
+    """
+    options = run.options
+    if run.workers.count == 1:
+        return
+    names = ("log_every", "checkpoint_every", "steps_per_execution", "sync_batch_norm")
+    flags = {name: options.flags[name] for name in names}
+    asked = [options.identity(run.store.spec.digest()), str(options.length), options.eval_every, flags]
+    digest = int.from_bytes(hashlib.blake2b(json.dumps(asked).encode(), digest_size=6).digest())
+    same = (
+        "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
+    )
+    run.workers.check_same("the digest of the flags", digest, remedy=same)
+    run.workers.check_same("the latest step in --workdir", run.checkpoints.restore(), remedy=same)
+    run.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)
