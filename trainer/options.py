@@ -77,6 +77,7 @@ def make_parser() -> Parser:
         f"{TF_CONFIG_EXAMPLE}",
     )
     add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
+    add("--tpu", help="of --strategy=tpu: local, on the TPU's own machine, or its name; a slice of one host")
     add(
         "--steps_per_execution",
         type=positive,

@@ -10,29 +10,36 @@ from __future__ import annotations
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer import tpu as tpus
 from trainer import workers
 
-STRATEGIES = ("default", "mirrored", "multiworker")
+STRATEGIES = ("default", "mirrored", "multiworker", "tpu")
 
 
-def make_strategy(name: str, *, replicas: int | None = None) -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, *, replicas: int | None = None, tpu: str | None = None
+) -> tf.distribute.Strategy:
     """The strategy of a run; must be called before TensorFlow has used a device.
 
     Args:
       name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none;
-        `multiworker` all GPUs of each process that TF_CONFIG names, or its CPU.
+        `multiworker` all GPUs of each process that TF_CONFIG names, or its CPU; `tpu` all cores of a TPU.
       replicas: of `mirrored`.
+      tpu: of `tpu`: its name, or `local`.
 
     Raises:
       UserError: there is no such strategy, or what it needs is not there.
     """
     if name not in STRATEGIES:
         raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
+    for flag, value, owner in (("replicas", replicas, "mirrored"), ("tpu", tpu, "tpu")):
+        if value is not None and name != owner:
+            raise UserError(f"--{flag}={value}: only --strategy={owner} takes it, got --strategy={name}")
     if name == "mirrored":
         return _mirrored(replicas)
-    if replicas is not None:
-        raise UserError(f"--replicas={replicas}: only --strategy=mirrored takes it, got --strategy={name}")
-    return workers.connect() if name == "multiworker" else tf.distribute.get_strategy()
+    if name == "multiworker":
+        return workers.connect()
+    return tpus.connect(tpu) if name == "tpu" else tf.distribute.get_strategy()
 
 
 def _mirrored(replicas: int | None) -> tf.distribute.Strategy:

@@ -337,7 +337,7 @@ def _count(number: float) -> str:
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
-    strategy = make_strategy(flags.strategy, replicas=flags.replicas)  # before TensorFlow uses a device
+    strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
     store = Store(flags.store)
     store.check_files()
     store.spec.check_renderer()

@@ -39,6 +39,8 @@ def test_unknown_strategy_and_misplaced_replicas_are_refused():
         make_strategy("pods")
     with pytest.raises(UserError, match="--replicas=2: only --strategy=mirrored"):
         make_strategy("default", replicas=2)
+    with pytest.raises(UserError, match="--tpu=local: only --strategy=tpu takes it, got --strategy=mirrored"):
+        make_strategy("mirrored", tpu="local")
 
 
 @pytest.fixture(scope="module")
