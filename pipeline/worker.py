@@ -102,7 +102,6 @@ class ShardWorker:
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
         self._digest = self.spec.digest()
-        self._codec = self.spec.make_codec()
         self._batch_size = int(self.spec.teacher["batch_size"])
         self.teacher = load_teacher(self.spec, job.teacher)
         self._inputs: dict[str, ViewInput] = {}
@@ -207,11 +206,7 @@ class ShardWorker:
             begun = time.perf_counter()
             logits = self.run_teacher(batch)[:count]
             totals.teacher_seconds += time.perf_counter() - begun
-            encoded = self._codec.encode(logits, first_view=start)
-            kl, error = fidelity(logits, self._codec.decode(encoded), self.spec.temperature)
-            totals.kl += kl
-            totals.max_error = max(totals.max_error, error)
-            yield serialize(found_records(batch, logits), encoded)
+            yield encode_records(self.spec, found_records(batch, logits), totals, first_view=start)
             if on_views is not None:
                 on_views(count)
 
@@ -248,6 +243,26 @@ class ShardWorker:
             return self.compute(task, note)
         except OSError as error:  # which crosses process borders as text only under a name of ours
             raise (of_the_system(error) or error) from error
+
+
+def encode_records(spec: Spec, records: ViewRecords, totals: Totals, *, first_view: int) -> list[bytes]:
+    """A teacher batch's records, serialized; adds what the codec costs to a shard's totals.
+
+    Args:
+      spec: of the store.
+      records: of consecutive views, logits as the teacher gave them.
+      totals: of the shard.
+      first_view: index of the first view.
+
+    Raises:
+      DataError: a logit does not fit the codec.
+    """
+    codec = spec.make_codec()
+    encoded = codec.encode(records.logits, first_view=first_view)
+    kl, error = fidelity(records.logits, codec.decode(encoded), spec.temperature)
+    totals.kl += kl
+    totals.max_error = max(totals.max_error, error)
+    return serialize(records, encoded)
 
 
 def found_records(batch: Batch, logits: np.ndarray) -> ViewRecords:

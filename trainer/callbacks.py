@@ -142,8 +142,6 @@ class RunCallback(tf.keras.callbacks.Callback):
       last: figures of the evaluation of this very step on the evaluator's split, or None.
     """
 
-    _supports_tf_logs = True  # tensors, so that a step that nothing is due after does not wait for the device
-
     def __init__(
         self,
         *,
@@ -159,6 +157,8 @@ class RunCallback(tf.keras.callbacks.Callback):
         learning_rate: Callable[[int], float],
     ) -> None:
         super().__init__()
+        # Tensors, so that a step that nothing is due after does not wait for the device.
+        self._supports_tf_logs = True
         self.step = step
         self.timings: dict[str, Timing] = {}
         self.source = "replay"

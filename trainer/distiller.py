@@ -46,8 +46,9 @@ class Distiller(tf.keras.Model):
 
     A batch is a dict of tensors of static shape: `crops` uint8 [K, S, S, 3], `partner` int32 [B] (rows of
     `crops`), `ratio` float32 [B], `logits` float32 [B, C]; when a teacher continues where the store ends,
-    `stored` bool [B]: which rows of `logits` are the store's, the teacher makes the others; and, to be told
-    what a step trained on, `views` int64 [B]: the views' indices.
+    `stored` bool [B]: which rows of `logits` are the store's, the teacher makes the others; to be told what a
+    step trained on, `views` int64 [B]: the views' indices; and, for the teacher's logits to come out of the step,
+    `record`: a dict of what else is wanted with them.
 
     Only the student is tracked: the teacher is in no list of weights and in no checkpoint.
     """
@@ -82,10 +83,10 @@ class Distiller(tf.keras.Model):
         self.student = student
         self._temperature = temperature
         self._temperature_squared = temperature_squared
-        self._online: TensorFunction | None = None
+        self._codec: TensorFunction = round_trip or tf.identity
+        self._teacher: TensorFunction | None = None
         if teacher is not None:  # inside a function, where Keras does not find its variables
-            codec: TensorFunction = round_trip or tf.identity
-            self._online = lambda views: codec(tf.cast(teacher(views), tf.float32))
+            self._teacher = lambda views: tf.cast(teacher(views), tf.float32)
         # `train_step` has reduced its figures over the replicas; Keras would add them up.
         self.distribute_reduction_method = "first"
 
@@ -103,13 +104,15 @@ class Distiller(tf.keras.Model):
           float32 scalars of this step and all replicas: `loss` (mean over the views, with the student's
           regularisation losses), `agreement` (fraction of views with the teacher's argmax),
           `gradient_norm` (global, before clipping). With `views` in the batch also `views`, int64 [R * B]:
-          those of all replicas, in their order.
+          those of all replicas, in their order. With `record`, also that dict, with `ratio` and the teacher's
+          `logits` for each view, float32 [B, C], before the codec; of this replica.
 
         Raises:
           ValueError: while tracing, if the batch has `stored` and there is no teacher.
         """
         views = mix(data["crops"], data["partner"], data["ratio"])  # [B, S, S, 3] float32
-        targets = tf.stop_gradient(self._targets(data, views))
+        online = None if "stored" not in data else self._online_logits(views)
+        targets = tf.stop_gradient(self._targets(data, online))
         # One replica's share of the mean: the optimizer adds the replicas' gradients up.
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
@@ -133,6 +136,8 @@ class Distiller(tf.keras.Model):
         figures = {"loss": loss, "agreement": agreement, "gradient_norm": tf.linalg.global_norm(gradients)}
         if "views" in data:
             figures["views"] = gather_views(data["views"], context) if replicas > 1 else data["views"]
+        if "record" in data:
+            figures["record"] = {**data["record"], "ratio": data["ratio"], "logits": online}
         return figures
 
     def train_steps(self, batches: Batch, count: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -168,13 +173,17 @@ class Distiller(tf.keras.Model):
             self.train_tf_function = self.train_function = execute
         return self.train_function
 
-    def _targets(self, data: dict[str, tf.Tensor], views: tf.Tensor) -> tf.Tensor:
-        """The teacher's logits float32 [B, C]: stored, or made now where `stored` is False."""
-        if "stored" not in data:
-            return data["logits"]
-        if self._online is None:
+    def _online_logits(self, views: tf.Tensor) -> tf.Tensor:
+        """The live teacher's logits float32 [B, C]."""
+        if self._teacher is None:
             raise ValueError("the batch has views that may not be stored, and the Distiller got no teacher")
-        return tf.where(data["stored"][:, tf.newaxis], data["logits"], self._online(views))
+        return self._teacher(views)
+
+    def _targets(self, data: dict[str, tf.Tensor], online: tf.Tensor | None) -> tf.Tensor:
+        """The teacher's logits float32 [B, C]: stored, or made now where `stored` is False."""
+        if online is None:
+            return data["logits"]
+        return tf.where(data["stored"][:, tf.newaxis], data["logits"], self._codec(online))
 
 
 def _agreement(teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:

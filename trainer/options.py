@@ -50,6 +50,12 @@ def make_parser() -> Parser:
         help="epochs to train; by default what the store holds; `inf`, with --teacher: a warm-up, then a constant rate "
         "until SIGTERM, which saves and exports; --steps or --epochs with a number finish such a run",
     )
+    add(
+        "--write_back",
+        action="store_true",
+        help="append the online teacher's logits to the store, whole epochs only, as the precompute would have",
+    )
+    add("--views_per_shard", type=positive, default=16384, help="of --write_back; at most")
     add("--steps", type=positive, help="steps to train, instead of --epochs")
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
@@ -192,6 +198,18 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         num_examples=spec.num_examples,
         stored_views=store.views.num_records,
     )
+    if flags.write_back and flags.teacher is None:
+        raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
+    if flags.write_back and flags.steps_per_execution > 1:
+        raise UserError(
+            f"--write_back: with --steps_per_execution={flags.steps_per_execution}, whose outputs are the last step's "
+            "alone, and every step's logits are needed; leave one of them out"
+        )
+    if flags.write_back and flags.jit_compile:
+        raise UserError(
+            "--write_back: with --jit_compile, under which the teacher's last bits are not those that the precompute "
+            "writes; leave one of them out, or precompute the epochs"
+        )
     if length.endless and flags.teacher is None:
         raise UserError(
             f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "

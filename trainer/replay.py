@@ -45,6 +45,7 @@ def step_batches(
     stop: int,
     *,
     with_stored: bool,
+    with_record: bool = False,
     replicas: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
@@ -55,13 +56,14 @@ def step_batches(
       start: first step.
       stop: one past the last step.
       with_stored: whether to say which views are stored: only where a teacher fills in the others.
+      with_record: whether to say what the views' records need besides the logits: where they are written back.
       replicas: R; a step is R batches, of R * b views in all.
       context: which of several input pipelines this is, under a strategy.
 
     Returns:
       Dicts of `views` int64 [b], `crops` uint8 [K, S, S, 3], `partner` int32 [b], `ratio` float32 [b], `logits`
-      float32 [b, C] and, `with_stored`, `stored` bool [b]; a batch for each step and each replica that this
-      pipeline feeds.
+      float32 [b, C] and, `with_stored`, `stored` bool [b], and, `with_record`, a dict `record` of columns of
+      `ViewRecords` over [b], both hashes as found; a batch for each step and each replica that this pipeline feeds.
     """
     size = view_input.batch_size
 
@@ -73,7 +75,13 @@ def step_batches(
             "ratio": batch["ratio"][:size],
             "logits": batch["logits"],
         }
-        return {**out, "stored": batch["stored"][:size]} if with_stored else out
+        if with_stored:
+            out["stored"] = batch["stored"][:size]
+        if with_record:
+            columns = {name: name for name in ("example", "box", "flip")}
+            columns |= {"crop_hash": "found_crop_hash", "source_hash": "found_source_hash"}
+            out["record"] = {name: batch[column][:size] for name, column in columns.items()}
+        return out
 
     starts = replica_starts(
         start,

@@ -21,7 +21,7 @@ BEST_DIRECTORY = "student_best"  # of the best evaluation on the way
 RESULT_FILE = "result.json"
 
 # What result.json says of the training: not measured again when a finished run is only evaluated again.
-_OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "teacher_forward_passes")
+_OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes")
 
 
 def held_out_splits(store: Store) -> list[str]:

@@ -14,8 +14,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     run_module("trainer.train")
 
+import argparse
 import contextlib
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pipeline.views.input import ViewInput
 from trainer import models
 from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
+from trainer.describe import count_text, describe
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
@@ -47,6 +48,7 @@ from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
 from trainer.workers import Workers, check_workers
+from trainer.write_back import Appending, TeacherPass, opened_store
 
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
@@ -92,6 +94,11 @@ class Run:
             image_cache_bytes=flags["image_cache_bytes"],
             records=None if self.teacher is None else ContinuedViews.of(store),
         )
+        if flags["write_back"] and self.replicas > 1:
+            raise UserError(
+                f"--write_back: with {self.replicas} replicas; it takes a step's logits in the order of its views, "
+                "which one replica gives: leave --strategy out, or precompute the epochs"
+            )
         self.checkpoints = Checkpoints(
             self.workdir / "checkpoints",
             student=self.student,
@@ -198,7 +205,7 @@ class Run:
         if self.workers.chief:
             write_json(self.workdir / "config.json", self.options.to_json())
         if first:
-            print(f"continuing at step {first} of {_count(length.steps)}", flush=True)
+            print(f"continuing at step {first} of {count_text(length.steps)}", flush=True)
         split = self.options.eval_split
         callback = RunCallback(
             length=length,
@@ -214,12 +221,19 @@ class Run:
         )
         callback.set_model(self.distiller)
         begun = time.monotonic()
+        appending = self._appending()
         try:
             if first and (
                 first % self.options.eval_every == 0 or first in (length.online_from, length.steps)
             ):
                 callback.catch_up()
-            self._fit(first, callback)
+            if appending is None:
+                self._fit(first, [callback])
+            else:
+                with appending:
+                    appending.begin(first)
+                    self._fit(first, [appending.callback, callback])
+                    appending.finish()
         finally:
             callback.close()
         if split is not None and callback.last is not None:
@@ -229,10 +243,27 @@ class Run:
             "first_step": first,
             "seconds": time.monotonic() - begun,
             "seconds_a_step": {name: timing.seconds_a_step for name, timing in callback.timings.items()},
+            "epochs_written_back": 0 if appending is None else appending.epochs,
             "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size,
         }
 
-    def _fit(self, first: int, callback: RunCallback) -> None:
+    def _appending(self) -> Appending | None:
+        """With `--write_back`, the store's writer."""
+        if self.teacher is None or not self.options.flags["write_back"]:
+            return None
+        size = int(self.store.spec.teacher["batch_size"])
+        teacher_pass = TeacherPass(ViewInput(self.input.records, self.input.source, size), self.teacher)
+        return Appending(
+            self.store,
+            teacher_pass,
+            batch_size=self.options.length.batch_size,
+            views_per_shard=self.options.flags["views_per_shard"],
+            preemption=self._preemption,
+        )
+
+    def _fit(self, first: int, callbacks: list[tf.keras.callbacks.Callback]) -> None:
+        """Calls `fit` for each segment; the run's own callback comes last."""
+        callback: RunCallback = callbacks[-1]
         length = self.options.length
         segments = cut_segments(
             first, length.steps, interval=self.options.eval_every, online_from=length.online_from
@@ -247,7 +278,7 @@ class Run:
                         batches,
                         epochs=segment.intervals,
                         steps_per_epoch=segment.interval,
-                        callbacks=[callback],
+                        callbacks=callbacks,
                         verbose=0,
                     )
             except tf.errors.OpError as error:
@@ -264,6 +295,7 @@ class Run:
                 segment.start,
                 segment.stop,
                 with_stored=segment.online,
+                with_record=segment.online and self.options.flags["write_back"],
                 replicas=self.replicas,
                 context=context,
             )
@@ -306,39 +338,16 @@ class Run:
             print(f"student: {path}; --steps={step} finishes the run as it is", flush=True)
 
 
-def describe(options: TrainOptions, store: Store) -> str:
-    """The lines before a run."""
-    length, recipe = options.length, options.recipe
-    dataset = store.spec.dataset
-    text = (
-        f"{recipe.student} on {dataset['name']} ({dataset['split']}): {_count(length.steps)} steps of "
-        f"{recipe.batch_size} views, {_count(length.epochs)} epochs; store holds {store.epochs}; recipe "
-        f"{options.recipe_name}"
-    )
-    if length.endless:
-        text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"
-    if length.online_from < length.steps:
-        text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
-    if options.warmup_steps >= length.steps:
-        text = f"warm-up of {options.warmup_steps} steps is longer than this run of {length.steps}: the rate never gets to its peak\n{text}"
-    epochs = None if options.flags["steps"] or length.endless else recipe.epochs or store.epochs
-    if epochs is not None and (left := length.left_over(int(epochs))):
-        text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
-    return text
-
-
-def _count(number: float) -> str:
-    """A count for a reader: `endlessly many` without an end, no fraction where there is none."""
-    if number == math.inf:
-        return "endlessly many"
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
     strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
-    store = Store(flags.store)
+    with opened_store(flags.store, write_back=flags.write_back) as store:
+        return _train_on(store, flags, strategy)
+
+
+def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.Strategy) -> int:
+    """The command, once the store is open."""
     store.check_files()
     store.spec.check_renderer()
     options = resolve(flags, store)
