@@ -93,6 +93,7 @@ def test_paper_recipes_have_the_papers_numbers(
 def test_keras_example_is_as_published_its_endless_warm_up_too():
     recipe = train_recipe("keras_example")
     assert (recipe.batch_size, recipe.temperature, recipe.temperature_squared) == (64, 10, False)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.clip_norm) == (0.003, 0.001, 1.0)
     assert (recipe.decay_mode, recipe.decay_kernels_only, recipe.clip) == ("unscaled", False, "per_variable")
     assert recipe.epochs is not None
     assert recipe.warmup_steps is not None
