@@ -1,0 +1,275 @@
+"""The Keras example's training loop beside this project's: images a second, and accuracy after equal time.
+
+    python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DATA --teacher=TEACHER \
+        --recipe=keras_example --epochs=125 --store=STORE           # about 12 minutes at 190 views/s, 28 MB
+    python tests/benchmarks/seed_example.py --store=STORE --data_dir=DATA --teacher=TEACHER --student=small \
+        --seconds=600 --output=FILE.json                            # about 25 minutes: 2 x 600 s, and the rates
+
+`example` is `keras_example.py` beside this file: views drawn as they come, the teacher in each step. `offline` replays
+the store. Student, its first weights, teacher, batch, optimizer, loss and schedule are the same; flags are the
+trainer's, with the recipe `keras_example` (batch 64, T = 10, TFA's AdamW). 125 epochs are the 1,992 steps of the
+published schedule. Another store wants `--allow_recipe_mismatch`, and compares other views.
+
+First the rates, in turns of an epoch's steps each. Then, with `--seconds`, both students are trained anew for so long
+each, in turns, and evaluated on the same images (`--eval_split`, by default `test`). Tracing is in the time, evaluation
+is not, and neither is the precompute: what it cost is one teacher pass a stored view, for all students together.
+
+`--schedule=published` is by step as published: 1,500 steps of warm-up, cosine to 0 at 1,992, where a side stops. The
+faster side is further along. `--schedule=fitted` ends each side's cosine where its time ends, by the rates measured
+before, after a warm-up of a twentieth (the trainer's own default): what one would do who has that much time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from alternate import measure, median, ratio
+from keras_example import SCHEDULE_STEPS, WARMUP_STEPS, OnlineDistiller, training_batches
+
+from pipeline.errors import UserError, run_command
+from pipeline.flags import positive
+from pipeline.provenance import find_teacher, load_teacher
+from pipeline.store.reader import Store
+from pipeline.teacher import Teacher
+from trainer import models
+from trainer.distiller import Distiller
+from trainer.evaluate import Evaluation
+from trainer.optimizers import make_optimizer
+from trainer.options import make_parser, resolve
+from trainer.replay import step_batches
+from trainer.schedules import WarmupCosine
+from trainer.train import Run
+
+PUBLISHED = WarmupCosine(SCHEDULE_STEPS, WARMUP_STEPS)
+TURNS = 20  # of each side, of its seconds
+
+
+@dataclasses.dataclass(kw_only=True)
+class Side:
+    """One way to train a student, and how far it is."""
+
+    student: tf.keras.Model
+    step: Callable[[Iterator[Any]], dict[str, tf.Tensor]]
+    batches: Iterator[Any]
+    schedule: WarmupCosine
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    def train(self, steps: int) -> int:
+        """So many steps; returns how many images they had."""
+        before, begun = self.images, time.perf_counter()
+        for _ in range(steps):
+            logs = self.step(self.batches)
+            self.images += int(logs["images"] if "images" in logs else tf.size(logs["views"]))
+        float(logs["loss"])
+        self.steps += steps
+        self.seconds += time.perf_counter() - begun
+        return self.images - before
+
+    def train_until(self, seconds: float) -> bool:
+        """Up to so many seconds of training in all; False at the end of the schedule."""
+        while self.seconds < seconds and self.steps < self.schedule.total_steps:
+            self.train(1)
+        return self.steps < self.schedule.total_steps
+
+
+class Bench:
+    """What both sides have in common.
+
+    Args:
+      run: of the trainer, offline; its student's weights are the first weights of all.
+      teacher: live, of the example.
+    """
+
+    def __init__(self, run: Run, teacher: Teacher) -> None:
+        self.run, self.teacher = run, teacher
+        self.batch_size = run.options.recipe.batch_size
+        self._first_weights = run.student.get_weights()
+        self._encoded = run.dataset.read(np.arange(run.dataset.num_examples))
+
+    def student(self) -> tf.keras.Model:
+        """The student with its first weights."""
+        spec, options = self.run.store.spec, self.run.options
+        student = models.build(
+            options.recipe.student,
+            num_classes=spec.num_classes,
+            image_size=spec.policy.image_size,
+            precision=options.flags["precision"],
+        )
+        student.set_weights(self._first_weights)
+        return student
+
+    def sides(self, schedules: dict[str, WarmupCosine]) -> dict[str, Side]:
+        """Both of them at step 0, each with its schedule."""
+        return {"example": self.example(schedules["example"]), "offline": self.offline(schedules["offline"])}
+
+    def example(self, schedule: WarmupCosine) -> Side:
+        """The Keras example."""
+        batches = training_batches(
+            self._encoded,
+            image_size=self.run.store.spec.policy.image_size,
+            batch_size=self.batch_size,
+        )
+        student = self.student()
+        distiller = OnlineDistiller(student, self.teacher, temperature=self.run.options.temperature)
+        return self._side(distiller, batches, schedule)
+
+    def offline(self, schedule: WarmupCosine) -> Side:
+        """The trainer's; a store that is too short begins again."""
+        stop = int(self.run.options.length.steps)
+        batches = step_batches(self.run.input, 0, stop, with_stored=False).repeat()
+        distiller = Distiller(
+            self.student(),
+            temperature=self.run.options.temperature,
+            temperature_squared=self.run.options.recipe.temperature_squared,
+        )
+        return self._side(distiller, batches, schedule)
+
+    def _side(self, distiller: tf.keras.Model, batches: tf.data.Dataset, schedule: WarmupCosine) -> Side:
+        recipe = self.run.options.recipe
+        distiller.compile(
+            optimizer=make_optimizer(
+                recipe.learning_rate,
+                schedule=schedule,
+                weight_decay=recipe.weight_decay,
+                decay_mode=recipe.decay_mode,
+                decay_kernels_only=recipe.decay_kernels_only,
+                clip=recipe.clip,
+                clip_norm=recipe.clip_norm,
+                epsilon=recipe.epsilon,
+            )
+        )
+        step = distiller.make_train_function()
+        return Side(student=distiller.student, step=step, batches=iter(batches), schedule=schedule)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The trainer's flags and this benchmark's."""
+    parser = make_parser()
+    parser.add_argument("--rounds", type=positive, default=5, help="of the rates")
+    parser.add_argument("--steps_a_round", type=positive, help="by default an epoch's")
+    parser.add_argument("--seconds", type=positive, help="of training a side; by default rates alone")
+    parser.add_argument("--schedule", choices=("published", "fitted"), default="published")
+    parser.add_argument("--output", help="JSON file for all figures")
+    parser.set_defaults(recipe="keras_example", eval_split="test")
+    with tempfile.TemporaryDirectory() as workdir:  # nothing is written there
+        flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
+    if flags.epochs or flags.steps:
+        raise UserError(
+            "--epochs and --steps: this is timed; leave them out, and give --rounds and --seconds"
+        )
+    return flags
+
+
+def choose_schedules(
+    name: str, rates: dict[str, list[float]], *, seconds: int, batch_size: int
+) -> dict[str, WarmupCosine]:
+    """By side; `fitted` from the rates in images a second."""
+    if name == "published":
+        return dict.fromkeys(rates, PUBLISHED)
+    steps = {side: max(int(median(values) * seconds / batch_size), 1) for side, values in rates.items()}
+    return {side: WarmupCosine(count, count // 20) for side, count in steps.items()}
+
+
+def train_equally_long(sides: dict[str, Side], seconds: int) -> None:
+    """In turns, so that a machine whose speed drifts slows both alike."""
+    for turn in range(1, TURNS + 1):
+        for name, side in sides.items():
+            if not side.train_until(seconds * turn / TURNS):
+                print(f"{name}: at the end of its schedule after {side.seconds:.0f} s", flush=True)
+
+
+def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dict[str, Any]:
+    """Prints how far a side came, and returns the figures."""
+    store = bench.run.store
+    epochs = side.images / store.spec.num_examples
+    rate = bench.run.options.recipe.learning_rate * float(side.schedule.numpy(side.steps))
+    print(
+        f"{name}: {side.steps:,} steps, {epochs:.1f} epochs in {side.seconds:.0f} s, learning rate then {rate:.2g}; "
+        f"{bench.run.options.eval_split}: top-1 {evaluation.student_top1:.2%}, agreement {evaluation.agreement:.2%}, "
+        f"distillation loss {evaluation.distillation_loss:.4f}"
+    )
+    if name == "offline" and epochs > store.epochs:
+        print(
+            f"offline: the store's {store.epochs} epochs were seen {epochs / store.epochs:.1f} times; precompute more"
+        )
+    return {
+        "steps": side.steps,
+        "epochs": epochs,
+        "seconds": side.seconds,
+        "schedule": side.schedule.get_config(),
+        "learning_rate_at_end": rate,
+        "teacher_forward_passes": side.images if name == "example" else 0,
+        "evaluation": evaluation.to_json(),
+    }
+
+
+def measure_rates(bench: Bench, *, rounds: int, steps_a_round: int) -> dict[str, list[float]]:
+    """Images a second by side, one figure a round."""
+    sides = bench.sides({"example": PUBLISHED, "offline": PUBLISHED})
+    contenders = {name: functools.partial(side.train, steps_a_round) for name, side in sides.items()}
+    rates = measure(contenders, rounds=rounds)
+    size = bench.batch_size
+    for name, values in rates.items():
+        print(f"{name}: median {median(values):,.1f} images/s, {size / median(values):.3f} s for {size}")
+    print(f"offline: {ratio(rates, 'offline', 'example'):.2f} times as many images a second as the example")
+    return rates
+
+
+def measure_accuracy(bench: Bench, schedules: dict[str, WarmupCosine], *, seconds: int) -> dict[str, Any]:
+    """Figures by side after so many seconds of training, from the first weights."""
+    sides = bench.sides(schedules)
+    train_equally_long(sides, seconds)
+    evaluator = bench.run.evaluator(bench.run.options.eval_split)
+    return {
+        name: describe(name, side, evaluator.evaluate(side.student), bench) for name, side in sides.items()
+    }
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    flags = parse(argv)
+    store = Store(flags.store)
+    teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher))
+    flags.teacher, flags.epochs = None, store.epochs  # the trainer's run is offline, and as long as the store
+    tf.keras.utils.set_random_seed(flags.seed)
+    bench = Bench(Run(resolve(flags, store), store), teacher)
+    size, recipe = bench.batch_size, bench.run.options.recipe
+    count = flags.steps_a_round or math.ceil(store.spec.num_examples / size)
+    rates = measure_rates(bench, rounds=flags.rounds, steps_a_round=count)
+    result: dict[str, Any] = {
+        "dataset": store.spec.dataset,
+        "policy": store.spec.policy.to_json(),
+        "recipe": recipe.to_json(),
+        "tensorflow": tf.__version__,
+        "images_per_second": rates,
+        "offline_to_example": ratio(rates, "offline", "example"),
+    }
+    if flags.seconds:
+        schedules = choose_schedules(flags.schedule, rates, seconds=flags.seconds, batch_size=size)
+        print(f"{flags.seconds} s of training a side, schedule {flags.schedule}:", flush=True)
+        result |= {
+            "seconds": flags.seconds,
+            "schedule": flags.schedule,
+            "trained": measure_accuracy(bench, schedules, seconds=flags.seconds),
+            "teacher_passes_of_the_store": store.views.num_records,
+        }
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
