@@ -28,7 +28,16 @@ from pipeline.errors import run_command
 from pipeline.flags import Parser, positive, whole
 from pipeline.worker import ShardWorker
 from tests import stores
-from tests.runs import ROOT, arguments, checkpoint_weights, command, environment, metrics, scalars
+from tests.runs import (
+    ROOT,
+    arguments,
+    checkpoint_weights,
+    command,
+    environment,
+    metrics,
+    run_process,
+    scalars,
+)
 from trainer.checkpoints import read_run, saved_path
 
 # Short intervals: a kill at random then falls into a checkpoint or an evaluation as often as into a step.
@@ -110,7 +119,7 @@ def half_written(workdir: Path) -> list[Path]:
 
 
 def kill_and_continue(argv: list[str], workdir: Path, *, steps: list[int], seed: int = 0) -> list[Kill]:
-    """Starts a run as often as there are steps, kills it at each, and lets it finish.
+    """Starts a run as often as there are steps, and kills it at each.
 
     Args:
       argv: flags of the trainer, but `--workdir`.
@@ -143,15 +152,7 @@ def kill_and_continue(argv: list[str], workdir: Path, *, steps: list[int], seed:
             f"the checkpoint holds step {kill.saved}",
             flush=True,
         )
-    finish(started)
     return kills
-
-
-def finish(started: list[str]) -> None:
-    """Runs a command to its end."""
-    done = subprocess.run(started, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
 
 
 def differences(killed: Path, undisturbed: Path) -> list[str]:
@@ -221,8 +222,9 @@ def run_campaign(name: str, argv: list[str], root: Path, *, kills: list[int], se
     Raises:
       AssertionError: they differ; lists in what.
     """
-    finish(command([*argv, f"--workdir={root / 'undisturbed'}"]))
+    run_process([*argv, f"--workdir={root / 'undisturbed'}"])
     found = kill_and_continue(argv, root / "killed", steps=kills, seed=seed)
+    run_process([*argv, f"--workdir={root / 'killed'}"])
     (root / "kills.jsonl").write_text("".join(json.dumps(dataclasses.asdict(kill)) + "\n" for kill in found))
     wrong = differences(root / "killed", root / "undisturbed")
     if wrong:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,16 +13,12 @@ from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import (
-    ROOT,
     arguments,
     assert_same_weights,
     checkpoint_weights,
-    command,
-    environment,
     fail,
     losses,
     metrics,
-    run_process,
     start_run,
 )
 from trainer.checkpoints import Checkpoints
@@ -87,46 +79,6 @@ def test_run_resumed_at_every_step_across_the_end_of_the_store_ends_bit_equal(
     )
     whole = check_resume_at_every_step(argv, tmp_path)
     assert whole.options.length.online_from == 2  # 16..23 straddles the end
-
-
-def last_words(workdir: Path) -> list[dict[str, Any]]:
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()[:-1]] if path.exists() else []
-
-
-@pytest.mark.slow
-def test_run_killed_in_the_middle_goes_on_and_ends_bit_equal(
-    published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
-):
-    steps = 150  # 10 of the store, the rest online
-    flags = ("--deterministic", "--log_every=1", "--checkpoint_every=7", "--eval_every=20")
-    flags += (f"--steps={steps}", f"--teacher={teacher_path}")
-    argv = without_workdir(arguments(published_store, tmp_path, data_dir, *flags))
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run_process([*argv, f"--workdir={undisturbed}"])
-    process = subprocess.Popen(
-        command([*argv, f"--workdir={killed}"]),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(last_words(killed)) < 30 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    reached = last_words(killed)[-1]["step"]
-    assert 25 <= reached < steps
-    assert not (killed / "result.json").exists()
-    done = run_process([*argv, f"--workdir={killed}"])
-    assert "continuing at step" in done.stdout
-    assert 0 < json.loads((killed / "result.json").read_text())["first_step"] <= reached + 1
-    assert list(losses(killed)) == list(range(1, steps + 1))
-    assert losses(killed) == losses(undisturbed)
-    assert metrics(killed, "eval_test") == metrics(undisturbed, "eval_test")
-    expected, found = checkpoint_weights(undisturbed), checkpoint_weights(killed)
-    assert_same_weights([found[name] for name in expected], list(expected.values()))
 
 
 def test_run_is_extended_past_the_store_with_the_online_teacher(
