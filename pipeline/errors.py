@@ -52,7 +52,8 @@ class Interrupted(KeyboardInterrupt):
 _IN_TEXT = re.compile(r"\b(UserError|DataError): (.+?)(?= \[while running|\\n|\n|$)")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from or while handling, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -72,10 +73,10 @@ def find_error(error: BaseException) -> UserError | DataError | None:
       error: an exception as it came out of Beam or TensorFlow. Both may have turned the original into
         text, with their own lines around it.
     """
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, UserError | DataError):
             return type(link)(str(link).split(" [while running")[0])
-    for link in _chain(error):
+    for link in chain(error):
         if found := _IN_TEXT.findall(str(link)):
             kind, message = found[-1]
             return (UserError if kind == "UserError" else DataError)(message.strip())
@@ -84,7 +85,7 @@ def find_error(error: BaseException) -> UserError | DataError | None:
 
 def of_the_system(error: BaseException) -> UserError | None:
     """A full disk, a missing directory, a missing right: the user's to mend, in one line."""
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, OSError) and link.strerror:
             name = f"{link.filename}: " if link.filename else ""
             return UserError(f"{name}{link.strerror}; nothing published is lost, run the same command again")
@@ -125,7 +126,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         code = 1
     except Exception as error:
         found = find_reason(error)
-        if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in _chain(error)):
+        if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in chain(error)):
             code = _interrupted()  # Beam has made another exception of it
         elif found is None:
             raise

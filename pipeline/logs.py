@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 
-from pipeline.errors import find_reason
+from pipeline.errors import chain, find_reason
 
 # (logger, start of the message): why it is left out.
 KNOWN = {
@@ -30,9 +31,27 @@ def is_meant(record: logging.LogRecord) -> bool:
     message = str(record.msg)
     if any(record.name == logger and message.startswith(start) for logger, start in KNOWN):
         return False
-    # Beam logs what a step raises, with its traceback; `run_command` will tell it in one line.
     raised = record.exc_info[1] if record.exc_info else None
-    return raised is None or find_reason(raised) is None
+    if raised is None:
+        return True
+    # Beam logs what a step raises, and what a Ctrl-C breaks, with tracebacks; `run_command` tells both in one line.
+    return find_reason(raised) is None and not any(
+        isinstance(link, KeyboardInterrupt) or _is_lost_worker(link) for link in chain(raised)
+    )
+
+
+def _is_lost_worker(error: BaseException) -> bool:
+    """Whether it is a runner's channel to a worker process that has ended, as grpc's server raises it.
+
+    Each thread that had one says so; the main thread has lost the worker too, and tells it or has ended it.
+    """
+    return (type(error).__module__, type(error).__name__) == ("grpc", "RpcError")
+
+
+def _in_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Shows what ends a thread, unless it is a lost worker."""
+    if arguments.exc_value is None or not _is_lost_worker(arguments.exc_value):
+        threading.__excepthook__(arguments)
 
 
 class _StandardError(logging.StreamHandler):
@@ -56,3 +75,4 @@ def show_warnings() -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
     handler.addFilter(is_meant)
     logging.getLogger().addHandler(handler)
+    threading.excepthook = _in_thread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 
@@ -102,3 +103,8 @@ class ImageList:
     def read(self, examples: np.ndarray) -> list[bytes]:
         self.num_read += len(examples)
         return [self.images[int(example)] for example in examples]
+
+
+def pictures(count: int, size: int) -> tf.Tensor:
+    """float32 [count, size, size, 3] in 0..255."""
+    return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)).astype(np.float32))

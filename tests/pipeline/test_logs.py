@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from pipeline.errors import DataError, UserError
@@ -26,6 +28,7 @@ def shown() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+    threading.excepthook = threading.__excepthook__
 
 
 def test_warnings_and_errors_are_seen_and_progress_reports_are_not(
@@ -71,6 +74,32 @@ def test_what_the_command_will_tell_is_not_told_before(
     except RuntimeError:
         logging.getLogger("apache_beam.runners.common").exception("it failed")
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_ctrl_c_breaks_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("a channel was closed")  # noqa: B904 - as Beam does, while it closes its channels
+    except RuntimeError:
+        logging.getLogger("apache_beam.runners").exception("it failed")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("error", "seen"), [(grpc.RpcError(), False), (RuntimeError("a defect"), True)])
+def test_a_thread_that_ends_is_told_unless_its_worker_is_gone(
+    capsys: pytest.CaptureFixture[str], error: Exception, seen: bool
+) -> None:
+    def fail() -> None:
+        raise error
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert ("Traceback" in capsys.readouterr().err) == seen
+    logging.getLogger("apache_beam.runners").error("it failed", exc_info=error)
+    assert ("it failed" in capsys.readouterr().err) == seen
 
 
 def test_a_defect_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,164 @@
+"""pipeline.precompute: what cannot work fails early, by name, and costs nothing that was done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import DataError, UserError, find_error, run_command
+from pipeline.options import announce_demo, make_parser, resolve
+from pipeline.precompute import describe_plan, main
+from pipeline.store.shards import ShardTask
+from pipeline.store.spec import SPEC_FILE
+from tests.images import TRAIN_IMAGES, encoded_images
+from tests.stores import BATCH, SIZE, Asked, PlainTeacher, prepare_dataset, save_teacher, shard_files
+
+# --- the teacher, before the store is claimed
+
+
+def input_of(side: int, channels: int = 3, dtype: tf.DType = tf.float32) -> dict[str, tf.TensorSpec]:
+    return {"image": tf.TensorSpec([None, side, side, channels], dtype)}
+
+
+def refusal(asked: Asked, teacher: Path) -> UserError | DataError:
+    """The error of a run with a teacher that cannot work; the store is not claimed."""
+    with pytest.raises((UserError, DataError)) as caught:
+        main(dataclasses.replace(asked, teacher=teacher).flags())
+    assert not (asked.store / SPEC_FILE).exists()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_teacher_of_another_number_of_classes(asked: Asked, tmp_path: Path) -> None:
+    error = refusal(asked, save_teacher(tmp_path / "t", module=PlainTeacher(7)))
+    assert isinstance(error, UserError)
+    assert "gives (4, 7), expected (4, 5): the data set has 5 classes" in str(error)
+
+
+def test_a_teacher_whose_logits_are_not_finite(asked: Asked, tmp_path: Path) -> None:
+    module = PlainTeacher()
+    bias = module.weights[-1]
+    bias.assign(tf.fill(bias.shape, np.nan))
+    error = refusal(asked, save_teacher(tmp_path / "t", module=module))
+    assert isinstance(error, DataError)
+    assert "logit 0 of view 0 of the batch is nan; expected finite numbers" in str(error)
+
+
+def test_a_teacher_that_gives_probabilities(asked: Asked, tmp_path: Path) -> None:
+    module = PlainTeacher()
+    teacher = save_teacher(tmp_path / "t", lambda image: {"p": tf.nn.softmax(module(image))}, module=module)
+    assert "its output is probabilities, expected logits" in str(refusal(asked, teacher))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (input_of(SIZE + 8), "takes float32 (None, 32, 32, 3), but views are float32 [B, 24, 24, 3]"),
+        (input_of(SIZE, channels=1), "takes float32 (None, 24, 24, 1), but views are float32 [B, 24, 24, 3]"),
+        (
+            input_of(SIZE, dtype=tf.uint8),
+            "takes uint8 (None, 24, 24, 3), but views are float32 [B, 24, 24, 3]",
+        ),
+    ],
+    ids=["size", "channels", "type"],
+)
+def test_a_teacher_of_another_input(
+    asked: Asked, tmp_path: Path, inputs: dict[str, tf.TensorSpec], message: str
+) -> None:
+    teacher = save_teacher(
+        tmp_path / "t",
+        lambda image: {"logits": tf.reduce_mean(tf.cast(image, tf.float32), [1, 2])},
+        module=tf.Module(),
+        inputs=inputs,
+    )
+    assert message in str(refusal(asked, teacher))
+
+
+# --- images
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG whose header says `side` x `side`; no decoder gets as far as its missing pixels."""
+    content = {b"IHDR": struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT": b"", b"IEND": b""}
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in content.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("kind", ["cut", "no_image", "huge"])
+def test_an_image_that_cannot_be_decoded_is_named(
+    asked: Asked, tmp_path: Path, kind: str, cache_bytes: int
+) -> None:
+    images = encoded_images(TRAIN_IMAGES)
+    broken = {"cut": images[5][: len(images[5]) // 2], "no_image": b"GIF or so", "huge": huge_png(20_000)}
+    data_dir = prepare_dataset(tmp_path / "data", {"train": [*images[:5], broken[kind], *images[6:]]})
+    flags = dataclasses.replace(asked, data_dir=data_dir).flags("--eval_splits=none")
+    with pytest.raises(Exception, match="example 5: ") as caught:
+        main([*flags, f"--image_cache_bytes={cache_bytes}"])
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert str(found).startswith("example 5: ")
+    if kind == "huge" and not cache_bytes:
+        assert "more pixels than are ever decoded" in str(found)
+    assert not list(asked.store.rglob("dataset_info.json"))
+
+
+# --- time and room
+
+
+def test_a_shard_of_more_than_ten_teacher_minutes_is_announced(asked: Asked) -> None:
+    flags, _ = make_parser().parse_known_args(asked.flags())
+    options = resolve(flags, is_demo=announce_demo(flags))
+    tasks = [ShardTask(split="views", number=n, first=n * 4800, records=4800) for n in range(3)]
+    # 4 views a batch: at a second a batch 1,200 s a shard, at half of it exactly ten minutes.
+    assert BATCH == 4
+    plan = describe_plan(tasks, seconds_a_batch=1.0, options=options)
+    assert plan.splitlines() == [
+        "14,400 views in 3 shards; teacher alone: 4 views/s, 60.0 min",
+        "A shard takes 20 teacher minutes, and a lost worker costs as much; --views_per_shard=2400 would take ten",
+    ]
+    assert len(describe_plan(tasks, seconds_a_batch=0.5, options=options).splitlines()) == 1
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes: as on a full disk, each write beyond is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    asked: Asked, published_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First for the shards of new epochs, then, in a new store, for all of them."""
+    assert main(asked.flags("--epochs=1")) == 0
+    before = shard_files(asked.store)
+    for _ in range(2):
+        capsys.readouterr()
+        with largest_file(90_000), pytest.raises(SystemExit) as caught:  # the smallest shard has 128 KiB
+            run_command(main, asked.flags())
+        assert caught.value.code == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert f"{asked.store}/views.array_record-0000" in line
+        assert "File too large" in line
+        assert "nothing published is lost, make room and run the same command again" in line
+        assert shard_files(asked.store) == before
+        assert not list(asked.store.rglob(".tmp-*"))
+    assert main(asked.flags()) == 0
+    assert before.items() <= shard_files(asked.store).items()
