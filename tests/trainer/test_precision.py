@@ -11,6 +11,7 @@ import tensorflow as tf
 from pipeline.errors import EXIT_USER_ERROR
 from tests import stores
 from tests.runs import arguments, checkpoint_weights, fail, losses, start_run
+from trainer.results import export_student
 from trainer.train import Run
 
 # Of a loss after some steps: each rounding to bfloat16 is 2^-9 of a number, and its trace in the weights grows.
@@ -44,9 +45,11 @@ def test_weights_and_optimizer_state_are_float32(runs: dict[str, Run]):
     }
 
 
-def test_exported_student_takes_and_gives_float32(runs: dict[str, Run]):
+def test_exported_student_takes_and_gives_float32(runs: dict[str, Run], tmp_path: Path):
     run = runs["bfloat16"]
-    served = tf.saved_model.load(str(run.export())).signatures["serving_default"]
+    served = tf.saved_model.load(str(export_student(run.student, tmp_path / "student"))).signatures[
+        "serving_default"
+    ]
     assert served.structured_input_signature[1]["image"] == tf.TensorSpec(
         [None, stores.SIZE, stores.SIZE, 3], tf.float32, name="image"
     )

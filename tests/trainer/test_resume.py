@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,8 @@ class Snapshots:
     def __init__(self, checkpoints: Checkpoints, workdir: Path, to: Path) -> None:
         self._checkpoints, self._workdir, self._to = checkpoints, workdir, to
 
-    def restore(self) -> int:
-        return self._checkpoints.restore()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpoints, name)
 
     def save(self, step: int) -> None:
         self._checkpoints.save(step)
