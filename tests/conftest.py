@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ import tensorflow as tf
 from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import stores
+
+
+def pytest_configure() -> None:
+    """Ctrl-C as in a terminal: what a shell starts in the background ignores it, and so do all its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
