@@ -52,8 +52,14 @@ def run_beam(flags: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]],
-    ids=["in_process", "multi_processing"],
+    [
+        pytest.param([], id="in_process"),
+        pytest.param(
+            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+            id="multi_processing",
+            marks=pytest.mark.slow,  # Beam's own worker processes: once in some hundred runs one never answers
+        ),
+    ],
 )
 def test_an_error_is_found_in_beams(flags: list[str]) -> None:
     """Between processes all that is left of an exception is its traceback as text."""
