@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.flags import make_directory
 from pipeline.options import PrecomputeOptions
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
 from pipeline.store.lock import LOCK_FILE
@@ -20,17 +21,9 @@ def open_store(path: str) -> Path:
     """Makes the store's directory; leaves the decision on its spec to `claim_store`.
 
     Raises:
-      UserError: something else is there, or it cannot be made.
+      UserError: something else is there, or it cannot be made or written.
     """
-    store = Path(path)
-    if store.exists() and not store.is_dir():
-        raise UserError(f"--store={store}: a file is in the way; name a directory")
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--store={store}: cannot be made ({error.strerror}: {error.filename}); name a directory that can be written"
-        ) from error
+    store = make_directory(Path(path), flag="--store")
     if not (store / SPEC_FILE).exists():
         foreign = sorted(entry.name for entry in store.iterdir() if not _is_ours(entry.name))
         if foreign:

@@ -22,7 +22,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, first_line, of_the_system
+
+_LABELS_AT_ONCE = 256  # with their images
 
 
 def _prepare_hint(name: str) -> str:
@@ -46,9 +48,8 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--dataset={name}: not found in {where} ({reason}); {_prepare_hint(name)}"
+            f"--dataset={name}: not found in {where} ({first_line(error)}); {_prepare_hint(name)}"
         ) from error
     if not builder.info.splits:
         raise UserError(f"--dataset={name}: not prepared in {where}; {_prepare_hint(name)}")
@@ -165,7 +166,7 @@ class Dataset:
                     raise UserError(f"{file.path}: no such file; {_prepare_hint(self.name)}")
                 reader = ArrayRecordReader(file.path)
                 if not reader.ok() or not reader.num_records():
-                    raise DataError(f"{file.path}: not a whole ArrayRecord file; prepare the data set again")
+                    raise _not_whole(reader, file.path)
                 self._readers[number] = reader
             return self._readers[number]
 
@@ -182,7 +183,7 @@ class Dataset:
                 records: Sequence[bytes] = self._reader(number).read(wanted)
             except (RuntimeError, IndexError, ValueError) as error:
                 raise DataError(
-                    f"{file.path}: records {wanted[:3]}... cannot be read: {str(error).splitlines()[0]}"
+                    f"{file.path}: records {wanted[:3]}... cannot be read: {first_line(error)}"
                 ) from error
             for slot, record in zip(slots, records, strict=True):
                 out[slot] = tf.train.Example.FromString(record).features.feature
@@ -203,9 +204,32 @@ class Dataset:
         return out
 
     def labels(self, examples: np.ndarray) -> np.ndarray:
-        """Labels of examples int64 [n]: int64 [n]."""
-        values = [f[self._label_key].int64_list.value[0] for f in self._features(examples)]
-        return np.array(values, np.int64)
+        """Labels of examples int64 [n]: int64 [n].
+
+        A label is read with its image, so of many examples only `_LABELS_AT_ONCE` are held at a time.
+
+        Raises:
+          DataError: a file is corrupt or holds no label.
+        """
+        labels = np.empty(len(examples), np.int64)
+        for start in range(0, len(examples), _LABELS_AT_ONCE):
+            some = examples[start : start + _LABELS_AT_ONCE]
+            for row, features in enumerate(self._features(some)):
+                values = features[self._label_key].int64_list.value
+                if len(values) != 1:
+                    raise DataError(f"{self.path}: example {some[row]} of {self.split} holds no label")
+                labels[start + row] = values[0]
+        return labels
+
+
+def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:
+    """Why a file cannot be used: the system refuses to open it, or it is damaged."""
+    try:
+        reader.close()  # raises what opening did not
+    except RuntimeError as error:
+        if (found := of_the_system(error)) is not None:
+            return found
+    return DataError(f"{path}: not a whole ArrayRecord file; prepare the data set again")
 
 
 def _reopen(name: str, split: str, data_dir: str | None) -> Dataset:

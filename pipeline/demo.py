@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from tqdm.keras import TqdmCallback
 
 from pipeline.errors import UserError
+from pipeline.store.files import sync_path, sync_tree
 
 DATASET: Final = "mnist_5k"
 IMAGE_SIZE: Final = 32
@@ -320,9 +321,9 @@ def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
             yield partial
-            _flush(partial)
+            sync_tree(partial)
             partial.rename(path)
-            _flush_directory(path.parent)
+            sync_path(path.parent)
         finally:
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -346,20 +347,3 @@ def _lock(path: Path) -> Iterator[None]:
             _say(f"waiting for another process that makes {path} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush(path: Path) -> None:
-    """Puts every file and directory under `path` on the disk, so that a rename never outruns its content."""
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with Path(directory, name).open("rb") as file:
-                os.fsync(file.fileno())
-        _flush_directory(Path(directory))

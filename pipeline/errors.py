@@ -8,9 +8,11 @@ them out again.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -83,13 +85,67 @@ def find_error(error: BaseException) -> UserError | DataError | None:
     return None
 
 
+_AGAIN = "run the same command again: nothing published is lost"
+# What helps, by what the operating system says.
+_REMEDIES = {
+    errno.ENOSPC: f"make room and {_AGAIN}",
+    errno.EDQUOT: f"make room below the quota and {_AGAIN}",
+    errno.EFBIG: f"raise the limit on the size of files (`ulimit -f unlimited`) and {_AGAIN}",
+    errno.EROFS: "name a directory that can be written",
+    errno.EACCES: "get the right to it, or name another",
+    errno.EPERM: "get the right to it, or name another",
+    errno.EMFILE: f"raise the limit of open files (`ulimit -n 65536`) and {_AGAIN}",
+    errno.ENFILE: f"the machine has too many files open: end other programs and {_AGAIN}",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOTDIR: "a file is in the way: name another directory",
+    errno.EIO: "the disk may be failing: check it, or name a directory on another",
+    errno.ESTALE: f"mount that file system again and {_AGAIN}",
+}
+_REASONS = "|".join(re.escape(os.strerror(code)) for code in _REMEDIES)
+# How libraries tell the same inside a text of their own; also all that is left of an exception between processes.
+_SYSTEM_TEXTS = (
+    # Of TensorFlow, as in `{{function_node ...}} the/path; No space left on device [Op:SaveV2]`.
+    re.compile(rf"(?P<path>[^;\n]+); (?P<reason>{_REASONS})\b"),
+    # Of ArrayRecord, as in `write() failed: No space left on device; writing the/path; at byte 4096`.
+    re.compile(rf"\w\(\) failed: (?P<reason>{_REASONS}); \w+ (?P<path>[^;\n]+)"),
+    # Of Python, of one file or of the second of two: `[Errno 28] No space left on device: 'a' -> 'the/path'`.
+    re.compile(rf"\[Errno \d+\] (?P<reason>{_REASONS})(?:: (?:'[^'\n]*' -> )?'(?P<path>[^'\n]+)')?"),
+)
+_CODES = {os.strerror(code): code for code in _REMEDIES}
+
+
+def remedy(code: int | None) -> str:
+    """What a user can do where the operating system says `code`, an errno."""
+    return _REMEDIES.get(code or 0, _AGAIN)
+
+
 def of_the_system(error: BaseException) -> UserError | None:
-    """A full disk, a missing directory, a missing right: the user's to mend, in one line."""
+    """A full disk, a missing right, too many open files: the user's to mend, in one line; else None.
+
+    Args:
+      error: as Python raises it, or one of a library's that tells what the system said in its text.
+    """
     for link in chain(error):
+        if isinstance(link, shutil.Error) and isinstance(link.args[0], list):  # of `copytree`: one a file
+            return _in_text(str(link.args[0][0][-1])) or UserError(f"{link.args[0][0][-1]}; {_AGAIN}")
         if isinstance(link, OSError) and link.strerror:
-            name = f"{link.filename}: " if link.filename else ""
-            return UserError(f"{name}{link.strerror}; nothing published is lost, run the same command again")
+            return _refusal(link.filename2 or link.filename, link.strerror, link.errno)
+        if (found := _in_text(str(link))) is not None:
+            return found
     return None
+
+
+def _in_text(text: str) -> UserError | None:
+    for pattern in _SYSTEM_TEXTS:
+        if found := pattern.search(text):
+            path = (found["path"] or "").split("}} ")[-1].split("Error: ")[-1]
+            return _refusal(path, found["reason"], _CODES[found["reason"]])
+    return None
+
+
+def _refusal(path: object, reason: str, code: int | None) -> UserError:
+    name = f"{path}: " if path else ""
+    return UserError(f"{name}{reason}; {remedy(code)}")
 
 
 def find_reason(error: BaseException) -> UserError | DataError | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, remedy
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +52,21 @@ def whole(text: str) -> int:
     return _integer(text, at_least=0)
 
 
+def file_path(text: str) -> str:
+    """argparse type: a path; `~` is the home directory, which shells leave alone after `--flag=`."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def seed(text: str) -> int:
+    """argparse type: what NumPy's and TensorFlow's global generators take as a seed, 0 to 2**32 - 1."""
+    found = whole(text)
+    if found >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2**32 - 1")
+    return found
+
+
 def _integer(text: str, *, at_least: int) -> int:
     try:
         number = int(text)
@@ -57,3 +75,48 @@ def _integer(text: str, *, at_least: int) -> int:
     if number < at_least:
         raise argparse.ArgumentTypeError(f"{text}: expected {at_least} or more")
     return number
+
+
+def number(text: str) -> float:
+    """argparse type: a finite number, 0 or more."""
+    return _finite(text, positive=False)
+
+
+def positive_number(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _finite(text, positive=True)
+
+
+def _finite(text: str, *, positive: bool) -> float:
+    try:
+        found = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number") from error
+    if not math.isfinite(found) or found < 0 or (positive and not found):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a finite number{' above 0' if positive else ', 0 or more'}"
+        )
+    return found
+
+
+def make_directory(path: Path, *, flag: str) -> Path:
+    """Makes the directory that a flag names, with its parents, and sees that it can be written.
+
+    Raises:
+      UserError: a file is in the way, or it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{flag}={path}: a file is in the way; name a directory") from error
+    except OSError as error:
+        raise UserError(
+            f"{flag}={path}: cannot be made ({error.strerror}: {error.filename}); {remedy(error.errno)}"
+        ) from error
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(
+            f"{flag}={path}: cannot be written ({error.strerror}); {remedy(error.errno)}"
+        ) from error
+    return path

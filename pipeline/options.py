@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, positive, whole
+from pipeline.flags import Parser, file_path, positive, positive_number, whole
 from pipeline.store.codecs import CODECS, check_codec
 from pipeline.store.spec import Spec
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, Teacher
@@ -46,12 +46,12 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
     add("--split", default="train", help="split that views are of")
-    add("--data_dir", help="TFDS data directory")
-    add("--teacher", help="SavedModel directory or .keras file")
+    add("--data_dir", type=file_path, help="TFDS data directory")
+    add("--teacher", type=file_path, help="SavedModel directory or .keras file")
     add("--teacher_signature", default=DEFAULT_SIGNATURE, help="of a SavedModel")
     add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
     add("--teacher_batch_size", type=positive, default=64, help="views the teacher sees at once")
-    add("--store", help="directory of the store")
+    add("--store", type=file_path, help="directory of the store")
     add("--epochs", type=positive, default=demo.EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")
     add("--recipe", help=f"view half of a recipe: {', '.join(VIEW_RECIPES)}; flags override it")
@@ -62,7 +62,7 @@ def make_parser() -> Parser:
     add("--mixup_block", type=positive, help="consecutive views that share a ratio")
     add("--mixup_fold", action=argparse.BooleanOptionalAction, help="fold ratios to 0.5..1")
     add("--codec", default="float16", help=f"of the logits: {', '.join(CODECS)}")
-    add("--temperature", type=float, help="at which the codec's cost is measured")
+    add("--temperature", type=positive_number, help="at which the codec's cost is measured")
     add("--views_per_shard", type=positive, default=16384, help="at most")
     add(
         "--repair",

@@ -33,7 +33,7 @@ from apache_beam.utils.shared import Shared
 
 from pipeline import beam_worker
 from pipeline.claim import check_space, check_store, claim_store, open_store
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.options import (
     DEMO_STORE,
@@ -111,7 +111,7 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     try:
         create_runner(known.runner or "DirectRunner")
     except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--runner={known.runner}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--runner={known.runner}: {first_line(error)}") from error
     return PipelineOptions(arguments)
 
 

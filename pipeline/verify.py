@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, whole
+from pipeline.flags import Parser, file_path, number, whole
 from pipeline.provenance import find_data_dir, find_teacher
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardTask
@@ -67,10 +67,12 @@ def sample_batches(reader: SplitReader, *, batch_size: int, fraction: float, see
       seed: of the sample.
     """
     tasks, first = [], 0
-    for number, shard in enumerate(reader.manifest.shards):
+    for shard_number, shard in enumerate(reader.manifest.shards):
         for start in range(0, shard.records, batch_size):
             records = min(batch_size, shard.records - start)
-            tasks.append(ShardTask(split=reader.split, number=number, first=first + start, records=records))
+            tasks.append(
+                ShardTask(split=reader.split, number=shard_number, first=first + start, records=records)
+            )
         first += shard.records
     words = random_words(stream_key(seed, "verify", len(tasks)), 0, len(tasks))[:, 0]
     count = max(round(fraction * len(tasks)), 1)
@@ -107,10 +109,14 @@ def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser(prog="python -m pipeline.verify", description="Verifies a store against its teacher.")
     add = parser.add_argument
-    add("--store", required=True, help="directory of the store")
-    add("--teacher", help="SavedModel or .keras file; by default where the precompute found it")
-    add("--data_dir", help="TFDS data directory; by default the precompute's")
-    add("--fraction", type=float, default=0.01, help="of the views that are run again, 0 to 1")
+    add("--store", type=file_path, required=True, help="directory of the store")
+    add(
+        "--teacher",
+        type=file_path,
+        help="SavedModel or .keras file; by default where the precompute found it",
+    )
+    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
+    add("--fraction", type=number, default=0.01, help="of the views that are run again, 0 to 1")
     add("--seed", type=whole, default=0, help="of the sample")
     return parser
 
@@ -118,12 +124,12 @@ def make_parser() -> Parser:
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
-    if not 0 <= flags.fraction <= 1:
+    if flags.fraction > 1:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
     store = Store(flags.store)
     for reader in readers_of(store):
-        for number in range(len(reader.manifest.shards)):
-            reader.verify(number)
+        for shard_number in range(len(reader.manifest.shards)):
+            reader.verify(shard_number)
     job = PrecomputeJob(
         store=flags.store,
         spec=store.spec.to_json(),

@@ -13,16 +13,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.spec import differences
 
 _RUN_KEY = "run/.ATTRIBUTES/py_state"
 # What TensorFlow raises for files that are damaged, or are of another network.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def saved_path(directory: Path) -> str | None:
@@ -53,7 +49,7 @@ def read_run(path: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode())
     except _UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be read as a checkpoint: {_first_line(error)}; start again in another --workdir"
+            f"{path}: cannot be read as a checkpoint: {first_line(error)}; start again in another --workdir"
         ) from error
     return found
 
@@ -129,7 +125,7 @@ class Checkpoints:
             self._checkpoint.restore(path).assert_consumed()
         except (*_UNREADABLE, AssertionError) as error:
             raise DataError(
-                f"{path}: cannot be restored into this student: {_first_line(error)}; start again in another "
+                f"{path}: cannot be restored into this student: {first_line(error)}; start again in another "
                 "--workdir"
             ) from error
         return step

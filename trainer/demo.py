@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.flags import Parser
+from pipeline.flags import Parser, file_path
 
 
 def run_stage(name: str, command: list[str]) -> float:
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         prog="python -m trainer.demo", description="Precompute and training on the embedded default."
     )
-    parser.add_argument("--workdir", default="runs/demo", help="for the store and the student")
+    parser.add_argument(
+        "--workdir", type=file_path, default="runs/demo", help="for the store and the student"
+    )
     directory = Path(parser.parse_strictly(argv).workdir)
     store, workdir = directory / "store", directory / "student"
     precompute = run_stage(

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError, find_error
+from pipeline.errors import DataError, UserError, find_reason
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies import ViewPolicy
@@ -279,7 +279,7 @@ class Finetune:
 
     def _explain(self, error: Exception, step: int) -> Exception:
         """The DataError behind TensorFlow's, looked for among the batches that were under way."""
-        if (found := find_error(error)) is not None:
+        if (found := find_reason(error)) is not None:
             return found
         size = self.options.batch_size
         for start in range(step * size, min(step + _PREFETCHED, self.options.steps) * size, size):

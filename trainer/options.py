@@ -8,7 +8,7 @@ import math
 from typing import Any, get_args
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, positive, whole
+from pipeline.flags import Parser, file_path, number, positive, positive_number, seed, whole
 from pipeline.store.reader import Store
 from trainer.models import PRECISIONS, STUDENTS
 from trainer.optimizers import Clip, DecayMode
@@ -40,10 +40,15 @@ def make_parser() -> Parser:
         description="Trains a student on the views and teacher logits of a store.",
     )
     add = parser.add_argument
-    add("--store", required=True, help="directory of the store")
-    add("--workdir", required=True, help="directory for checkpoints, metrics and the trained student")
-    add("--data_dir", help="TFDS data directory; by default the precompute's")
-    add("--teacher", help="SavedModel or .keras file, to go on online where the store ends")
+    add("--store", type=file_path, required=True, help="directory of the store")
+    add(
+        "--workdir",
+        type=file_path,
+        required=True,
+        help="directory for checkpoints, metrics and the trained student",
+    )
+    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
+    add("--teacher", type=file_path, help="SavedModel or .keras file, to go on online where the store ends")
     add(
         "--epochs",
         type=_epochs,
@@ -62,15 +67,15 @@ def make_parser() -> Parser:
     add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
     add("--student", help=f"one of {', '.join(sorted(STUDENTS))}")
     add("--batch_size", type=positive, help="views a step")
-    add("--temperature", type=float, help="of the loss; by default the store's")
+    add("--temperature", type=positive_number, help="of the loss; by default the store's")
     add("--temperature_squared", action=argparse.BooleanOptionalAction, help="multiply the loss by T^2")
-    add("--learning_rate", type=float, help="at the end of the warm-up")
-    add("--weight_decay", type=float, help="a step, at full schedule")
+    add("--learning_rate", type=number, help="at the end of the warm-up")
+    add("--weight_decay", type=number, help="a step, at full schedule")
     add("--decay_mode", choices=get_args(DecayMode), help="whether the schedule scales the decay")
     add("--decay_kernels_only", action=argparse.BooleanOptionalAction, help="spare biases and norms")
     add("--clip", choices=get_args(Clip), help="of gradients")
-    add("--clip_norm", type=float, help="of gradients")
-    add("--epsilon", type=float, help="of AdamW")
+    add("--clip_norm", type=positive_number, help="of gradients")
+    add("--epsilon", type=positive_number, help="of AdamW")
     add(
         "--warmup_steps",
         type=whole,
@@ -99,7 +104,7 @@ def make_parser() -> Parser:
         action="store_true",
         help="batch normalisation over all replicas' views of a step",
     )
-    add("--seed", type=whole, default=0, help="of the student's initial weights")
+    add("--seed", type=seed, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
     add(
@@ -245,8 +250,8 @@ def _eval_every(length: RunLength) -> int:
 
 
 def _eval_split(asked: str | None, store: Store) -> str | None:
-    """The split to evaluate on: as asked, else validation, else test, else none."""
+    """The split to evaluate on: as asked, else validation, else test, else none; by default none that is trained on."""
     if asked is not None:
         store.eval_reader(asked)
         return asked
-    return next((name for name in ("validation", "test") if name in store.eval_splits), None)
+    return next((name for name in ("validation", "test") if name in store.held_out_splits), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.store.files import sha256_of
 from pipeline.teacher import VALUE_RANGES, fingerprint
 from trainer import models
@@ -70,8 +70,7 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
     try:
         model = tf.keras.models.load_model(text, compile=False)
     except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{flag}={text}: Keras cannot load it: {reason}") from error
+        raise UserError(f"{flag}={text}: Keras cannot load it: {first_line(error)}") from error
     single = (
         isinstance(model, tf.keras.Model)
         and len(getattr(model, "inputs", None) or ()) == 1

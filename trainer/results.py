@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from pipeline.store.files import remove_directory, replace_directory, write_json
-from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from trainer.train import Run
@@ -22,12 +20,6 @@ RESULT_FILE = "result.json"
 
 # What result.json says of the training: not measured again when a finished run is only evaluated again.
 _OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes")
-
-
-def held_out_splits(store: Store) -> list[str]:
-    """Evaluated splits of a store that are no part of what is trained on; `train[:90%]` is part of `train`."""
-    trained_on = re.findall(r"\w+", store.spec.dataset["split"])
-    return [name for name in store.eval_splits if name not in trained_on]
 
 
 def export_student(student: tf.keras.Model, path: Path) -> Path:
@@ -49,7 +41,7 @@ def finished_result(run: Run) -> dict[str, Any] | None:
         return None
     names = [STUDENT_DIRECTORY] + [BEST_DIRECTORY] * (result.get("best") is not None)
     whole = all((run.workdir / name).exists() for name in names)
-    if not whole or list(result["evaluation"]) != held_out_splits(run.store):
+    if not whole or list(result["evaluation"]) != run.store.held_out_splits:
         return None
     print("nothing to do: the run there is finished", flush=True)
     return result
@@ -80,7 +72,7 @@ def finish(run: Run, training: dict[str, Any]) -> dict[str, Any]:
     store, options = run.store, run.options
     evaluations = {
         name: run.evaluated.get(name) or run.evaluator(name).evaluate(run.student).to_json()
-        for name in held_out_splits(store)
+        for name in store.held_out_splits
     }
     export_student(run.student, run.workdir / STUDENT_DIRECTORY)
     best = _export_best(run)

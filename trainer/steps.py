@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 # Intervals that one call of `fit` makes of a run without an end: Keras keeps a line of history for each, and
 # beginning anew costs a second of tracing the input.
 _ENDLESS_INTERVALS = 1000
+MAX_VIEWS = 2**60  # indices are int64, and have room to be reckoned with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class RunLength:
         `epochs` may be `math.inf`.
 
         Raises:
-          UserError: both or neither are given, or not a single batch fits.
+          UserError: both or neither are given, not a single batch fits, or the last views have no index.
         """
         if (epochs is None) == (steps is None):
             raise UserError("give either --epochs or --steps")
@@ -61,6 +62,10 @@ class RunLength:
                 raise UserError(
                     f"--batch_size={batch_size}: {epochs} epochs of {num_examples} examples do not fill one batch"
                 )
+        if count != math.inf and count * batch_size > MAX_VIEWS:
+            raise UserError(
+                f"{count:,} steps of {batch_size:,} views: at most 2**60 views have an index; --epochs=inf has no end"
+            )
         return cls(
             steps=count,
             batch_size=batch_size,

@@ -96,7 +96,7 @@ def replica_starts(
 
 
 _DIGIT = 20  # bits; float32 is exact up to 24
-_DIGITS = 3  # view indices are below 2^60
+_DIGITS = 3  # view indices are below `trainer.steps.MAX_VIEWS`, 2^60
 
 
 def gather_views(views: tf.Tensor, context: tf.distribute.ReplicaContext) -> tf.Tensor:

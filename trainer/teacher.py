@@ -26,7 +26,7 @@ import tensorflow as tf
 from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, positive, whole
+from pipeline.flags import Parser, file_path, make_directory, number, positive, seed, whole
 from pipeline.store.files import remove_temporaries, replace_directory, write_json
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES
@@ -60,12 +60,12 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         "python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/teacher",
     )
     add = convert.add_argument
-    add("--npz", required=True, help="the checkpoint")
+    add("--npz", type=file_path, required=True, help="the checkpoint")
     add("--model", required=True, help=f"what it is a checkpoint of: {', '.join(BIT_MODELS)}")
     add("--num_classes", type=positive, help="by default those of the checkpoint's head")
     add("--new_head", action="store_true", help="begin with a zero head of --num_classes")
     add("--image_size", type=positive, default=_IMAGE_SIZE, help="side of the input in pixels")
-    add("--output", required=True, help="directory of the SavedModel")
+    add("--output", type=file_path, required=True, help="directory of the SavedModel")
     finetune = commands.add_parser(
         "finetune",
         help="supervised fine-tuning to SavedModel",
@@ -80,27 +80,36 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 def _add_finetune_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
-    add("--data_dir", help="TFDS data directory")
+    add("--data_dir", type=file_path, help="TFDS data directory")
     add("--split", default="train", help="split to train on")
     add("--model", help=f"network to train: {', '.join(sorted(models.STUDENTS))}")
     add(
-        "--init", help="weights for --model, but its head: BiT .npz, or Keras SavedModel or .keras of --model"
+        "--init",
+        type=file_path,
+        help="weights for --model, but its head: BiT .npz, or Keras SavedModel or .keras of --model",
     )
-    add("--teacher", help="instead of --model: Keras SavedModel or .keras file whose head is replaced")
+    add(
+        "--teacher",
+        type=file_path,
+        help="instead of --model: Keras SavedModel or .keras file whose head is replaced",
+    )
     add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
     add("--head_only", action="store_true", help="train the head alone")
-    add("--output", required=True, help="directory of the SavedModel")
+    add("--output", type=file_path, required=True, help="directory of the SavedModel")
     add(
-        "--workdir", required=True, help="directory for checkpoints and metrics; the run continues from there"
+        "--workdir",
+        type=file_path,
+        required=True,
+        help="directory for checkpoints and metrics; the run continues from there",
     )
     add("--steps", type=positive, help="by default 500, 10,000 or 20,000 (20,000 examples or more, 500,000)")
     add("--batch_size", type=positive, default=BASE_BATCH_SIZE, help="views a step")
-    add("--learning_rate", type=float, default=0.003, help="for 512 views a step; scaled with the batch")
+    add("--learning_rate", type=number, default=0.003, help="for 512 views a step; scaled with the batch")
     add("--image_size", type=positive, help="side of a view in pixels; by default 128, the recipe's with one")
     add("--recipe", help=f"views and evaluation crop of: {', '.join(VIEW_RECIPES)} (mixup apart)")
     add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}; by default light, BiT's own")
     add("--flip", action=argparse.BooleanOptionalAction, help="mirror half of the views")
-    add("--seed", type=whole, default=0, help="of fresh weights and of the views")
+    add("--seed", type=seed, default=0, help="of fresh weights and of the views")
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=100, help="steps")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
@@ -125,6 +134,7 @@ def convert(flags: argparse.Namespace) -> int:
         raise UserError(
             f"--num_classes={num_classes}: {flags.npz} has {there}; pass --new_head to begin with a zero head"
         )
+    make_directory(output.parent, flag="--output")
     model = models.build(flags.model, num_classes=num_classes, image_size=flags.image_size)
     weights.load_into(model, new_head=flags.new_head)
     export(model, output, image_size=flags.image_size)
@@ -155,7 +165,6 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
 
     logger, level = tf.get_logger(), tf.get_logger().level
     logger.setLevel("ERROR")  # Keras warns that a model without metrics has none
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         replace_directory(path, write)
     finally:
@@ -175,13 +184,12 @@ def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command."""
     output, workdir = _check_output(flags.output), Path(flags.workdir)
     _check_network_flags(flags)
-    if workdir.is_file():
-        raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
     dataset, options = _options(flags)
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_directory(output.parent, flag="--output")
+    make_directory(workdir, flag="--workdir")
     with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
         remove_temporaries(workdir)
         run = Finetune(

@@ -11,7 +11,7 @@ import socket
 
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 _SECONDS = 10  # for an answer from the TPU's address; TensorFlow itself waits for ever
 
@@ -38,7 +38,7 @@ def connect(tpu: str | None) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"--tpu={tpu}: no TPU here: {_first_line(error)}; run on a TPU VM with TensorFlow's build for TPUs, or with another "
+            f"--tpu={tpu}: no TPU here: {first_line(error)}; run on a TPU VM with TensorFlow's build for TPUs, or with another "
             "--strategy"
         ) from error
     check_hosts(tpu, resolver.get_tpu_system_metadata().num_hosts)
@@ -53,7 +53,7 @@ def _resolve(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
             resolver.cluster_spec()
     except Exception as error:  # of urllib, googleapiclient, oauth2client, or TensorFlow's own
         raise UserError(
-            f"--tpu={tpu}: cannot be looked up: {_first_line(error)}; on the TPU's own machine, --tpu=local needs no lookup"
+            f"--tpu={tpu}: cannot be looked up: {first_line(error)}; on the TPU's own machine, --tpu=local needs no lookup"
         ) from error
     return resolver
 
@@ -99,7 +99,3 @@ def check_address(tpu: str, address: str) -> None:
             f"--tpu={tpu}: its host is {address}, another machine; the ArrayRecord reader is Python and has to run on the "
             "TPU's own host: run there, with --tpu=local"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

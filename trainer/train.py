@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, Interrupted, UserError, find_error
+from pipeline.errors import DataError, Interrupted, UserError, find_reason
+from pipeline.flags import make_directory
 from pipeline.provenance import load_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
@@ -306,7 +307,7 @@ class Run:
 
     def _explain(self, error: Exception, step: int) -> Exception:
         """The DataError behind TensorFlow's, looked for among the batches that were under way."""
-        if (found := find_error(error)) is not None:
+        if (found := find_reason(error)) is not None:
             return found
         batch, size = self.options.recipe.batch_size, self.input.batch_size
         under_way = self.options.flags["steps_per_execution"] + _PREFETCHED
@@ -351,10 +352,7 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
     store.check_files()
     store.spec.check_renderer()
     options = resolve(flags, store)
-    workdir = Path(flags.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir}: a file is in the way; name a directory")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = make_directory(Path(flags.workdir), flag="--workdir")
     names = {path.name for path in workdir.iterdir()}
     if SPEC_FILE in names or (names and not names & {LOCK_FILE, "checkpoints"}):  # a store, or something else
         raise UserError(

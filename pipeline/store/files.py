@@ -24,6 +24,14 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """`sync_path` for a directory and everything below it, so that a rename never outruns its content."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            sync_path(Path(parent, name))
+        sync_path(Path(parent))
+
+
 @contextlib.contextmanager
 def publish(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside `path`; what is written there appears at `path` if nothing is raised."""
@@ -64,14 +72,16 @@ def sha256_of(path: Path) -> str:
 
 
 def replace_directory(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a directory aside and puts it in the place of the one at `path`."""
+    """Writes a directory aside and puts it in the place of the one at `path`, which is whole or absent."""
     fresh, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
     for leftover in (fresh, old):
         remove_directory(leftover)
     write(fresh)
+    sync_tree(fresh)
     if path.exists():
         path.rename(old)
     fresh.rename(path)
+    sync_path(path.parent)
     remove_directory(old)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, remedy
 
 LOCK_FILE = ".lock"
 
@@ -32,8 +32,7 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
         file = path.open("a+")
     except OSError as error:
         raise UserError(
-            f"{flag}={directory}: cannot be written ({error.strerror}: {path}); get the right to, or name another "
-            "directory"
+            f"{flag}={directory}: cannot be written ({error.strerror}: {path}); {remedy(error.errno)}"
         ) from error
     with file:
         try:
@@ -43,11 +42,11 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
             try:
                 owner = json.loads(file.read())
                 whose = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-                remedy = f"`kill {owner['pid']}` there"
+                how = f"`kill {owner['pid']}` there"
             except (ValueError, KeyError):
-                whose, remedy = "another process", f"end it (`fuser {path}` names it)"
+                whose, how = "another process", f"end it (`fuser {path}` names it)"
             raise UserError(
-                f"{flag}={directory}: {whose} is writing it; wait for it, or break the lock: {remedy}"
+                f"{flag}={directory}: {whose} is writing it; wait for it, or break the lock: {how}"
             ) from error
         file.truncate(0)
         owner = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.files import sha256_of
 from pipeline.store.metadata import SplitManifest, load_manifest
@@ -102,7 +103,7 @@ class SplitReader:
                 path = self.directory / shard_name(self.split, int(number))
                 first = int(distinct[shards == number][0])
                 raise DataError(
-                    f"{path}: records from view {first} on cannot be read: {str(error).splitlines()[0]}"
+                    f"{path}: records from view {first} on cannot be read: {first_line(error)}"
                 ) from error
         return parse(serialized, self.codec).take(inverse)
 
@@ -170,6 +171,12 @@ class Store:
     def epochs(self) -> int:
         """Whole epochs stored."""
         return self.views.num_records // self.spec.num_examples
+
+    @property
+    def held_out_splits(self) -> list[str]:
+        """Evaluated splits that are no part of what is trained on; `train[:90%]` is part of `train`."""
+        trained_on = re.findall(r"\w+", self.spec.dataset["split"])
+        return [name for name in self.eval_splits if name not in trained_on]
 
     def eval_reader(self, split: str) -> SplitReader:
         """Reader of the teacher's logits on the evaluation crops of a split.

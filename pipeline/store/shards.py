@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, UserError, first_line, of_the_system
 from pipeline.store.codecs import Codec
 from pipeline.store.files import publish, sha256_of, write_text
 from pipeline.views.records import ViewRecords
@@ -219,10 +219,9 @@ def _record_writer(temporary: Path, path: Path) -> Iterator[Callable[[list[bytes
     """
 
     def refused(error: RuntimeError) -> UserError:
-        reason = str(error).splitlines()[0].split(";")[0]
-        return UserError(
-            f"{path}: {reason}; nothing published is lost, make room and run the same command again"
-        )
+        if (found := of_the_system(error)) is None:
+            return UserError(f"{path}: {first_line(error).split(';')[0]}; nothing published is lost")
+        return UserError(str(found).replace(str(temporary), str(path)))
 
     def write(chunk: list[bytes]) -> None:
         try:

@@ -77,7 +77,9 @@ class Spec:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed={self.seed}: expected 0 to 2**63 - 1")
         if not 0 < self.temperature < 1e6:
-            raise UserError(f"--temperature={self.temperature}: expected a number above 0")
+            raise UserError(
+                f"--temperature={self.temperature}: expected a number above 0 and below 1,000,000"
+            )
         self.make_codec()
 
     @property

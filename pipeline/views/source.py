@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.dataset import image_sizes
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.views.render import Renderer, fingerprint32
 
 _SAMPLE = 64  # images whose headers are read to estimate whether all of them fit
@@ -68,7 +68,7 @@ def _named(error: Exception, examples: np.ndarray, encoded: list[bytes]) -> Data
             return DataError(
                 f"example {example}: {len(data)} bytes that are not a whole image: {reason}; mend or drop it"
             )
-    return DataError(f"a batch of {len(examples)} images cannot be rendered: {str(error).splitlines()[0]}")
+    return DataError(f"a batch of {len(examples)} images cannot be rendered: {first_line(error)}")
 
 
 class ImageBank:

@@ -61,7 +61,9 @@ def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: S
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be made \(Not a directory: .*\); name a directory"):
+    with pytest.raises(
+        UserError, match=r"--store=.*/file/below/store: a file is in the way; name a directory"
+    ):
         open_store(str(tmp_path / "file" / "below" / "store"))
 
 

@@ -42,6 +42,18 @@ def test_images_are_the_encoded_bytes_in_the_order_asked_for(data_dir: Path) -> 
     assert (dataset.name, dataset.split_names) == (f"{DATASET}:1.0.0", ["test", "train"])
 
 
+def test_labels_are_read_a_few_at_a_time(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each comes with its image, and all of them might not fit."""
+    monkeypatch.setattr("pipeline.dataset._LABELS_AT_ONCE", 5)
+    dataset, held = Dataset(DATASET, "train", data_dir=data_dir), []
+    read = dataset._features
+    monkeypatch.setattr(dataset, "_features", lambda examples: held.append(len(examples)) or read(examples))
+    examples = np.arange(17)[::-1]
+    assert dataset.labels(examples).tolist() == (examples % CLASSES).tolist()
+    assert held == [5, 5, 5, 2]
+    assert dataset.labels(examples[:0]).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("split", "expected"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.errors import DataError, UserError, find_error, run_command
+from pipeline.errors import DataError, UserError, find_error, of_the_system, run_command
+from tests.small_disk import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "view 7 (example 3): crop fingerprint is 00c0ffee here, 0badf00d in the store [1 of 4]; stop"
@@ -121,12 +124,99 @@ def test_an_interrupt_exits_130_and_says_what_is_kept(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.startswith("interrupted; what was published stays")
 
 
-def test_a_full_disk_is_the_users_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+AGAIN = "run the same command again: nothing published is lost"
+FULL = f"No space left on device; make room and {AGAIN}"
+TENSORFLOWS = "{{function_node __wrapped__SaveV2_device_/job:localhost}} the/store a; No space left on device [Op:SaveV2]"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "the/store a"), f"the/store a: {FULL}"),
+        (OSError(errno.ENOSPC, "No space left on device"), FULL),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "from", None, "the/store a"),
+            f"the/store a: {FULL}",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a"),
+            "a: Read-only file system; name a directory that can be written",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a"),
+            f"a: Too many open files; raise the limit of open files (`ulimit -n 65536`) and {AGAIN}",
+        ),
+        (
+            OSError(errno.EBUSY, "Device or resource busy", "a"),
+            f"a: Device or resource busy; {AGAIN}",
+        ),
+        (tf.errors.ResourceExhaustedError(None, None, TENSORFLOWS), f"the/store a: {FULL}"),
+        (
+            tf.errors.PermissionDeniedError(None, None, "the/store a; Permission denied"),
+            "the/store a: Permission denied; get the right to it, or name another",
+        ),
+        (
+            RuntimeError("write() failed: No space left on device; writing the/store a; at byte 4096"),
+            f"the/store a: {FULL}",
+        ),
+        (
+            # As all that is left of it behind Beam's processes.
+            RuntimeError(
+                "Traceback\nOSError: [Errno 28] No space left on device: 'the/store a' [while running 'a']"
+            ),
+            f"the/store a: {FULL}",
+        ),
+        (
+            RuntimeError(f"tensorflow.python.framework.errors_impl.ResourceExhaustedError: {TENSORFLOWS}\n"),
+            f"the/store a: {FULL}",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_a_remedy(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(argv: list[str]) -> None:
-        raise OSError(28, "No space left on device", "the/store")
+        raise RuntimeError("somebody else's\nwords") from error
 
     assert code_of(main) == 2
-    assert capsys.readouterr().err.startswith("error: the/store: No space left on device")
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_full_disk_is_told_as_python_and_tensorflow_raise_it(tmp_path: Path) -> None:
+    variable = tf.Variable(tf.random.stateless_normal([700_000], [0, 0]))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "large").write_bytes(bytes(2 << 20))
+
+    def save() -> None:
+        tf.train.Checkpoint(variable=variable).write(str(tmp_path / "disk" / "saved"))
+
+    def copy() -> None:
+        shutil.copytree(tmp_path / "a", tmp_path / "disk" / "a")
+
+    def write() -> None:
+        (tmp_path / "disk" / "saved").write_bytes(bytes(2 << 20))
+
+    with small_disk(tmp_path / "disk", size=1 << 20) as disk:
+        for act, path in ((save, "saved"), (copy, "a/large"), (write, "")):
+            with pytest.raises(Exception) as caught:  # noqa: PT011
+                act()
+            found = of_the_system(caught.value)
+            assert str(found).endswith(FULL)
+            assert str(found).startswith(f"{disk}/{path}" if path else FULL)
+            for left in disk.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the disk is not full"),
+        RuntimeError("step 3; No space"),
+        tf.errors.NotFoundError(None, None, "a; No such file or directory"),
+    ],
+)
+def test_another_error_is_not_taken_for_the_systems(error: Exception) -> None:
+    assert of_the_system(error) is None
 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, positive, whole
+from pipeline.flags import Parser, file_path, make_directory, number, positive, positive_number, seed, whole
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -15,13 +18,15 @@ def parser() -> Parser:
     parser = Parser(prog="p")
     parser.add_argument("--epochs", type=positive, default=3, help="of views")
     parser.add_argument("--seed", type=whole)
+    parser.add_argument("--rate", type=number)
+    parser.add_argument("--temperature", type=positive_number)
     parser.add_argument("--kind", choices=("a", "b"))
     return parser
 
 
 def test_what_is_right_is_parsed(parser: Parser) -> None:
-    flags = parser.parse_strictly(["--epochs=2", "--seed", "0", "--kind=b"])
-    assert vars(flags) == {"epochs": 2, "seed": 0, "kind": "b"}
+    flags = parser.parse_strictly(["--epochs=2", "--seed", "0", "--kind=b", "--rate=0", "--temperature=1e-1"])
+    assert vars(flags) == {"epochs": 2, "seed": 0, "kind": "b", "rate": 0.0, "temperature": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,15 @@ def test_what_is_right_is_parsed(parser: Parser) -> None:
         ("--epochs=0", "argument --epochs: 0: expected 1 or more (--help lists the flags)"),
         ("--epochs=2.5", "argument --epochs: 2.5: expected a whole number (--help lists the flags)"),
         ("--seed=-1", "argument --seed: -1: expected 0 or more (--help lists the flags)"),
+        ("--rate=fast", "argument --rate: fast: expected a number (--help lists the flags)"),
+        (
+            "--rate=-1",
+            "argument --rate: -1: expected a finite number, 0 or more (--help lists the flags)",
+        ),
+        (
+            "--temperature=0",
+            "argument --temperature: 0: expected a finite number above 0 (--help lists the flags)",
+        ),
         ("--kind=c", "argument --kind: invalid choice: 'c' (choose from 'a', 'b') (--help lists the flags)"),
         ("--seed", "argument --seed: expected one argument (--help lists the flags)"),
     ],
@@ -45,7 +59,7 @@ def test_a_mistake_is_one_line(parser: Parser, argument: str, message: str) -> N
 
 
 def test_the_nearest_flag_may_be_somebody_elses(parser: Parser) -> None:
-    assert parser.flag_names() == ["-h", "--help", "--epochs", "--seed", "--kind"]
+    assert parser.flag_names() == ["-h", "--help", "--epochs", "--seed", "--rate", "--temperature", "--kind"]
     parser.refuse([])
     with pytest.raises(UserError, match=r"unknown flag --runer=x; did you mean --runner\?"):
         parser.refuse(["--runer=x", "--other"], also=["--runner"])
@@ -66,3 +80,66 @@ def test_bounds(kind: object, least: int) -> None:
     for text in (str(least - 1), "", "1e3", "nan"):
         with pytest.raises(argparse.ArgumentTypeError):
             kind(text)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [number, positive_number])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", "1,5", "-0.1"])
+def test_what_is_no_finite_number_is_refused(kind: object, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: expected a "):
+        kind(text)  # type: ignore[operator]
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the tilde of `--store=~/store` alone."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert file_path("~/store") == "/home/somebody/store"
+    assert [file_path(text) for text in ("a/~b", "gs://a/b", ".")] == ["a/~b", "gs://a/b", "."]
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got nothing"):
+        file_path("")
+
+
+def test_a_seed_is_one_that_every_generator_takes() -> None:
+    assert seed("4294967295") == 2**32 - 1
+    for text in ("-1", "4294967296"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            seed(text)
+
+
+# --- directories that flags name
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        make_directory(path, flag="--workdir")
+    return str(caught.value)
+
+
+def test_a_directory_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert make_directory(tmp_path / "a" / "b", flag="--workdir") == tmp_path / "a" / "b"
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+@pytest.mark.parametrize("below", ["", "b", "b/c"])
+def test_a_file_in_the_way_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / below
+    assert refusal(path) == f"--workdir={path}: a file is in the way; name a directory"
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path / ("a" * 300))
+    assert "cannot be made (File name too long: " in message
+    assert message.endswith("; name a shorter path")
+
+
+@pytest.fixture
+def readonly(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", size=1 << 20, readonly=True) as disk:
+        yield disk
+
+
+def test_a_read_only_file_system_is_refused(readonly: Path) -> None:
+    reason = "(Read-only file system); name a directory that can be written"
+    assert refusal(readonly) == f"--workdir={readonly}: cannot be written {reason}"
+    assert "cannot be made (Read-only file system: " in refusal(readonly / "a")

@@ -142,6 +142,19 @@ def test_evaluation_split_that_the_store_has_not_is_refused(opened: Store):
         ask(opened, "--eval_split=train")
 
 
+@pytest.mark.parametrize(
+    ("trained_on", "expected"), [("train", "test"), ("train+test", None), ("train[:90%]+test[3:]", None)]
+)
+def test_what_is_trained_on_is_not_evaluated_on_unless_asked_for(
+    published_store: Path, trained_on: str, expected: str | None
+):
+    store = Store(published_store)
+    store.spec = dataclasses.replace(store.spec, dataset={**store.spec.dataset, "split": trained_on})
+    assert store.held_out_splits == ([] if expected is None else [expected])
+    assert ask(store).eval_split == expected
+    assert ask(store, "--eval_split=test").eval_split == "test"
+
+
 def test_store_without_evaluation_logits_is_trained_on_without_evaluation(three_epochs: Path):
     assert ask(Store(three_epochs)).eval_split is None
 

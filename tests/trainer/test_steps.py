@@ -131,3 +131,10 @@ def test_views_have_one_name_whatever_their_order_and_another_if_one_differs():
         name_views(np.array(views))["views_digest"] for views in ([4, 5, 6, 7], [4, 5, 6], [4, 5, 6, 6])
     }
     assert len(digests) == 3
+
+
+def test_a_run_beyond_the_last_index_is_refused():
+    whole = {"epochs": None, "batch_size": 2**10, "num_examples": 5, "stored_views": 5}
+    assert RunLength.of(steps=2**50, **whole).steps == 2**50
+    with pytest.raises(UserError, match=r"steps of 1,024 views: at most 2\*\*60 views have an index"):
+        RunLength.of(steps=2**50 + 1, **whole)

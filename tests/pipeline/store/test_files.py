@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.store.files import TEMPORARY, publish, remove_temporaries, sha256_of, write_text
+from pipeline.store.files import (
+    TEMPORARY,
+    publish,
+    remove_temporaries,
+    replace_directory,
+    sha256_of,
+    write_text,
+)
 
 
 def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
@@ -68,3 +76,28 @@ def test_remove_temporaries_removes_nothing_else(tmp_path: Path) -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def write_version(number: int, *, error: BaseException | None = None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        (path / "below").mkdir(parents=True)
+        (path / "below" / "file").write_text(f"version {number}")
+        if error is not None:
+            raise error
+
+    return write
+
+
+def test_replace_directory_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    (tmp_path / ".old-student").mkdir()  # of a run that died
+    for number in (1, 2):
+        replace_directory(tmp_path / "student", write_version(number))
+        assert (tmp_path / "student" / "below" / "file").read_text() == f"version {number}"
+        assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_replace_directory_leaves_the_old_one_when_raising(tmp_path: Path) -> None:
+    replace_directory(tmp_path / "student", write_version(1))
+    with pytest.raises(KeyboardInterrupt):
+        replace_directory(tmp_path / "student", write_version(2, error=KeyboardInterrupt()))
+    assert (tmp_path / "student" / "below" / "file").read_text() == "version 1"
