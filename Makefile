@@ -44,7 +44,7 @@ test: install ## Tests, without the slow ones and the benchmarks
 	$(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install ## The slow tests
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow --timeout=1800
 
 bench: install ## Measurements (tests/benchmarks)
 	$(PYTHON) -m pytest -m benchmark tests/benchmarks

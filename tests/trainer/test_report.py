@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DataError, UserError
+from pipeline.provenance import open_dataset
+from pipeline.store.reader import Store
+from tests import results
+from tests.browser import find_chromium, open_browser
+from trainer.figures import look_up
+from trainer.report import render, write_report
+from trainer.view_grid import VIEWS_FILE, read_views, save_views
+
+RESULTS = {
+    "full": results.full_result,
+    "one_arm": results.one_arm_result,
+    "sparse": results.sparse_result,
+    "hostile": results.hostile_result,
+}
+VOID = {"meta", "link", "img", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Figures, tags and text of a page; tags must close in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.figures: list[tuple[str, Any, str]] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        given = dict(attrs)
+        assert not [name for name in given if name.startswith("on")]
+        if given.get("id"):
+            self.ids.append(str(given["id"]))
+        if "data-figure" in given:
+            self.figures.append((str(given["data-figure"]), json.loads(str(given["data-value"])), ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.words += data
+            if self._open[-1] == "span" and self.figures and not self.figures[-1][2]:
+                self.figures[-1] = (*self.figures[-1][:2], data)
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory, three_epochs: Path, data_dir: Path) -> Path:
+    """A grid of views of a small store; read only."""
+    store = Store(three_epochs)
+    path = tmp_path_factory.mktemp("views") / VIEWS_FILE
+    return save_views(store, open_dataset(store, "views", data_dir=str(data_dir)), path, views=3)
+
+
+@pytest.fixture(scope="module")
+def pages(views: Path) -> dict[str, str]:
+    """The page of each result; two of them with views."""
+    shown = read_views(views)
+    spoilt = [dataclasses.replace(view, facts=results.spoil(view.facts)) for view in shown]
+    given = {"full": shown, "hostile": spoilt}
+    return {name: render(make(), views=given.get(name, [])) for name, make in RESULTS.items()}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_figure_is_the_result_s(name: str, pages: dict[str, str]) -> None:
+    result = RESULTS[name]()
+    page = Reader(pages[name])
+    assert len(page.figures) > 40
+    for path, value, shown in page.figures:
+        assert value == look_up(result, path), path
+        assert (shown in ("not measured", "one seed")) == (value is None), path
+    assert len(set(page.ids)) == len(page.ids)
+    assert "http" not in page.words
+
+
+def test_all_that_was_measured_is_shown(pages: dict[str, str]) -> None:
+    result = results.full_result()
+    shown = {path for path, _, _ in Reader(pages["full"]).figures}
+    not_shown = {"history", "losses", "learning_rates"}  # drawn
+    for number, run in enumerate(result["runs"]):
+        assert {f"runs.{number}.{name}" for name in run.keys() - not_shown} <= shown
+    for number, pair in enumerate(result["pairs"]):
+        names = pair.keys() - {"top1_interval"} - ({"a", "b"} if pair["a"] == "offline" else set()) | {
+            "top1_interval.0",
+            "top1_interval.1",
+        }
+        assert {f"pairs.{number}.{name}" for name in names} <= shown
+    for number, arm in enumerate(result["arms"]):
+        assert {f"arms.{number}.{name}" for name in arm} <= shown
+    assert {f"recipe.{name}" for name in result["recipe"]} <= shown
+    assert {f"cost.seconds_a_step.{name}" for name in result["cost"]["seconds_a_step"]} <= shown
+
+
+def test_verdict_of_a_match_is_the_bound_of_the_intervals(pages: dict[str, str]) -> None:
+    words = " ".join(Reader(pages["full"]).words.split())
+    assert (
+        "Offline matches online: the accuracy of their students differs by no more than 0.60 points, at 95 % confidence"
+        in words
+    )
+
+
+def test_verdict_of_a_difference() -> None:
+    result = results.sparse_result()
+    result["pairs"] = [results.make_pair(seed=seed) for seed in range(3)]
+    result["pairs"][1] |= {"top1_difference": -0.021, "top1_interval": [-0.033, -0.009]}
+    words = " ".join(Reader(render(result)).words.split())
+    assert "differ beyond chance in 1 of 3 pairs, in accuracy by \N{MINUS SIGN}2.10 points" in words
+
+
+def test_verdict_of_the_same_bits() -> None:
+    result = results.make_result(
+        [results.make_run("offline"), results.make_run("online")], [results.make_pair()]
+    )
+    for pair in result["pairs"]:
+        pair |= {
+            "largest_loss_difference": 0.0,
+            "weights_largest_difference": 0.0,
+            "weights_distance": 0.0,
+            "top1_difference": 0.0,
+            "top1_interval": [0.0, 0.0],
+            "agreement": 1.0,
+        }
+    for run in result["runs"]:
+        run["losses"] = [[step, 1.0] for step, _ in run["losses"]]
+    page = render(result)
+    assert "Offline is online, bit for bit" in page
+    assert "exactly 0 at all" in page
+
+
+@pytest.mark.parametrize("name", ["one_arm", "sparse"])
+def test_what_cannot_be_said_is_said(name: str, pages: dict[str, str]) -> None:
+    page = Reader(pages[name])
+    assert "cannot say whether they match" in page.words
+    assert "No views were drawn" in page.words
+
+
+def test_hostile_text_stays_text(pages: dict[str, str]) -> None:
+    page, calm = Reader(pages["hostile"]), Reader(pages["full"])
+    assert sorted(set(page.tags)) == sorted(set(calm.tags))
+    assert page.tags.count("script") == 1
+    assert page.tags.count("img") == 3
+    assert results.HOSTILE in page.words
+
+
+def test_report_of_a_directory(views: Path, pages: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(results.one_arm_result()))
+    assert write_report(tmp_path) == tmp_path / "report.html"
+    assert (tmp_path / "report.html").read_text() == pages["one_arm"]
+    shutil.copy(views, tmp_path / VIEWS_FILE)
+    write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text().count("<img ") == 3
+
+
+def test_no_result_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json there"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", DataError, "not JSON"),
+        ("[]", UserError, "not the result of a comparison"),
+        ('{"steps": 3}', UserError, "not the result of a comparison"),
+        ('{"format": 2, "runs": [{}]}', DataError, "format 2, this version reads 1"),
+    ],
+)
+def test_what_is_no_result_is_refused(
+    text: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(error, match=message):
+        write_report(tmp_path)
+
+
+CHROMIUM = find_chromium()
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: the report is not opened in a browser"
+)
+def test_in_a_browser(pages: dict[str, str], tmp_path: Path) -> None:
+    """Figures as the page shows them, no word on the console, no request, sorting, and a phone's width."""
+    assert CHROMIUM is not None
+    read = "[...document.querySelectorAll('[data-figure]')].map(e => [e.dataset.figure, e.dataset.value, e.innerText])"
+    with open_browser(CHROMIUM, tmp_path / "profile") as page:
+        for name, make in RESULTS.items():
+            result, path = make(), tmp_path / f"{name}.html"
+            path.write_text(pages[name])
+            for width, theme in ((1280, "light"), (390, "dark")):
+                page.open(path, width=width, theme=theme)
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, f"{name} at {width}"
+            for figure, value, shown in page.evaluate(read):
+                assert json.loads(value) == look_up(result, figure), figure
+                assert shown
+            assert (
+                page.evaluate("window.getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+            )
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert page.problems == []
+        assert {url.split(":")[0] for url in page.requests} <= {"file", "data"}
+        check_sorting(page, tmp_path / "full.html")
+
+
+def check_sorting(page: Any, path: Path) -> None:
+    """By mouse and by keyboard, up and down, with what was not measured last."""
+    page.open(path)
+    table = (
+        "[...document.querySelectorAll('table.sortable')].find(t => t.caption.innerText.startsWith('Arms'))"
+    )
+    page.evaluate(f"window.table = {table}; window.heads = [...table.tHead.rows[0].cells]")
+    column = "[...table.tBodies[0].rows].map(r => JSON.parse(r.cells[%d].querySelector('[data-value]').dataset.value))"
+    page.evaluate("heads[3].querySelector('button').click()")
+    accuracies = page.evaluate(column % 3)
+    assert accuracies == sorted(accuracies)
+    assert page.evaluate("heads[3].getAttribute('aria-sort')") == "ascending"
+    page.evaluate("heads[3].querySelector('button').focus()")
+    page.press("Enter")
+    assert page.evaluate(column % 3) == sorted(accuracies, reverse=True)
+    assert page.evaluate("heads.map(h => h.getAttribute('aria-sort'))").count("descending") == 1
+    for _ in range(2):
+        page.evaluate("heads[4].querySelector('button').click()")
+        deviations = page.evaluate(column % 4)
+        known = [value for value in deviations if value is not None]
+        assert deviations[len(known) :] == [None] * (len(deviations) - len(known))
+        assert known in (sorted(known), sorted(known, reverse=True))
+    page.evaluate("heads[0].querySelector('button').click()")
+    names = page.evaluate(column % 0)
+    assert names == sorted(names)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import DataError
+from pipeline.provenance import open_dataset
+from pipeline.store.reader import Store
+from tests import stores
+from tests.runs import forge_records
+from trainer.view_grid import read_views, save_views
+
+
+def test_tiles_are_the_views(three_epochs: Path, data_dir: Path, tmp_path: Path) -> None:
+    store = Store(three_epochs)
+    dataset = open_dataset(store, "views", data_dir=str(data_dir))
+    path = save_views(store, dataset, tmp_path / "views.png", views=5)
+    shown = read_views(path)
+    assert [view.facts["view"] for view in shown] == [0, 12, 25, 38, 50]
+    records = store.views.read(np.array([0, 12, 25, 38, 50]))
+    assert [view.facts["example"] for view in shown] == records.example.tolist()
+    # The last position of an epoch has the first one's for its partner.
+    assert shown[-1].facts["partner_example"] == store.views.read(np.array([34])).example[0]
+    for view, ratio in zip(shown, records.ratio, strict=True):
+        assert view.size == stores.SIZE
+        with Image.open(io.BytesIO(view.png)) as image:
+            own, partner, mixed = np.split(np.asarray(image).astype(np.float32), 3, axis=1)
+        assert np.abs(ratio * own + (1 - ratio) * partner - mixed).max() <= 0.51
+        assert view.facts["ratio"] == float(ratio)
+        assert view.facts["teacher"]["class"] in dataset.class_names
+
+
+def test_a_crop_that_is_not_the_teacher_s_is_refused(
+    three_epochs: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    forged = Path(shutil.copytree(three_epochs, tmp_path / "store"))
+    forge_records(forged, 12, crop_hash=7)
+    store = Store(forged)
+    with pytest.raises(DataError, match=r"view 12 .* crop fingerprint"):
+        save_views(
+            store,
+            open_dataset(store, "views", data_dir=str(data_dir)),
+            tmp_path / "views.png",
+            views=5,
+        )
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_what_is_no_grid_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "views.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"not a grid of views"):
+        read_views(path)
+
+
+def test_another_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "views.png"
+    Image.new("RGB", (30, 20)).save(path)
+    with pytest.raises(DataError, match=r"not a grid of views"):
+        read_views(path)

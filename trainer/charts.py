@@ -1,0 +1,239 @@
+"""Charts of a comparison, for the report and for the README; `trainer.svg` writes them.
+
+Arms differ by dash pattern and marker as well as by colour, so that grey print and colour-blind readers can tell
+them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from trainer.arm_styles import arm_order, arm_style
+from trainer.svg import DRAWN, styled
+
+SIZE = (4.9, 3.2)  # inches of 72 units: text of 9 units reads at a phone's 360 pixels and at 540
+MOST_POINTS = 400  # of a curve: more than the pixels that show it
+
+Run = dict[str, Any]
+
+PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%")
+
+
+def finite(value: Any) -> float:
+    """The number; not a number where there is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
+def make_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A figure with one plot, in the style of all charts."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y", color=DRAWN["rule"], linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(DRAWN["muted"])
+    axes.tick_params(colors=DRAWN["muted"], labelcolor=DRAWN["muted"], length=3)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(DRAWN["ink"])
+    return figure, axes
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Above the plot, where it hides nothing; the teacher last."""
+    entries = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "teacher"
+    )
+    if entries:
+        figure.legend(
+            *zip(*entries, strict=True),
+            loc="outside upper left",
+            ncols=min(len(entries), 3),
+            frameon=False,
+            labelcolor=DRAWN["ink"],
+            handlelength=3.4,
+            columnspacing=1.4,
+            borderaxespad=0.1,
+        )
+
+
+def thinned(points: np.ndarray) -> np.ndarray:
+    """At most `MOST_POINTS` rows of [n, 2], the last one among them."""
+    if len(points) <= MOST_POINTS:
+        return points
+    return points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))]
+
+
+def series_of(rows: Sequence[Any], x: Any, y: Any) -> np.ndarray:
+    """Columns `x` and `y` of rows (dicts or pairs), where both are finite: float64 [n, 2], by rising x."""
+    pairs = [
+        (finite(row.get(x)), finite(row.get(y)))
+        if isinstance(row, dict)
+        else (finite(row[x]), finite(row[y]))
+        for row in rows
+    ]
+    points = np.array(pairs, np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    return points[np.argsort(points[:, 0], kind="stable")]
+
+
+def _epoch_of_step(run: Run) -> float:
+    """Epochs a step of a run."""
+    steps = finite(run.get("steps"))
+    return finite(run.get("epochs")) / steps if steps else float("nan")
+
+
+def _draw(axes: Axes, arm: str, series: list[np.ndarray]) -> None:
+    """Mean over the seeds' series, each [n, 2], at the x that all of them have, and the band of all."""
+    style, colour = arm_style(arm), DRAWN[arm_style(arm).colour]
+    series = [points for points in series if len(points)]
+    if not series:
+        return
+    common = series[0][:, 0]
+    for points in series[1:]:
+        common = np.intersect1d(common, points[:, 0])
+    values = np.stack([points[np.isin(points[:, 0], common), 1] for points in series])  # [seeds, n]
+    mean = thinned(np.stack([common, values.mean(axis=0)], axis=1))
+    if len(series) > 1:
+        band = np.isin(common, mean[:, 0])
+        axes.fill_between(
+            common[band],
+            values.min(axis=0)[band],
+            values.max(axis=0)[band],
+            color=colour,
+            alpha=0.16,
+            linewidth=0,
+        )
+    axes.plot(
+        mean[:, 0],
+        mean[:, 1],
+        **style.line(),
+        marker=style.marker,
+        markersize=4.5,
+        markevery=max(len(mean) // 6, 1),
+        markeredgewidth=0,
+        label=arm,
+    )
+
+
+@styled
+def over_time(
+    runs: Sequence[Run], column: str, *, ylabel: str, percent: bool = False, teacher: float | None = None
+) -> Figure | None:
+    """A column of the runs' evaluations against epochs of training, an arm a line.
+
+    Args:
+      runs: of the result; `history` is read.
+      column: of the history, such as `top1`.
+      ylabel: with its unit.
+      percent: whether values are fractions to be shown in percent.
+      teacher: level to compare with, or None.
+
+    Returns:
+      The figure; None where there is nothing to draw.
+    """
+    figure, axes = make_axes(xlabel="epoch of training", ylabel=ylabel)
+    for arm in arm_order([run["arm"] for run in runs]):
+        series = [series_of(run.get("history") or [], "epoch", column) for run in runs if run["arm"] == arm]
+        _draw(axes, arm, series)
+    if not axes.lines:
+        return None
+    if teacher is not None:
+        axes.axhline(teacher, color=DRAWN["ink"], linewidth=1, linestyle=(0, (1, 2.4)), label="teacher")
+    if percent:
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    elif all((np.asarray(line.get_ydata()) > 0).all() for line in axes.lines):
+        log_y(axes)
+    axes.set_xlim(left=0)
+    add_legend(figure, axes)
+    return figure
+
+
+def log_y(axes: Axes) -> None:
+    """A logarithmic axis; plain numbers where it spans so little that few powers of ten are in it."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-300) < 100:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+@styled
+def learning_rates(runs: Sequence[Run]) -> Figure | None:
+    """The learning rate as run; arms that ran the same schedule are one line each, over one another."""
+    figure, axes = make_axes(xlabel="epoch of training", ylabel="learning rate")
+    for arm in arm_order([run["arm"] for run in runs]):
+        run = next(run for run in runs if run["arm"] == arm)
+        points = series_of(run.get("learning_rates") or [], 0, 1)
+        points[:, 0] *= _epoch_of_step(run)
+        _draw(axes, arm, [points[np.isfinite(points).all(axis=1)]])
+    if not axes.lines:
+        return None
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    add_legend(figure, axes)
+    return figure
+
+
+@styled
+def accuracy_by_epochs(
+    arms: Sequence[dict[str, Any]], runs: Sequence[Run] = (), *, teacher: float | None = None
+) -> Figure | None:
+    """Accuracy after training against its length, an arm a line: what patience is worth.
+
+    Args:
+      arms: of the result; `top1_mean`, and `top1_std` over seeds for the error bars where there is one.
+      runs: shown as small open points beside the mean.
+      teacher: its accuracy, or None.
+
+    Returns:
+      The figure; None without an accuracy.
+    """
+    figure, axes = make_axes(xlabel="epochs of training (logarithmic)", ylabel="accuracy")
+    ticks: set[float] = set()
+    for name in arm_order([arm["arm"] for arm in arms]):
+        style, colour = arm_style(name), DRAWN[arm_style(name).colour]
+        mine = [arm for arm in arms if arm["arm"] == name]
+        points = series_of(mine, "epochs", "top1_mean")
+        if not len(points):
+            continue
+        ticks |= set(points[:, 0])
+        deviation = {finite(arm["epochs"]): finite(arm.get("top1_std")) for arm in mine}
+        errors = np.nan_to_num([deviation[epochs] for epochs in points[:, 0]])
+        axes.errorbar(
+            points[:, 0],
+            points[:, 1],
+            yerr=errors if errors.any() else None,
+            **style.line(),
+            marker=style.marker,
+            markersize=5.5,
+            markeredgewidth=0,
+            capsize=3,
+            elinewidth=1.2,
+            label=name,
+        )
+        each = series_of([run for run in runs if run["arm"] == name], "epochs", "top1")
+        axes.plot(each[:, 0], each[:, 1], "o", markersize=3, markerfacecolor="none", markeredgecolor=colour)
+    if not ticks:
+        return None
+    if teacher is not None:
+        axes.axhline(teacher, color=DRAWN["ink"], linewidth=1, linestyle=(0, (1, 2.4)), label="teacher")
+    if min(ticks) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(min(ticks) / 1.35, max(ticks) * 1.35)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(PERCENT)
+    add_legend(figure, axes)
+    return figure

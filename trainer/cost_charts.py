@@ -1,0 +1,120 @@
+"""Charts of what a comparison cost: seconds a step, and total time against the number of students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from trainer.arm_styles import ARM_STYLES, arm_style
+from trainer.charts import Run, add_legend, finite, make_axes
+from trainer.svg import DRAWN, styled
+
+_BARS = {
+    "online": ("online, as run", ""),
+    "offline": ("offline, as run", "///"),
+    "teacher": ("teacher alone", "..."),
+    "student": ("student alone", "\\\\\\"),
+    "input": ("input alone", "xxx"),
+}
+
+
+def _seconds_a_step(result: dict[str, Any]) -> dict[str, float]:
+    """What was measured, by name."""
+    seconds = (result.get("cost") or {}).get("seconds_a_step") or {}
+    return {name: value for name in _BARS if np.isfinite(value := finite(seconds.get(name)))}
+
+
+@styled
+def step_seconds(result: dict[str, Any]) -> Figure | None:
+    """Bars of milliseconds a step: both arms as run, then their parts measured alone; None without any."""
+    seconds = _seconds_a_step(result)
+    if not seconds:
+        return None
+    figure, axes = make_axes(xlabel="milliseconds a step", ylabel="")
+    axes.grid(visible=False)
+    names = list(seconds)[::-1]
+    for place, name in enumerate(names):
+        label, hatch = _BARS[name]
+        colour = DRAWN[arm_style(name).colour if name in ARM_STYLES else "part"]
+        value = 1e3 * seconds[name]
+        axes.barh(
+            place,
+            value,
+            height=0.62,
+            facecolor="none" if hatch else colour,
+            edgecolor=colour,
+            linewidth=1.2,
+            hatch=hatch,
+            label=label,
+        )
+        axes.annotate(
+            f"{value:.3g}",
+            (value, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=DRAWN["ink"],
+        )
+    axes.set_yticks(range(len(names)), [_BARS[name][0] for name in names])
+    axes.tick_params(axis="y", length=0, labelcolor=DRAWN["ink"])
+    axes.margins(x=0.14)
+    axes.set_xlim(left=0)
+    return figure
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    """Seconds a unit, and its name, in which a duration reads well."""
+    return (3600.0, "hours") if seconds >= 7200 else (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
+
+
+@styled
+def total_time(result: dict[str, Any], runs: Sequence[Run]) -> Figure | None:
+    """Total time against the number of students: the precompute is paid once, the live teacher each time.
+
+    Args:
+      result: gives the seconds of the precompute and a step, and the break-even.
+      runs: of one length, which gives the steps.
+
+    Returns:
+      The figure; None where a part was not measured.
+    """
+    seconds = _seconds_a_step(result)
+    begun = finite((result.get("store") or {}).get("precompute_seconds"))
+    steps = finite(runs[0].get("steps"))
+    if not np.isfinite([begun, steps]).all() or not {"online", "offline"} <= set(seconds):
+        return None
+    break_even = finite(result["cost"].get("break_even_students"))
+    known = bool(np.isfinite(break_even))
+    most = max(4.0, min(2 * break_even, 1e4)) if known else 4.0
+    students = np.array([0.0, most])
+    once = {"online": 0.0, "offline": begun}
+    each = {name: steps * seconds[name] for name in once}
+    unit, name = _unit(max(once[arm] + most * each[arm] for arm in once))
+    figure, axes = make_axes(xlabel="students trained", ylabel=f"total time ({name})")
+    for arm, label in (("online", "online"), ("offline", "offline, with the precompute")):
+        style = arm_style(arm)
+        axes.plot(
+            students,
+            (once[arm] + students * each[arm]) / unit,
+            **style.line(),
+            label=label,
+        )
+    if known and break_even <= most:
+        height = break_even * each["online"] / unit
+        axes.plot([break_even], [height], "o", color=DRAWN["ink"], markersize=5)
+        axes.annotate(
+            f"even at {break_even:.3g}",
+            (break_even, height),
+            xytext=(9, -9),
+            textcoords="offset points",
+            color=DRAWN["ink"],
+        )
+    axes.set_xlim(0, most)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    add_legend(figure, axes)
+    return figure

@@ -1,0 +1,92 @@
+"""Charts of pairs of runs: how far apart their training losses are, and their students' accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from trainer.arm_styles import arm_style
+from trainer.charts import MOST_POINTS, Run, add_legend, finite, log_y, make_axes, series_of, thinned
+from trainer.svg import DRAWN, styled
+
+
+def loss_differences(first: Run, second: Run) -> np.ndarray:
+    """Absolute difference of two runs' training losses at the steps that both logged: float64 [n, 2], by step."""
+    ours, theirs = series_of(first.get("losses") or [], 0, 1), series_of(second.get("losses") or [], 0, 1)
+    steps, left, right = np.intersect1d(ours[:, 0], theirs[:, 0], return_indices=True)
+    return np.stack([steps, np.abs(ours[left, 1] - theirs[right, 1])], axis=1)
+
+
+def _largest_of_bins(points: np.ndarray) -> np.ndarray:
+    """The largest value of each of at most `MOST_POINTS` stretches of consecutive rows of [n, 2]."""
+    if len(points) <= MOST_POINTS:
+        return points
+    return np.array([chunk[np.argmax(chunk[:, 1])] for chunk in np.array_split(points, MOST_POINTS)])
+
+
+@styled
+def training_loss(pairs: Sequence[tuple[Run, Run]]) -> Figure | None:
+    """Training loss of both runs of each pair, and their difference, on one logarithmic axis, against steps."""
+    figure, axes = make_axes(xlabel="step", ylabel="distillation loss (nats)")
+    differences = [loss_differences(*pair) for pair in pairs]
+    for number, (pair, points) in enumerate(zip(pairs, differences, strict=True)):
+        for run in pair:
+            losses = thinned(series_of(run.get("losses") or [], 0, 1))
+            style = arm_style(run["arm"]).line()
+            axes.plot(losses[:, 0], losses[:, 1], **style, label="" if number else run["arm"])
+        largest = _largest_of_bins(points[points[:, 1] > 0])
+        axes.plot(largest[:, 0], largest[:, 1], color=DRAWN["muted"], linewidth=0.8, marker=".", markersize=3)
+    steps = sum(map(len, differences))
+    if not steps:
+        return None
+    log_y(axes)
+    if any((points[:, 1] > 0).any() for points in differences):
+        axes.lines[2].set_label("absolute difference")
+    else:
+        axes.set_title(f"difference: exactly 0 at all {steps:,} logged steps", fontsize=10, loc="left")
+    axes.set_xlim(left=0)
+    add_legend(figure, axes)
+    return figure
+
+
+@styled
+def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
+    """Difference in accuracy of each pair with its interval, in points; None without any."""
+    rows = []
+    for pair in pairs:
+        low, high = pair.get("top1_interval") or (None, None)
+        values = [100 * finite(value) for value in (pair.get("top1_difference"), low, high)]
+        if np.isfinite(values).all():
+            rows.append(
+                (
+                    f"{pair['a']} \N{MINUS SIGN} {pair['b']}\n{pair['epochs']} epochs, seed {pair['seed']}",
+                    values,
+                )
+            )
+    if not rows:
+        return None
+    figure, axes = make_axes(xlabel="difference in accuracy (points)", ylabel="")
+    figure.set_figheight(1.0 + 0.5 * max(len(rows), 2))
+    axes.grid(visible=False)
+    axes.grid(axis="x", color=DRAWN["rule"], linewidth=0.7)
+    axes.axvline(0, color=DRAWN["ink"], linewidth=1)
+    for place, (_, (value, low, high)) in enumerate(rows):
+        axes.plot(
+            [low, high], [place, place], color=DRAWN["arm-offline"], linewidth=1.8, marker="|", markersize=8
+        )
+        axes.plot([value], [place], color=DRAWN["arm-offline"], marker="o", markersize=6)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.tick_params(axis="y", length=0, labelcolor=DRAWN["ink"])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    reach = 1.15 * max(abs(value) for _, values in rows for value in values) or 1.0
+    axes.set_xlim(
+        min(-reach, axes.get_xlim()[0]) if any(v < 0 for _, (_, v, _) in rows) else -0.1 * reach, reach
+    )
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0")
+    )
+    return figure

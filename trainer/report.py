@@ -1,0 +1,166 @@
+"""The report of a comparison: one HTML file that needs no network, made from result.json.
+
+`trainer.compare` writes it. Every figure that it shows names the place in result.json that it is from, in
+`data-figure`, and its exact value, in `data-value`: a test compares the two.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.files import write_text
+from trainer.arm_styles import arm_key, arm_order
+from trainer.comparisons import Result, Run, evidence, find, load_result, main_epochs, paired_runs
+from trainer.figures import leaves, look_up, show
+from trainer.view_grid import VIEWS_FILE, ShownView, read_views
+
+REPORT_FILE = "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
+
+# What an arm is, for a reader who has not read the paper.
+_ARMS = {
+    "offline": "replays the stored views with their stored teacher logits; no teacher in memory",
+    "online": "the same views, and the live teacher run on each",
+    "fixed": "one stored logit vector an image, of its evaluation crop; the student sees augmented crops",
+    "independent": "teacher and student each see a crop of their own; no mixup",
+    "consistent": "teacher and student see the same crop; no mixup: the control of the two others",
+}
+
+
+def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, str]]:
+    """Figure, or None where there is nothing to draw, and what it shows, by name."""
+    from trainer import charts, cost_charts, pair_charts
+
+    teacher = (result.get("teacher") or {}).get("top1")
+    arms = result.get("arms") or []
+    lengths = {arm["epochs"] for arm in arms}
+    patience = charts.accuracy_by_epochs(arms, result["runs"], teacher=teacher) if len(lengths) > 1 else None
+    return {
+        "training-loss": (
+            pair_charts.training_loss(paired_runs(result, evidence(result))),
+            "Training loss of offline and online, and their difference, against step",
+        ),
+        "accuracy-differences": (
+            pair_charts.accuracy_differences([result["pairs"][number] for number in evidence(result)]),
+            "Difference in accuracy of each pair, with its interval",
+        ),
+        "accuracy": (
+            charts.over_time(runs, "top1", ylabel="accuracy", percent=True, teacher=teacher),
+            "Accuracy against epoch",
+        ),
+        "agreement": (
+            charts.over_time(runs, "agreement", ylabel="agreement with the teacher", percent=True),
+            "Agreement with the teacher against epoch",
+        ),
+        "loss": (
+            charts.over_time(runs, "loss", ylabel="distillation loss (nats)"),
+            "Held-out distillation loss against epoch",
+        ),
+        "learning-rate": (charts.learning_rates(runs), "Learning rate as run against epoch"),
+        "patience": (patience, "Accuracy against the length of training"),
+        "seconds": (cost_charts.step_seconds(result), "Milliseconds a step, as run and by part"),
+        "total-time": (
+            cost_charts.total_time(result, runs),
+            "Total time against the number of students trained",
+        ),
+    }
+
+
+def _draw_charts(result: Result, runs: Sequence[Run]) -> dict[str, str]:
+    """Inline SVG by name, of what there is to draw."""
+    from trainer.svg import inline_svg
+
+    return {
+        name: inline_svg(figure, name, title=title)
+        for name, (figure, title) in _chart_figures(result, runs).items()
+        if figure is not None
+    }
+
+
+def _in_order(result: Result) -> list[int]:
+    """Positions in `runs`, by arm, length and seed."""
+    order = arm_order([run["arm"] for run in result["runs"]])
+    places = range(len(result["runs"]))
+    return sorted(
+        places, key=lambda i: (order.index(result["runs"][i]["arm"]), *_length_and_seed(result["runs"][i]))
+    )
+
+
+def _length_and_seed(run: Run) -> tuple[float, int]:
+    return float(run["epochs"]), int(run["seed"])
+
+
+def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
+    """The page of a result.
+
+    Args:
+      result: the tree of result.json.
+      views: replayed, to be shown.
+
+    Raises:
+      UserError: the packages of the extra `report` are not installed.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+
+    except ImportError as error:
+        raise UserError(
+            f"the report needs {error.name}, which is not installed; install the extra: pip install 'view-distill[report]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    epochs = main_epochs(result["runs"])
+    runs = [run for run in result["runs"] if run["epochs"] == epochs]
+    charts = _draw_charts(result, runs)
+    script = (_TEMPLATES / "report.js").read_text()
+    return environment.get_template("report.html").render(
+        at=functools.partial(look_up, result),
+        show=functools.partial(show, result),
+        leaves=functools.partial(leaves, result),
+        found=find(result),
+        main_run=result["runs"].index(runs[0]),
+        evidence=evidence(result),
+        order=_in_order(result),
+        arms=arm_order([run["arm"] for run in result["runs"]]),
+        described=_ARMS,
+        arm_key=lambda arm: Markup(arm_key(arm)),
+        charts={name: Markup(chart) for name, chart in charts.items()},
+        views=[
+            {"image": base64.b64encode(view.png).decode(), "width": view.size, **view.facts} for view in views
+        ],
+        style=Markup((_TEMPLATES / "report.css").read_text()),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes a comparison's report from its result.json, and from its views.png where there is one.
+
+    Args:
+      workdir: of the comparison.
+
+    Returns:
+      Path of the report.
+
+    Raises:
+      UserError: there is no result, or the packages of the extra `report` are not installed.
+      DataError: the result or the picture of views is damaged.
+    """
+    result = load_result(workdir)
+    views = read_views(workdir / VIEWS_FILE) if (workdir / VIEWS_FILE).exists() else []
+    path = workdir / REPORT_FILE
+    write_text(path, render(result, views=views))
+    return path
