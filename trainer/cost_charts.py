@@ -35,6 +35,7 @@ def step_seconds(result: dict[str, Any]) -> Figure | None:
     if not seconds:
         return None
     figure, axes = make_axes(xlabel="milliseconds a step", ylabel="")
+    figure.set_figheight(0.7 + 0.5 * len(seconds))
     axes.grid(visible=False)
     names = list(seconds)[::-1]
     for place, name in enumerate(names):

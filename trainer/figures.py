@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ABSENT = "not measured"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TEXTS = ("text", "list", "date", "digest")  # kinds that take anything
+_TEXTS = ("text", "list", "date", "digest", "command")  # kinds that take anything
 
 
 def _minus(text: str) -> str:
@@ -78,6 +78,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "list": lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value),
     "date": _date_text,
     "digest": lambda value: str(value)[:16],
+    "command": lambda value: str(value).replace(" --", " \\\n    --"),
 }
 
 

@@ -75,17 +75,15 @@ def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
     axes.grid(axis="x", color=DRAWN["rule"], linewidth=0.7)
     axes.axvline(0, color=DRAWN["ink"], linewidth=1)
     for place, (_, (value, low, high)) in enumerate(rows):
-        axes.plot(
-            [low, high], [place, place], color=DRAWN["arm-offline"], linewidth=1.8, marker="|", markersize=8
-        )
-        axes.plot([value], [place], color=DRAWN["arm-offline"], marker="o", markersize=6)
+        colour = DRAWN["arm-offline"]
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.8, marker="|", markersize=8)
+        axes.plot([value], [place], color=colour, marker="o", markersize=6)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.tick_params(axis="y", length=0, labelcolor=DRAWN["ink"])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    reach = 1.15 * max(abs(value) for _, values in rows for value in values) or 1.0
-    axes.set_xlim(
-        min(-reach, axes.get_xlim()[0]) if any(v < 0 for _, (_, v, _) in rows) else -0.1 * reach, reach
-    )
+    axes.margins(x=0.08)
+    if not any(value for _, values in rows for value in values):
+        axes.set_xlim(-1, 1)
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0")
     )

@@ -38,17 +38,21 @@ def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, 
     from trainer import charts, cost_charts, pair_charts
 
     teacher = (result.get("teacher") or {}).get("top1")
-    arms = result.get("arms") or []
+    arms, pairs, numbers = result.get("arms") or [], result.get("pairs") or [], evidence(result)
     lengths = {arm["epochs"] for arm in arms}
     patience = charts.accuracy_by_epochs(arms, result["runs"], teacher=teacher) if len(lengths) > 1 else None
     return {
         "training-loss": (
-            pair_charts.training_loss(paired_runs(result, evidence(result))),
+            pair_charts.training_loss(paired_runs(result, numbers)),
             "Training loss of offline and online, and their difference, against step",
         ),
         "accuracy-differences": (
-            pair_charts.accuracy_differences([result["pairs"][number] for number in evidence(result)]),
+            pair_charts.accuracy_differences([pairs[number] for number in numbers]),
             "Difference in accuracy of each pair, with its interval",
+        ),
+        "arm-differences": (
+            pair_charts.accuracy_differences([p for n, p in enumerate(pairs) if n not in numbers]),
+            "Difference in accuracy between arms, with its interval",
         ),
         "accuracy": (
             charts.over_time(runs, "top1", ylabel="accuracy", percent=True, teacher=teacher),
@@ -135,6 +139,7 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
         order=_in_order(result),
         arms=arm_order([run["arm"] for run in result["runs"]]),
         described=_ARMS,
+        joint=Markup(".<wbr>"),
         arm_key=lambda arm: Markup(arm_key(arm)),
         charts={name: Markup(chart) for name, chart in charts.items()},
         views=[

@@ -43,7 +43,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum())
 
 
-def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 8) -> Path:
+def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
     """Replays views from all over a store and draws them; both fingerprints of every crop are checked.
 
     Args:
