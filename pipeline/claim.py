@@ -69,8 +69,7 @@ def claim_store(store: Path, spec: Spec) -> None:
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
     """Refuses a run that the disk cannot hold, before it begins."""
-    codec = options.spec.make_codec()
-    needed = sum(task.records for task in tasks) * (codec.dtype.itemsize * codec.num_classes + 16)
+    needed = sum(task.records for task in tasks) * (options.spec.make_codec().bytes_per_view + 16)
     free = shutil.disk_usage(options.store).free
     if needed > free:
         raise UserError(

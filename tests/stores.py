@@ -26,6 +26,7 @@ from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 
 DATASET = "small_photos"
 CLASSES = 5
+CODECS = ("float32", "bfloat16", "float16", "int8", "topk:3")  # of each kind one
 SIZE = 24
 BATCH = 4
 POLICY = ViewPolicy(image_size=SIZE)

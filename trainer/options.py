@@ -203,6 +203,12 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         num_examples=spec.num_examples,
         stored_views=store.views.num_records,
     )
+    temperature = spec.temperature if recipe.temperature is None else recipe.temperature
+    if spec.make_codec().only_temperature not in (None, temperature):
+        raise UserError(
+            f"--temperature={temperature:g}: the store's codec {spec.codec} keeps the softmax of --temperature={spec.temperature:g} "
+            "alone; train at that, or precompute with another codec or temperature"
+        )
     if flags.write_back and flags.teacher is None:
         raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
     if flags.write_back and flags.steps_per_execution > 1:
@@ -237,7 +243,7 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         flags=dict(vars(flags)),
         recipe_name=name,
         recipe=recipe,
-        temperature=spec.temperature if recipe.temperature is None else recipe.temperature,
+        temperature=temperature,
         length=length,
         warmup_steps=warmup_steps,
         eval_split=_eval_split(flags.eval_split, store),

@@ -40,7 +40,7 @@ from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
 from pipeline.store.spec import Spec
 from pipeline.teacher import Teacher
-from pipeline.verify import ARITHMETIC
+from pipeline.verify import ARITHMETIC, arithmetic_slack
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
 from pipeline.worker import VIEWS_SPLIT, ShardResult, Totals, encode_records, found_records
@@ -251,10 +251,9 @@ def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
     here = codec.decode(codec.encode(fresh.logits, first_view=first))
     if np.array_equal(here, stored):
         return None
-    difference = np.abs(stored - fresh.logits)
-    largest = np.abs(fresh.logits).max(axis=1, keepdims=True)
+    difference = np.abs(stored - here)
     worst = float(difference.max())
-    if (difference > codec.allowed_error(fresh.logits) + ARITHMETIC * largest).any():
+    if (difference > codec.allowed_difference(fresh.logits, arithmetic_slack(fresh.logits))).any():
         raise DataError(
             f"--write_back: of views {first}..{end - 1} the teacher's logits differ by up to {worst:.3g} from the "
             f"stored ones, where rounding allows {ARITHMETIC:g} of the largest; nothing is appended to {store.path}"

@@ -1,8 +1,16 @@
-"""How teacher logits are held in a record, and what that costs in accuracy."""
+"""How teacher logits are held in a record, and what that costs in accuracy.
+
+A codec is written three times: `encode` and `decode` in NumPy, for precompute and replay, and `round_trip` in
+TensorFlow, for the logits of an online teacher (law 8). All give the same bits, under XLA too, which multiplies and
+adds in one rounding where it can: so products here are exact in float32, and nothing divides by a constant, which
+XLA and Grappler turn into a multiplication.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -11,47 +19,130 @@ import tensorflow_datasets as tfds
 
 from pipeline.errors import DataError, UserError
 
-CODECS = ("float32", "float16")
+Encoded = dict[str, np.ndarray]  # column of a record to its values for n views, [n, ...]
+
+_FLOATS: dict[str, tf.DType] = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
+_TOP_K = re.compile(r"topk:([1-9][0-9]{0,5})")
+CODECS = (*_FLOATS, "int8", "topk:K")  # as messages and --help spell them
 
 
 def check_codec(name: str) -> None:
     """Raises UserError unless there is a codec of that name."""
-    if name not in CODECS:
-        raise UserError(f"--codec={name}: expected one of {', '.join(CODECS)}")
+    if not (name in _FLOATS or name == "int8" or _TOP_K.fullmatch(name)):
+        raise UserError(f"--codec={name}: expected one of {', '.join(CODECS)}, such as topk:16")
+
+
+def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:
+    """The codec of that name.
+
+    Args:
+      name: one of `CODECS`, with a number for K.
+      num_classes: C.
+      temperature: of the softmax whose mass a `topk` codec keeps.
+
+    Raises:
+      UserError: there is none, or it does not fit the number of classes.
+    """
+    check_codec(name)
+    if name in _FLOATS:
+        return FloatCodec(name, num_classes)
+    if name == "int8":
+        return Int8Codec(name, num_classes)
+    return TopKCodec(name, num_classes, temperature=temperature)
 
 
 @dataclasses.dataclass(frozen=True)
-class Codec:
-    """Logits as plain floating-point numbers of one width.
+class Column:
+    """What a record has for one view in a column: a scalar, or an array as its little-endian bytes.
 
     Attributes:
-      name: `float32` or `float16`.
+      dtype: of the values; a scalar is float32.
+      size: length of the array; None for a scalar.
+    """
+
+    dtype: np.dtype[Any]
+    size: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of a view, before compression."""
+        return self.dtype.itemsize * (1 if self.size is None else self.size)
+
+    def feature(self) -> Any:
+        """As TFDS declares it."""
+        if self.size is None:
+            return self.dtype.type
+        return tfds.features.Tensor(
+            shape=(self.size,), dtype=self.dtype.type, encoding=tfds.features.Encoding.BYTES
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec(abc.ABC):
+    """Logits to the columns of a record, and back.
+
+    Attributes:
+      name: as `--codec` spells it.
       num_classes: C.
     """
 
     name: str
     num_classes: int
 
-    def __post_init__(self) -> None:
-        check_codec(self.name)
+    @property
+    @abc.abstractmethod
+    def columns(self) -> dict[str, Column]:
+        """What a record has for its logits, `logits` first."""
+
+    @abc.abstractmethod
+    def _encode(self, logits: np.ndarray) -> Encoded:
+        """Finite float32 [n, C] to columns; not finite where a logit does not fit."""
+
+    @abc.abstractmethod
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """The inverse of `encode`: float32 [n, C].
+
+        Raises:
+          ValueError: columns that no `encode` gives.
+        """
+
+    @abc.abstractmethod
+    def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
+        """`decode(encode(logits))` in a graph, float32 [B, C]: what online logits pass through (law 8)."""
+
+    @abc.abstractmethod
+    def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
+        """How far two stores may be apart in each logit whose values before the codec differ by at most `slack`.
+
+        Args:
+          logits: float32 [n, C], of either, before the codec.
+          slack: float32 [n, 1].
+
+        Returns:
+          float32 [n, C].
+        """
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of a stored logit, little-endian."""
-        return np.dtype(self.name).newbyteorder("<")
+    def largest(self) -> float:
+        """Absolute value of the largest logit that fits."""
+        return float(np.finfo(np.float32).max)
 
-    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+    @property
+    def only_temperature(self) -> float | None:
+        """The one temperature at which decoded logits have the teacher's softmax; None: any."""
+        return None
+
+    @property
+    def bytes_per_view(self) -> int:
+        """Of the logits' columns, before compression."""
+        return sum(column.bytes for column in self.columns.values())
+
+    def features(self) -> dict[str, Any]:
         """TFDS features that a record has for its logits."""
-        return {
-            "logits": tfds.features.Tensor(
-                shape=(self.num_classes,),
-                dtype=np.dtype(self.name).type,
-                encoding=tfds.features.Encoding.BYTES,
-            )
-        }
+        return {name: column.feature() for name, column in self.columns.items()}
 
-    def encode(self, logits: np.ndarray, *, first_view: int | None = None) -> np.ndarray:
-        """float32 [n, C] to the stored type.
+    def encode(self, logits: np.ndarray, *, first_view: int | None = None) -> Encoded:
+        """float32 [n, C] to the columns of n records.
 
         Args:
           logits: of n consecutive views.
@@ -60,30 +151,227 @@ class Codec:
         Raises:
           DataError: a logit does not fit, or is not finite.
         """
-        with np.errstate(over="ignore"):  # caught below, with the number in the message
-            encoded = logits.astype(self.dtype)
-        if not np.isfinite(encoded).all():
-            row, column = np.argwhere(~np.isfinite(encoded))[0]
-            where = "" if first_view is None else f"view {first_view + row}: "
-            raise DataError(
-                f"{where}teacher logit {logits[row, column]:g} does not fit --codec={self.name} (largest {np.finfo(self.dtype).max:g}); "
-                "use --codec=float32"
-            )
-        return encoded
+        unfit = ~np.isfinite(logits)
+        if not unfit.any():
+            with np.errstate(over="ignore", invalid="ignore"):  # caught below, with the number in the message
+                encoded = self._encode(logits)
+            if all(np.isfinite(column).all() for column in encoded.values()):
+                return encoded
+            unfit = np.abs(logits) > self.largest
+        # The range of a view, not one of its logits, is too wide where none is marked.
+        row, column = (
+            np.argwhere(unfit)[0] if unfit.any() else np.divmod(np.abs(logits).argmax(), self.num_classes)
+        )
+        where = "" if first_view is None else f"view {first_view + row}: "
+        raise DataError(
+            f"{where}teacher logit {logits[row, column]:g} does not fit --codec={self.name} (largest "
+            f"{self.largest:g}); use --codec=float32"
+        )
 
-    def decode(self, encoded: np.ndarray) -> np.ndarray:
-        """The inverse of `encode`: float32 [n, C]."""
-        return encoded.astype(np.float32)
+
+@dataclasses.dataclass(frozen=True)
+class FloatCodec(Codec):
+    """Logits as plain floating-point numbers of one width."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a stored logit, little-endian."""
+        return np.dtype(_FLOATS[self.name].as_numpy_dtype).newbyteorder("<")
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        return {"logits": Column(self.dtype, self.num_classes)}
+
+    @property
+    def largest(self) -> float:
+        return float(_FLOATS[self.name].max)
+
+    def _encode(self, logits: np.ndarray) -> Encoded:
+        return {"logits": logits.astype(self.dtype)}
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        return _finite(encoded["logits"].astype(np.float32))
 
     def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
-        """`decode(encode(logits))` in a graph, float32 [B, C]: what online logits pass through (law 8)."""
-        return logits if self.name == "float32" else tf.cast(tf.cast(logits, tf.float16), tf.float32)
+        return tf.cast(tf.cast(logits, _FLOATS[self.name]), tf.float32)
 
-    def allowed_error(self, logits: np.ndarray) -> np.ndarray:
-        """Largest rounding error of each logit, float32 [n, C] to float32 [n, C]: half a unit in the last place."""
+    def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
         if self.name == "float32":
-            return np.zeros_like(logits)
-        return np.abs(logits) * np.float32(2.0**-11) + np.float32(2.0**-25)
+            return np.broadcast_to(slack, logits.shape)
+        return slack + _one_place(np.abs(logits) + slack, _FLOATS[self.name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Codec(Codec):
+    """256 evenly spaced values from a view's smallest logit to its largest.
+
+    Columns: `logits` int8 [C], `logits_scale` and `logits_offset` float32; a logit is `offset + scale * code`.
+    """
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        scalar = Column(np.dtype("<f4"))
+        return {
+            "logits": Column(np.dtype(np.int8), self.num_classes),
+            "logits_scale": scalar,
+            "logits_offset": scalar,
+        }
+
+    # 16 significant bits, so that the product with a code of 8 is exact. Rounded up: the largest logit is code 127.
+    # The least scale is for equal logits, and far above the denormals, which TensorFlow's threads take for 0.
+    _SHARE, _LOW_BITS, _LEAST = np.float32(1 / 255), 0xFF, np.float32(2.0**-100)
+
+    def _encode(self, logits: np.ndarray) -> Encoded:
+        least = logits.min(axis=1, keepdims=True)
+        width = (logits.max(axis=1, keepdims=True) - least) * self._SHARE
+        bits = (width.view(np.int32) + np.int32(self._LOW_BITS)) & np.int32(~self._LOW_BITS)
+        scale = np.maximum(bits.view(np.float32), self._LEAST)
+        offset = least + np.float32(128) * scale
+        codes = np.clip(np.rint((logits - offset) / scale), -128, 127)
+        if not np.isfinite(scale).all():
+            codes = np.zeros_like(codes)  # refused by the caller, who sees the scale
+        return {
+            "logits": codes.astype(np.int8),
+            "logits_scale": scale[:, 0],
+            "logits_offset": offset[:, 0],
+        }
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        scale, offset = encoded["logits_scale"], encoded["logits_offset"]
+        decoded = encoded["logits"].astype(np.float32)
+        decoded *= scale[:, np.newaxis]
+        decoded += offset[:, np.newaxis]
+        return _finite(decoded)
+
+    def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
+        least = tf.reduce_min(logits, axis=1, keepdims=True)
+        width = (tf.reduce_max(logits, axis=1, keepdims=True) - least) * self._SHARE
+        bits = tf.bitwise.bitwise_and(tf.bitcast(width, tf.int32) + self._LOW_BITS, ~self._LOW_BITS)
+        scale = tf.maximum(tf.bitcast(bits, tf.float32), self._LEAST)
+        offset = least + 128.0 * scale
+        codes = tf.clip_by_value(tf.round((logits - offset) / scale), -128.0, 127.0)
+        return offset + scale * codes
+
+    def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
+        step = (np.ptp(logits, axis=1, keepdims=True) + 2 * slack) * np.float32(1.001 / 255)
+        return np.broadcast_to(
+            slack + step + _one_place(np.abs(logits).max(axis=1, keepdims=True), tf.float32), logits.shape
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKCodec(Codec):
+    """The K largest logits, and the softmax mass of all others at one temperature, spread evenly when decoded.
+
+    Columns: `logits` float16 [K], largest first; `logits_classes` uint16 [K] (int32 past 65,536 classes): whose they
+    are; `logits_rest` float32: log of the sum of `exp(logit / temperature)` over the other C - K classes. Each of
+    those is decoded to `temperature * (rest - log(C - K))`.
+
+    Attributes:
+      temperature: at which the mass is kept.
+    """
+
+    temperature: float = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.count >= self.num_classes:
+            raise UserError(
+                f"--codec={self.name}: of {self.num_classes} classes; expected a number below that, or another codec"
+            )
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return int(self.name.removeprefix("topk:"))
+
+    @property
+    def only_temperature(self) -> float:
+        return self.temperature
+
+    @property
+    def largest(self) -> float:
+        return float(tf.float16.max)
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        index = np.dtype("<u2" if self.num_classes <= 2**16 else "<i4")
+        return {
+            "logits": Column(np.dtype("<f2"), self.count),
+            "logits_classes": Column(index, self.count),
+            "logits_rest": Column(np.dtype("<f4")),
+        }
+
+    @property
+    def _log_others(self) -> float:
+        return float(np.log(self.num_classes - self.count))
+
+    def _encode(self, logits: np.ndarray) -> Encoded:
+        order = np.argsort(
+            -logits, axis=1, kind="stable"
+        )  # of equal logits the first class first, as in TensorFlow
+        ranked = np.take_along_axis(logits, order, axis=1)
+        rest = ranked[:, self.count :].astype(np.float64)
+        mass = np.exp((rest - rest[:, :1]) / self.temperature).sum(axis=1)
+        columns = self.columns
+        return {
+            "logits": ranked[:, : self.count].astype(columns["logits"].dtype),
+            "logits_classes": order[:, : self.count].astype(columns["logits_classes"].dtype),
+            "logits_rest": (rest[:, 0] / self.temperature + np.log(mass)).astype(np.float32),
+        }
+
+    def _each_rest(self, rest: np.ndarray) -> np.ndarray:
+        """What `logits_rest` float32 [n] is decoded to, float32 [n, 1]."""
+        # In float64, as the mass: exp and log differ in the last bits between NumPy, TensorFlow and XLA.
+        each = (rest.astype(np.float64) - self._log_others) * self.temperature
+        return each.astype(np.float32)[:, np.newaxis]
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        classes = encoded["logits_classes"]
+        if len(classes) and (classes.max() >= self.num_classes or classes.min() < 0):
+            raise ValueError(f"class {classes.max()} of {self.num_classes}")
+        decoded = np.empty((len(classes), self.num_classes), np.float32)
+        decoded[:] = self._each_rest(encoded["logits_rest"])
+        np.put_along_axis(decoded, classes.astype(np.int64), encoded["logits"].astype(np.float32), axis=1)
+        return _finite(decoded)
+
+    def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
+        ranked, order = tf.math.top_k(logits, k=self.num_classes)
+        rest = tf.cast(ranked[:, self.count :], tf.float64)
+        mass = tf.reduce_sum(tf.exp((rest - rest[:, :1]) / self.temperature), axis=1)
+        stored = tf.cast(rest[:, 0] / self.temperature + tf.math.log(mass), tf.float32)
+        each = tf.cast((tf.cast(stored, tf.float64) - self._log_others) * self.temperature, tf.float32)
+        values = tf.cast(tf.cast(ranked[:, : self.count], tf.float16), tf.float32)
+        # Sums in place of tf.broadcast_to, which XLA makes a dynamic shape of. Of [B, C], the places [B, K] of the K.
+        rows = tf.range(tf.shape(logits)[0])[:, tf.newaxis] + tf.zeros_like(order[:, : self.count])
+        places = tf.stack([rows, order[:, : self.count]], axis=-1)
+        return tf.tensor_scatter_nd_update(tf.zeros_like(logits) + each[:, tf.newaxis], places, values)
+
+    def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
+        ranked = -np.sort(-logits, axis=1)
+        last, first_rest = ranked[:, self.count - 1 : self.count], ranked[:, self.count : self.count + 1]
+        each = self._each_rest(self._encode(logits)["logits_rest"])
+        # The rest moves with its logits, and by what changes places with it.
+        allowed = 4 * slack + _one_place(np.abs(logits) + slack, tf.float16)
+        either = (logits <= first_rest + 2 * slack) & (logits >= last - 2 * slack)
+        return allowed + np.where(either, np.abs(logits - each), np.float32(0))
+
+
+def _finite(decoded: np.ndarray) -> np.ndarray:
+    """The same, if all of it is finite.
+
+    Raises:
+      ValueError: it is not; no `encode` gives such a record.
+    """
+    if not np.isfinite(decoded).all():
+        raise ValueError("a logit that is not finite")
+    return decoded
+
+
+def _one_place(magnitude: np.ndarray, dtype: tf.DType) -> np.ndarray:
+    """Twice the largest rounding error of numbers up to `magnitude`, float32 of the same shape."""
+    info = np.finfo(np.float16) if dtype == tf.float16 else np.finfo(np.float32)
+    digits = 8 if dtype == tf.bfloat16 else info.nmant + 1
+    return magnitude * np.float32(2.0 ** (1 - digits)) + np.float32(info.smallest_subnormal)
 
 
 def log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:

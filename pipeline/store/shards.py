@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pipeline.errors import DataError, UserError, first_line, of_the_system
-from pipeline.store.codecs import Codec
+from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.files import publish, sha256_of, write_text
 from pipeline.views.records import ViewRecords
 
@@ -93,14 +93,14 @@ def record_features(codec: Codec) -> tfds.features.FeaturesDict:
     )
 
 
-def serialize(records: ViewRecords, encoded: np.ndarray) -> list[bytes]:
+def serialize(records: ViewRecords, encoded: Encoded) -> list[bytes]:
     """tf.Example records in TFDS's layout.
 
     TFDS's own serializer leaves the order of a message's map open, and shards are compared by byte.
 
     Args:
       records: n views with both fingerprints.
-      encoded: [n, C] logits from the codec.
+      encoded: the logits' columns, from the codec.
     """
     out = []
     for row in range(len(records.example)):
@@ -112,7 +112,11 @@ def serialize(records: ViewRecords, encoded: np.ndarray) -> list[bytes]:
         feature["mixup_ratio"].float_list.value.append(float(records.ratio[row]))
         feature["crop_hash"].int64_list.value.append(int(records.crop_hash[row]))
         feature["source_hash"].int64_list.value.append(int(records.source_hash[row]))
-        feature["logits"].bytes_list.value.append(encoded[row].tobytes())
+        for name, column in encoded.items():
+            if column.ndim == 1:
+                feature[name].float_list.value.append(float(column[row]))
+            else:
+                feature[name].bytes_list.value.append(column[row].tobytes())
         out.append(example.SerializeToString(deterministic=True))
     return out
 
@@ -124,7 +128,6 @@ _PARSE = {
     "mixup_ratio": tf.io.FixedLenFeature([], tf.float32),
     "crop_hash": tf.io.FixedLenFeature([], tf.int64),
     "source_hash": tf.io.FixedLenFeature([], tf.int64),
-    "logits": tf.io.FixedLenFeature([], tf.string),
 }
 
 
@@ -134,12 +137,17 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
     Raises:
       DataError: a record is not one of a store with this codec.
     """
+    wanted = _PARSE | {
+        name: tf.io.FixedLenFeature([], tf.float32 if column.size is None else tf.string)
+        for name, column in codec.columns.items()
+    }
     try:
         columns = {
-            k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), _PARSE).items()
+            k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), wanted).items()
         }
-        raw = b"".join(columns["logits"])
-        encoded = np.frombuffer(raw, codec.dtype).reshape(len(serialized), codec.num_classes)
+        logits = codec.decode(
+            {name: _values(columns[name], column) for name, column in codec.columns.items()}
+        )
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         raise DataError(f"not a record of {codec.num_classes} {codec.name} logits: {error}") from error
     return ViewRecords(
@@ -150,8 +158,17 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
         crop_hash=columns["crop_hash"],
         source_hash=columns["source_hash"],
         stored=np.ones(len(serialized), bool),
-        logits=codec.decode(encoded),
+        logits=logits,
     )
+
+
+def _values(found: np.ndarray, column: Column) -> np.ndarray:
+    """A column of n records as it was parsed, to its values: [n] or [n, size]."""
+    if column.size is None:
+        return found
+    if any(len(text) != column.bytes for text in found):
+        raise ValueError(f"not {column.bytes} bytes")
+    return np.frombuffer(b"".join(found), column.dtype).reshape(len(found), column.size)
 
 
 def open_shard(path: Path, records: int) -> ArrayRecordReader:

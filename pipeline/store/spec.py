@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, UserError
-from pipeline.store.codecs import Codec
+from pipeline.store.codecs import Codec, make_codec
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import EvalCrop, render_probe
 
@@ -89,7 +89,7 @@ class Spec:
 
     def make_codec(self) -> Codec:
         """The codec of the logits."""
-        return Codec(self.codec, self.num_classes)
+        return make_codec(self.codec, self.num_classes, temperature=self.temperature)
 
     def identity(self) -> dict[str, Any]:
         """What records are a function of, as JSON."""

@@ -124,7 +124,10 @@ def test_evaluation_splits(data_dir: Path, teacher_path: Path, flags: str, split
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--codec=float8", "--codec=float8: expected one of float32, float16"),
+        (
+            "--codec=float8",
+            "--codec=float8: expected one of float32, bfloat16, float16, int8, topk:K, such as topk:16",
+        ),
         ("--policy=autoaugment", "--policy=autoaugment: expected one of inception, light"),
         ("--recipe=vit", "--recipe=vit: expected one of keras_example, bit, demo"),
         ("--split=nope", f"--split=nope: {DATASET}/1.0.0 has splits test, train"),

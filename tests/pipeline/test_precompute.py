@@ -68,7 +68,10 @@ def test_a_second_writer_is_refused_before_it_changes_anything(asked: Asked) -> 
     [
         (["--epoch=3"], "unknown flag --epoch=3; did you mean --epochs?"),
         (["--epochs=-1"], "--epochs: -1: expected 1 or more"),
-        (["--codec=float8"], "--codec=float8: expected one of float32, float16"),
+        (
+            ["--codec=float8"],
+            "--codec=float8: expected one of float32, bfloat16, float16, int8, topk:K, such as topk:16",
+        ),
         (["--teacher=nowhere"], "--teacher=nowhere: no such file or directory"),
         (["--dataset=no_such_photos"], "--dataset=no_such_photos: not found in"),
         (["--split=nope"], f"--split=nope: {DATASET}/1.0.0 has splits test, train"),

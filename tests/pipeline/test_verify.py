@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,38 @@ def test_a_whole_store_passes_and_says_how_much_was_run_again(
     views = Store(published_store).views.num_records
     assert f"views: {views} run again, 0 with other parameters, 0 differing crops" in out
     assert "evaluation crops: 7 run again" in out
+
+
+@pytest.mark.parametrize("codec", ["int8", "topk:3"])
+def test_tolerance_follows_the_codec(
+    tmp_path: Path,
+    spec: Spec,
+    data_dir: Path,
+    teacher_path: Path,
+    codec: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = tmp_path / "store"
+    spec = dataclasses.replace(spec, codec=codec)
+    worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+    stores.write_store(worker, epochs=1)
+    cost = Store(store).views.manifest.fidelity()
+    assert 0 < cost["mean_kl"] < 0.1
+    assert cost["max_logit_error"] > 1e-3
+    assert run_verify(store, data_dir, teacher_path) == 0
+    same = f"largest logit difference 0 (0 views beyond what {codec} allows)"
+    assert capsys.readouterr().out.count(same) == 2
+    # As much as another machine's arithmetic may, and ten times as much.
+    for share, count in ((1e-4, 0), (1e-2, 1)):
+        forged = Path(shutil.copytree(store, tmp_path / f"{share}"))
+        forge(
+            forged,
+            with_column("logits", lambda row, share=share: np.add(row, share * np.abs(row).max(), out=row)),
+        )
+        findings = verify.Findings()
+        task = ShardTask(split="views", number=0, first=0, records=8)
+        verify.compare(worker, Store(forged).views, task, findings)
+        assert findings.wrong_logits == count
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,10 +208,12 @@ def test_offline_training_is_online_training_on_the_same_views(
 
 
 @pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("codec", ["float16", "topk:3"])
 def test_offline_for_an_epoch_and_then_online_is_online_from_the_start(
-    one_epoch: Path, data_dir: Path, teacher_path: Path
+    make_store: Callable[..., Path], data_dir: Path, teacher_path: Path, codec: str
 ):
-    store = Store(one_epoch)  # of float16 logits: what is made online has to be rounded alike
+    one_epoch = make_store(codec.replace(":", ""), epochs=1, codec=codec)
+    store = Store(one_epoch)  # what is made online has to go through the codec alike
     teacher = batched(store, teacher_path)
     both = train(
         continued(one_epoch, data_dir),

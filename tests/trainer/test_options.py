@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,16 @@ def test_recipe_mismatch_needs_to_be_allowed(opened: Store):
     with pytest.raises(UserError, match=r"policy\.image_size: 32 in the recipe, 24 in the store"):
         ask(opened, "--recipe=demo")
     assert ask(opened, "--recipe=demo", "--allow_recipe_mismatch").recipe_name == "demo"
+
+
+def test_other_temperature_than_the_one_a_topk_store_keeps_is_refused(make_store: Callable[..., Path]):
+    store = Store(make_store("topk3", epochs=1, codec="topk:3"))
+    assert ask(store).temperature == ask(store, "--temperature=2").temperature == 2.0
+    expected = r"--temperature=1: the store's codec topk:3 keeps the softmax of --temperature=2 alone"
+    with pytest.raises(UserError, match=expected):
+        ask(store, "--temperature=1")
+    with pytest.raises(UserError, match=r"--temperature=10: the store's codec topk:3"):
+        ask(store, "--recipe=keras_example", "--allow_recipe_mismatch")
 
 
 def test_unknown_student_is_refused_with_the_choices(opened: Store):

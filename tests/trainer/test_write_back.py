@@ -222,6 +222,22 @@ def test_bytes_do_not_depend_on_the_student_s_batches(
     assert_same_store(grown, precompute(8, views_per_shard=3 * N))
 
 
+@pytest.mark.parametrize("codec", ["int8", "topk:3"])
+def test_every_codec_is_written_back(
+    codec: str, spec: Spec, records: ViewRecords, data_dir: Path, teacher_path: Path, tmp_path: Path
+):
+    spec = dataclasses.replace(spec, codec=codec)
+    grown, precomputed = tmp_path / "grown", tmp_path / "precomputed"
+    for path, epochs in ((grown, (1,)), (precomputed, (1, 4))):
+        worker = ShardWorker(stores.job_for(path, spec, data_dir, teacher_path))
+        for count in epochs:
+            stores.write_store(worker, epochs=count, views_per_shard=3 * N, eval_splits=())
+    write_back = WriteBack(Store(grown), views_per_shard=60)
+    add_steps(write_back, records, N, 4 * N, batch_size=5)
+    write_back.close()
+    assert_same_store(grown, precomputed)
+
+
 def test_epoch_longer_than_a_shard_is_published_with_its_last_shard(
     grown: Path, records: ViewRecords, precompute: Precompute
 ):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from pipeline.errors import DataError
-from pipeline.store.codecs import Codec
+from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import (
     INFO_FILE,
     MANIFEST_FILE,
@@ -18,9 +19,11 @@ from pipeline.store.metadata import (
     publish_metadata,
     published_lengths,
 )
-from pipeline.store.shards import MAX_SHARDS, ShardInfo
+from pipeline.store.shards import MAX_SHARDS, ShardInfo, serialize, shard_name, write_shard
+from pipeline.views.records import ViewRecords
+from tests.stores import CODECS
 
-CODEC = Codec("float16", 7)
+CODEC = make_codec("float16", 7, temperature=2.0)
 DIGEST = "d" * 64
 
 
@@ -57,6 +60,34 @@ def test_tfds_reads_the_metadata(tmp_path: Path) -> None:
     # No total in the names, so that a store grows without a rename.
     names = [Path(name).name for name in info.splits["views"].filepaths]
     assert names == [f"views.array_record-0000{i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_tfds_reads_the_columns_of_every_codec(tmp_path: Path, name: str) -> None:
+    codec, generator = make_codec(name, 7, temperature=2.0), np.random.default_rng(0)
+    logits = generator.normal(0, 5, (300, 7)).astype(np.float32)
+    zeros = np.zeros(300, np.int64)
+    records = ViewRecords(
+        example=np.arange(300),
+        box=np.zeros((300, 4), np.int32),
+        flip=zeros > 0,
+        ratio=np.ones(300, np.float32),
+        crop_hash=zeros,
+        source_hash=zeros,
+        stored=zeros == 0,
+        logits=logits,
+    )
+    encoded = codec.encode(logits)
+    size, sha256 = write_shard(tmp_path / shard_name("views", 0), [serialize(records, encoded)], 300)
+    shard = ShardInfo(records=300, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
+    split = SplitManifest(dataset={"name": "d:1.0.0"}, shards=(shard,))
+    publish_metadata(tmp_path, {"views": split}, digest=DIGEST, codec=codec)
+    source = tfds.builder_from_directory(str(tmp_path)).as_data_source("views[100:]")
+    for view, record in zip(range(100, 300), source, strict=True):
+        assert record["example"] == view
+        for column, values in encoded.items():
+            np.testing.assert_array_equal(record[column], values[view])
+            assert values.ndim == 1 or record[column].dtype == values.dtype
 
 
 def test_nothing_is_published_in_an_empty_directory(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.store.codecs import CODECS, Codec
+from pipeline.store.codecs import Codec, make_codec
 from pipeline.store.shards import (
     PENDING,
     ShardInfo,
@@ -27,8 +27,9 @@ from pipeline.store.shards import (
     write_shard,
 )
 from pipeline.views.records import ViewRecords
+from tests import stores
 
-CODEC = Codec("float16", 7)
+CODEC = make_codec("float16", 7, temperature=2.0)
 TASK = ShardTask(split="views", number=3, first=60, records=20)
 DIGEST = "d" * 64
 
@@ -53,9 +54,9 @@ def write(path: Path, count: int = 20, *, seed: int = 0) -> ShardInfo:
     return ShardInfo(records=count, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", stores.CODECS)
 def test_serialize_and_parse_round_trip(name: str) -> None:
-    codec, records = Codec(name, 7), make_records(64)
+    codec, records = make_codec(name, 7, temperature=2.0), make_records(64)
     encoded = codec.encode(records.logits)
     again = parse(serialize(records, encoded), codec)
     for field in dataclasses.fields(ViewRecords):
@@ -86,12 +87,17 @@ def test_records_are_in_tfds_own_layout() -> None:
     decoded = features.deserialize_example(serialized[2])
     assert int(decoded["crop_hash"]) == records.crop_hash[2]
     assert bool(decoded["flip"]) == records.flip[2]
-    np.testing.assert_array_equal(decoded["logits"], CODEC.encode(records.logits)[2])
+    np.testing.assert_array_equal(decoded["logits"], CODEC.encode(records.logits)["logits"][2])
 
 
 @pytest.mark.parametrize(
     ("codec", "records"),
-    [(Codec("float32", 7), None), (Codec("float16", 8), None), (CODEC, [b"garbage"]), (CODEC, [b""])],
+    [
+        (make_codec("float32", 7, temperature=2.0), None),
+        (make_codec("float16", 8, temperature=2.0), None),
+        (CODEC, [b"garbage"]),
+        (CODEC, [b""]),
+    ],
     ids=["other_codec", "other_classes", "garbage", "empty"],
 )
 def test_a_record_of_another_kind_is_refused(codec: Codec, records: list[bytes] | None) -> None:

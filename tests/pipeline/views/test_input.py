@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import DataError, find_error
-from pipeline.store.codecs import Codec
+from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.reader import SplitReader
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
@@ -110,7 +110,7 @@ def test_draw_store_read_back_render(tmp_path, cache_bytes: int) -> None:
     drawn = view_input(images, batch_size)
     starts = np.arange(0, count, batch_size)
     batches = list(drawn.batches(starts))
-    codec = Codec("float32", CLASSES)
+    codec = make_codec("float32", CLASSES, temperature=2.0)
     logits = np.random.default_rng(0).normal(size=(len(starts) * batch_size, CLASSES)).astype(np.float32)
     chunks = [
         serialize(found_records(batch, part), codec.encode(part))
