@@ -193,7 +193,7 @@ def accuracy_by_epochs(
 
     Args:
       arms: of the result; `top1_mean`, and `top1_std` over seeds for the error bars where there is one.
-      runs: shown as small open points beside the mean.
+      runs: shown as small open points about the mean, where there are two seeds or more.
       teacher: its accuracy, or None.
 
     Returns:
@@ -216,13 +216,16 @@ def accuracy_by_epochs(
             yerr=errors if errors.any() else None,
             **style.line(),
             marker=style.marker,
-            markersize=5.5,
+            markersize=5,
             markeredgewidth=0,
             capsize=3,
             elinewidth=1.2,
             label=name,
         )
-        each = series_of([run for run in runs if run["arm"] == name], "epochs", "top1")
+        several = {arm["epochs"] for arm in mine if len(arm.get("seeds") or []) > 1}
+        each = series_of(
+            [run for run in runs if run["arm"] == name and run["epochs"] in several], "epochs", "top1"
+        )
         axes.plot(each[:, 0], each[:, 1], "o", markersize=3, markerfacecolor="none", markeredgecolor=colour)
     if not ticks:
         return None

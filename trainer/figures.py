@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-ABSENT = "not measured"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TEXTS = ("text", "list", "date", "digest", "command")  # kinds that take anything
@@ -116,21 +115,22 @@ def leaves(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
     yield from walk(below, ())
 
 
-def show(tree: Any, path: str, kind: str = "text", absent: str = ABSENT) -> Markup:
+def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) -> Markup:
     """The figure at a path, for a page: escaped, with the path in `data-figure` and its JSON in `data-value`.
 
     Args:
       tree: of result.json.
       path: in it.
       kind: one of `KINDS`: how a reader sees it.
-      absent: what is said where there is nothing, or no number where one is due.
+      absent: what is said where there is nothing, or no number where one is due; by default `not measured` of a
+        number and `not known` of anything else.
     """
     from markupsafe import Markup
 
     value = look_up(tree, path)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or not (number or kind in _TEXTS):
-        text, state = absent, "absent"
+        text, state = absent or ("not known" if kind in _TEXTS else "not measured"), "absent"
     else:
         text, state = KINDS[kind](value), "number" if number else "words"
     return Markup(
