@@ -1,18 +1,13 @@
-"""What a run says of itself before it begins."""
+"""What a run says of itself before it begins, and a comparison when it is done."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from pipeline.store.reader import Store
+from trainer.arms import OFFLINE
 from trainer.options import TrainOptions
-
-
-def count_text(number: float) -> str:
-    """A count for a reader: `endlessly many` without an end, no fraction where there is none."""
-    if number == math.inf:
-        return "endlessly many"
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+from trainer.steps import count_text
 
 
 def describe(options: TrainOptions, store: Store) -> str:
@@ -26,7 +21,9 @@ def describe(options: TrainOptions, store: Store) -> str:
     )
     if length.endless:
         text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"
-    if length.online_from < length.steps:
+    if options.arm is not OFFLINE:
+        text += f"\narm {options.arm.name}: {options.arm.what}"
+    elif length.online_from < length.steps:
         text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
     if options.warmup_steps >= length.steps:
         text = f"warm-up of {options.warmup_steps} steps is longer than this run of {length.steps}: the rate never gets to its peak\n{text}"
@@ -34,3 +31,43 @@ def describe(options: TrainOptions, store: Store) -> str:
     if epochs is not None and (left := length.left_over(int(epochs))):
         text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
     return text
+
+
+def comparison_table(result: dict[str, Any]) -> str:
+    """The figures of a comparison's result.json that answer what it is asked, for a terminal."""
+    rows = [("arm", "epochs", "seeds", f"top-1 ({result['eval_split']})", "agreement")]
+    for arm in result["arms"]:
+        rows.append(
+            (
+                arm["arm"],
+                f"{arm['epochs']:,}",
+                ",".join(map(str, arm["seeds"])),
+                _spread(arm["top1_mean"], arm["top1_std"]),
+                _spread(arm["agreement_mean"], arm["agreement_std"]),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
+    ]
+    lines += [_pair(pair) for pair in result["pairs"]]
+    if (cost := result["cost"]) is not None:
+        seconds = cost["seconds_a_step"]
+        parts = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
+        lines.append(f"milliseconds a step: {parts}; online takes {cost['saving']:+.0%}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _spread(mean: float, deviation: float | None) -> str:
+    return f"{mean:.2%}" if deviation is None else f"{mean:.2%} +- {deviation:.2%}"
+
+
+def _pair(pair: dict[str, Any]) -> str:
+    low, high = pair["top1_interval"]
+    loss = pair["largest_loss_difference"]
+    curves = "no step logged by both" if loss is None else f"losses differ by {loss:.3g} at most"
+    return (
+        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}, weights by "
+        f"{pair['weights_distance_relative']:.3g} of their norm; same answer for {pair['agreement']:.2%} of the images, top-1 "
+        f"{pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"
+    )

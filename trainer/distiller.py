@@ -41,12 +41,26 @@ def distillation_loss(
     return loss * temperature**2 if temperature_squared else loss
 
 
+def shown_to_teacher(batch: Batch, views: tf.Tensor) -> tf.Tensor:
+    """What a live teacher sees: the student's views, or crops of its own where the batch has them.
+
+    Args:
+      batch: see `Distiller`.
+      views: the student's, float32 [B, S, S, 3] in 0..255.
+
+    Returns:
+      float32 [B, S, S, 3] in 0..255.
+    """
+    return tf.cast(batch["teacher_crops"], tf.float32) if "teacher_crops" in batch else views
+
+
 class Distiller(tf.keras.Model):
     """Trains a student on the teacher's logits for the same views, in `fit` or a loop over `train_step`.
 
     A batch is a dict of tensors of static shape: `crops` uint8 [K, S, S, 3], `partner` int32 [B] (rows of
     `crops`), `ratio` float32 [B], `logits` float32 [B, C]; when a teacher continues where the store ends,
-    `stored` bool [B]: which rows of `logits` are the store's, the teacher makes the others; to be told what a
+    `stored` bool [B]: which rows of `logits` are the store's, the teacher makes the others, for the same views or for
+    `teacher_crops` uint8 [B, S, S, 3], other crops of the same images; to be told what a
     step trained on, `views` int64 [B]: the views' indices; and, for the teacher's logits to come out of the step,
     `record`: a dict of what else is wanted with them.
 
@@ -111,7 +125,7 @@ class Distiller(tf.keras.Model):
           ValueError: while tracing, if the batch has `stored` and there is no teacher.
         """
         views = mix(data["crops"], data["partner"], data["ratio"])  # [B, S, S, 3] float32
-        online = None if "stored" not in data else self._online_logits(views)
+        online = None if "stored" not in data else self._online_logits(shown_to_teacher(data, views))
         targets = tf.stop_gradient(self._targets(data, online))
         # One replica's share of the mean: the optimizer adds the replicas' gradients up.
         context = tf.distribute.get_replica_context()

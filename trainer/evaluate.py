@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
+from pipeline.store.files import publish
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
@@ -108,6 +110,12 @@ class Evaluator:
             ours.append(forward(crops).numpy())
             theirs.append(logits.numpy())
         return np.concatenate(ours)[: self._count], np.concatenate(theirs)[: self._count]
+
+    def write_predictions(self, student: tf.keras.Model, path: Path) -> None:
+        """Writes what a student takes each image for: `top1` and `labels`, int32 [n] each, in the split's order."""
+        top1 = self.logits(student)[0].argmax(axis=1)
+        with publish(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
 
     def evaluate(self, student: tf.keras.Model) -> Evaluation:
         """Evaluates a student, float32 [B, S, S, 3] in 0..255 to logits [B, C].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,11 @@ from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.spec import Spec
-from pipeline.views.input import ViewInput
+from pipeline.views.input import Batch
 from pipeline.views.mix import mix
 from pipeline.views.records import SampledViews, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
+from trainer.distiller import shown_to_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,28 +137,25 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
         )
 
 
-def find_unfit_logits(
-    view_input: ViewInput, teacher: BatchedTeacher, codec: Codec, starts: np.ndarray
-) -> DataError | None:
+def find_unfit_logits(batches: Iterable[Batch], teacher: BatchedTeacher, codec: Codec) -> DataError | None:
     """Looks for an online logit that the store's codec cannot hold, as the precompute would have refused it.
 
     The step itself does not look: a check inside would not compile for a TPU. Such a logit makes the loss
     infinite or not a number, and then is the time to look.
 
     Args:
-      view_input: gives the batches.
+      batches: to look at, as the Distiller takes them.
       teacher: the run's.
       codec: the store's.
-      starts: first views of the batches to look at, int64 [n].
 
     Returns:
       An error that names the first view, or None where all logits fit.
     """
-    size = view_input.batch_size
-    for start, batch in zip(starts.tolist(), view_input.batches(starts), strict=True):
-        logits = teacher(mix(batch["crops"], batch["partner"], batch["ratio"][:size])).numpy()
+    for batch in batches:
+        views = mix(batch["crops"], batch["partner"], batch["ratio"])
+        logits = teacher(shown_to_teacher(batch, views)).numpy()
         try:
-            codec.encode(logits, first_view=start)
+            codec.encode(logits, first_view=int(batch["views"][0]))
         except DataError as error:
             return error
     return None

@@ -10,10 +10,11 @@ from typing import Any, get_args
 from pipeline.errors import UserError
 from pipeline.flags import Parser, file_path, number, positive, positive_number, seed, whole
 from pipeline.store.reader import Store
+from trainer.arms import ARMS, OFFLINE, Arm
 from trainer.models import PRECISIONS, STUDENTS
 from trainer.optimizers import Clip, DecayMode
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, check_views, default_recipe, train_recipe
-from trainer.steps import RunLength
+from trainer.steps import RunLength, count_text
 from trainer.strategy import STRATEGIES
 from trainer.workers import TF_CONFIG_EXAMPLE
 
@@ -47,8 +48,13 @@ def make_parser() -> Parser:
         required=True,
         help="directory for checkpoints, metrics and the trained student",
     )
-    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
     add("--teacher", type=file_path, help="SavedModel or .keras file, to go on online where the store ends")
+    add(
+        "--arm",
+        default=OFFLINE.name,
+        choices=tuple(ARMS),
+        help="what the student is trained on; all but the first are there to be compared with it (`trainer.compare`)",
+    )
     add(
         "--epochs",
         type=_epochs,
@@ -62,6 +68,15 @@ def make_parser() -> Parser:
     )
     add("--views_per_shard", type=positive, default=16384, help="of --write_back; at most")
     add("--steps", type=positive, help="steps to train, instead of --epochs")
+    add("--seed", type=seed, default=0, help="of the student's initial weights")
+    add_shared_flags(parser)
+    return parser
+
+
+def add_shared_flags(parser: Parser) -> None:
+    """Flags that one run and a comparison of several take alike."""
+    add = parser.add_argument
+    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
     add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
@@ -104,7 +119,6 @@ def make_parser() -> Parser:
         action="store_true",
         help="batch normalisation over all replicas' views of a step",
     )
-    add("--seed", type=seed, default=0, help="of the student's initial weights")
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
     add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
     add(
@@ -116,7 +130,32 @@ def make_parser() -> Parser:
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
-    return parser
+
+
+def _shared_actions() -> list[argparse.Action]:
+    parser = Parser(add_help=False)
+    add_shared_flags(parser)
+    return parser._actions
+
+
+def shared_flags(flags: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_shared_flags` among others, by name."""
+    return {action.dest: getattr(flags, action.dest) for action in _shared_actions()}
+
+
+def shared_arguments(flags: argparse.Namespace) -> list[str]:
+    """Arguments that give these flags again, those that have their default left out."""
+    out = []
+    for action in _shared_actions():
+        value = getattr(flags, action.dest)
+        if value == action.default:
+            continue
+        name = f"--{action.dest}"
+        if isinstance(value, bool):
+            out.append(name if value else f"--no-{action.dest}")
+        else:
+            out.append(f"{name}={value}")
+    return out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,6 +181,11 @@ class TrainOptions:
     eval_split: str | None
     eval_every: int
 
+    @property
+    def arm(self) -> Arm:
+        """What the run is trained on."""
+        return ARMS[self.flags["arm"]]
+
     def to_json(self) -> dict[str, Any]:
         """The text of config.json: everything that was asked. JSON has no infinity: `inf`, as on the command line."""
         out: dict[str, Any] = _spell_infinity(dataclasses.asdict(self))
@@ -157,7 +201,7 @@ class TrainOptions:
             for k, v in self.recipe.to_json().items()
             if k not in ("source", "warmup_steps", "views", "epochs", "allow_short_run")
         }
-        return {
+        out = {
             "spec": spec_digest,
             "recipe_name": self.recipe_name,
             **recipe,
@@ -165,6 +209,8 @@ class TrainOptions:
             "seed": self.flags["seed"],
             "precision": self.flags["precision"],
         }
+        # Checkpoints of an ordinary run do not say so.
+        return out if self.arm is OFFLINE else {**out, "arm": self.arm.name}
 
 
 def _spell_infinity(tree: Any) -> Any:
@@ -209,6 +255,9 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
             f"--temperature={temperature:g}: the store's codec {spec.codec} keeps the softmax of --temperature={spec.temperature:g} "
             "alone; train at that, or precompute with another codec or temperature"
         )
+    arm = ARMS[flags.arm]
+    if arm is not OFFLINE:
+        length = _compared(arm, length, flags, store)
     if flags.write_back and flags.teacher is None:
         raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
     if flags.write_back and flags.steps_per_execution > 1:
@@ -226,7 +275,7 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
             f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "
             f"online; pass --teacher={spec.provenance.get('teacher', 'PATH')}, or train for --epochs={store.epochs}"
         )
-    if length.online_from < length.steps and flags.teacher is None:
+    if length.online_from < length.steps and flags.teacher is None and not arm.live:
         raise UserError(
             f"{length.steps:,} steps of {recipe.batch_size} need {length.steps * recipe.batch_size:,} views, the store "
             f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher={spec.provenance.get('teacher', 'PATH')} to go on online, precompute "
@@ -249,6 +298,26 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         eval_split=_eval_split(flags.eval_split, store),
         eval_every=flags.eval_every or _eval_every(length),
     )
+
+
+def _compared(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Store) -> RunLength:
+    """The length of a run of an arm that is compared with `offline`: on stored views, like that one.
+
+    Raises:
+      UserError: the store has not what the arm needs.
+    """
+    if flags.write_back:
+        raise UserError(
+            f"--arm={arm.name}: with --write_back; all its views are stored: leave one of them out"
+        )
+    if length.online_from < length.steps:
+        raise UserError(
+            f"--arm={arm.name}: {count_text(length.steps)} steps of {length.batch_size} need "
+            f"{count_text(length.steps * length.batch_size)} views, the store holds {store.views.num_records:,}, and what is "
+            f"compared is trained on stored views; precompute more epochs, or train for --epochs={store.epochs}"
+        )
+    arm.check(store)
+    return dataclasses.replace(length, online_from=0) if arm.live else length
 
 
 def _eval_every(length: RunLength) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STUDENT_DIRECTORY = "student"  # as trained to the end, which is what function matching is about
 BEST_DIRECTORY = "student_best"  # of the best evaluation on the way
 RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.npz"  # of the student as trained to the end, on the split of `--eval_split`
 
 # What result.json says of the training: not measured again when a finished run is only evaluated again.
 _OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes")
@@ -40,6 +41,7 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     if result is None or result.get("eval_split") != run.options.eval_split:
         return None
     names = [STUDENT_DIRECTORY] + [BEST_DIRECTORY] * (result.get("best") is not None)
+    names += [PREDICTIONS_FILE] * (run.options.eval_split is not None)
     whole = all((run.workdir / name).exists() for name in names)
     if not whole or list(result["evaluation"]) != run.store.held_out_splits:
         return None
@@ -74,6 +76,8 @@ def finish(run: Run, training: dict[str, Any]) -> dict[str, Any]:
         name: run.evaluated.get(name) or run.evaluator(name).evaluate(run.student).to_json()
         for name in store.held_out_splits
     }
+    if options.eval_split is not None:
+        run.evaluator(options.eval_split).write_predictions(run.student, run.workdir / PREDICTIONS_FILE)
     export_student(run.student, run.workdir / STUDENT_DIRECTORY)
     best = _export_best(run)
     if training["first_step"] == training["steps"] and (previous := _previous_result(run)) is not None:

@@ -88,6 +88,13 @@ class RunLength:
         return epochs * self.num_examples - int(self.steps) * self.batch_size
 
 
+def count_text(number: float) -> str:
+    """A count for a reader: `endlessly many` without an end, no fraction where there is none."""
+    if number == math.inf:
+        return "endlessly many"
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
+
+
 def name_views(views: np.ndarray) -> dict[str, int | str]:
     """How metrics.jsonl says which views a step trained on: the same with any number of replicas.
 

@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, Interrupted, UserError, find_reason
+from pipeline.errors import Interrupted, UserError
 from pipeline.flags import make_directory
-from pipeline.provenance import load_teacher, open_dataset
+from pipeline.provenance import find_teacher, load_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
@@ -35,23 +34,22 @@ from pipeline.views.input import ViewInput
 from trainer import models
 from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
-from trainer.describe import count_text, describe
+from trainer.describe import describe
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator
+from trainer.failures import explain, explain_divergence
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
-from trainer.online import BatchedTeacher, ContinuedViews, find_unfit_logits, try_teacher
+from trainer.online import BatchedTeacher, ContinuedViews, try_teacher
 from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, make_parser, resolve
 from trainer.preemption import Preemption
-from trainer.replay import replay_input, step_batches
+from trainer.replay import step_batches
 from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, finish, finished_result
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
-from trainer.steps import Segment, cut_segments
+from trainer.steps import Segment, count_text, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
 from trainer.workers import Workers, check_workers
 from trainer.write_back import Appending, TeacherPass, opened_store
-
-_PREFETCHED = 64  # batches that may have been under way when one of them failed
 
 
 class Run:
@@ -88,12 +86,13 @@ class Run:
         self.online_teacher = self._online_teacher()
         with self.strategy.scope(), averaged_statistics():
             self._build()
-        self.input: ViewInput = replay_input(
+        past_the_store = self.teacher is not None and not options.arm.live
+        self.input: ViewInput = options.arm.input(
             store,
             self.dataset,
             batch_size=replica_batch_size(recipe.batch_size, self.replicas),
             image_cache_bytes=flags["image_cache_bytes"],
-            records=None if self.teacher is None else ContinuedViews.of(store),
+            records=ContinuedViews.of(store) if past_the_store else None,
         )
         if flags["write_back"] and self.replicas > 1:
             raise UserError(
@@ -111,6 +110,8 @@ class Run:
     def _build(self) -> None:
         """Student, optimizer and distiller, in the strategy's scope."""
         options, store, recipe = self.options, self.store, self.options.recipe
+        # Here, for a teacher that was loaded before may have drawn from the generators: same seed, same student.
+        tf.keras.utils.set_random_seed(options.flags["seed"])
         self.student = models.build(
             recipe.student,
             num_classes=store.spec.num_classes,
@@ -152,6 +153,8 @@ class Run:
 
     def _load_teacher(self) -> Teacher | None:
         path = self.options.flags["teacher"]
+        if self.options.arm.live:
+            path = find_teacher(self.store.spec, path)
         if path is None:
             return None
         if self.options.length.online_from == self.options.length.steps:
@@ -197,10 +200,12 @@ class Run:
                 f"--workdir={self.workdir}: the run there is at step {first}, past the {length.steps} asked for; ask for "
                 "more, or use another --workdir"
             )
-        if self.online_teacher is not None and first < length.steps:
-            flags = self.options.flags
+        if self.teacher is not None and self.online_teacher is not None and first < length.steps:
             try_teacher(
-                self.online_teacher, self.store.spec, path=flags["teacher"], jit_compile=flags["jit_compile"]
+                self.online_teacher,
+                self.store.spec,
+                path=str(self.teacher.path),
+                jit_compile=self.options.flags["jit_compile"],
             )
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
         if self.workers.chief:
@@ -283,15 +288,15 @@ class Run:
                         verbose=0,
                     )
             except tf.errors.OpError as error:
-                raise self._explain(error, callback.step) from error
+                raise explain(self, error, callback.step) from error
             except DivergedError as error:
-                raise self._explain_divergence(done, callback.step) or error from error
+                raise explain_divergence(self, done, callback.step) or error from error
 
     def _batches(self, segment: Segment) -> tf.data.Dataset:
         """The input of a segment; under a strategy each replica takes its own part of a step's views."""
 
         def build(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-            return step_batches(
+            batches = step_batches(
                 self.input,
                 segment.start,
                 segment.stop,
@@ -300,37 +305,11 @@ class Run:
                 replicas=self.replicas,
                 context=context,
             )
+            return self.options.arm.batches(batches)
 
         if self.strategy is tf.distribute.get_strategy():
             return build()
         return self.strategy.distribute_datasets_from_function(build)
-
-    def _explain(self, error: Exception, step: int) -> Exception:
-        """The DataError behind TensorFlow's, looked for among the batches that were under way."""
-        if (found := find_reason(error)) is not None:
-            return found
-        batch, size = self.options.recipe.batch_size, self.input.batch_size
-        under_way = self.options.flags["steps_per_execution"] + _PREFETCHED
-        stop = int(min(step + under_way, self.options.length.steps))
-        for start in range(step * batch, stop * batch, size):
-            try:
-                next(self.input.batches(np.array([start])))
-            except DataError as cause:
-                return cause
-        return error
-
-    def _explain_divergence(self, first: int, last: int) -> DataError | None:
-        """The logit that made the loss of a step in `first .. last - 1` infinite, if the teacher did."""
-        length = self.options.length
-        # All figures were finite at the last step that was logged, and that one was the last of an execution.
-        flags = self.options.flags
-        logged = last - flags["log_every"] - (flags["steps_per_execution"] - 1)
-        first = max(first, logged, length.online_from)
-        if self.online_teacher is None:
-            return None
-        starts = np.arange(first * length.batch_size, last * length.batch_size, self.input.batch_size)
-        codec = self.store.spec.make_codec()
-        return find_unfit_logits(self.input, self.online_teacher, codec, starts)
 
     def export_saved(self) -> None:
         """Exports the student of the latest checkpoint, if there is one; of several workers, the chief does."""

@@ -71,14 +71,16 @@ class ViewInput:
     Attributes:
       records: gives each view's parameters.
       source: gives each view's image.
-      batch_size: B; a batch holds `B + 2` crops.
+      batch_size: B; a batch holds K = `B + extra_crops` crops.
       plan: first view to (views int64 [K], partner int32 [B]); by default `plan_batch`.
+      extra_crops: beside the batch's own; 2 partners by default.
     """
 
     records: RecordSource
     source: ImageSource
     batch_size: int
     plan: Planner | None = None
+    extra_crops: int = EXTRA_CROPS
     _built: dict[int | None, tuple[Any, Any]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -86,7 +88,7 @@ class ViewInput:
     @property
     def num_crops(self) -> int:
         """K, crops a batch."""
-        return self.batch_size + EXTRA_CROPS
+        return self.batch_size + self.extra_crops
 
     @property
     def renderer(self) -> Renderer:
@@ -213,7 +215,7 @@ class ViewInput:
           threads: batches rendered side by side; as many as there are cores by default.
 
         Returns:
-          A data set, in order, of dicts with static shapes, K = B + 2: `crops` uint8 [K, S, S, 3]; `partner`
+          A data set, in order, of dicts with static shapes, K = B + extra_crops: `crops` uint8 [K, S, S, 3]; `partner`
           int32 [B]; `logits` float32 [B, C]; and over all K crops `views`, `example`, `box`, `flip`, `ratio`,
           `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`).
         """

@@ -101,6 +101,15 @@ def test_best_student_is_exported_with_the_evaluation_that_made_it_so(finished: 
         assert any(np.array_equal(variable.numpy(), value) for value in weights.values()), variable.name
 
 
+def test_predictions_are_kept_with_the_labels(finished: Finished):
+    test = finished.read("result.json")["evaluation"]["test"]
+    with np.load(finished.workdir / "predictions.npz") as kept:
+        top1, labels = kept["top1"], kept["labels"]
+    assert top1.dtype == labels.dtype == np.int32
+    assert labels.tolist() == [index % stores.CLASSES for index in range(test["examples"])]
+    assert (top1 == labels).mean() == test["student_top1"]
+
+
 def test_leftover_views_are_named(finished: Finished):
     assert "1 views of the last epoch fill no batch" in finished.done.stdout
 
@@ -182,6 +191,7 @@ def test_nothing_temporary_is_left(finished: Finished):
         "checkpoints",
         "config.json",
         "metrics.jsonl",
+        "predictions.npz",
         "result.json",
         "student",
         "student_best",
