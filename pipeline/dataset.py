@@ -2,18 +2,29 @@
 
 TFDS knows where the files are, how long each is and what a record holds; the records themselves are read
 here, undecoded, by index, with no group-size warning and no decoding of what is not wanted.
+
+As a command, makes such a data set of a folder of images, or of one that is prepared in another format:
+
+    python -m pipeline.dataset import --folder=DIR --name=NAME --data_dir=DIR          # some 500 images a second
+    python -m pipeline.dataset import --from_tfds=NAME --from_data_dir=DIR --data_dir=DIR
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("pipeline.dataset")
+
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +37,8 @@ from pipeline.errors import DataError, UserError, first_line, of_the_system
 
 _LABELS_AT_ONCE = 256  # with their images
 
+COMMAND = "python -m pipeline.dataset import"
+
 
 def _prepare_hint(name: str) -> str:
     return (
@@ -34,30 +47,56 @@ def _prepare_hint(name: str) -> str:
     )
 
 
-def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a prepared data set.
+@contextlib.contextmanager
+def without_announcements() -> Iterator[None]:
+    """TFDS's bars, in whose place is one of ours, and its lines on standard output, which name a directory aside."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def find_builder(
+    name: str, data_dir: str | Path | None, *, flag: str = "--dataset"
+) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set that is prepared in any format.
 
     Args:
       name: `NAME[/CONFIG][:VERSION]`, as TFDS takes it.
       data_dir: TFDS's data directory; None for its default.
+      flag: that gave the name.
 
     Raises:
-      UserError: TFDS does not know the name, or it is not prepared there as ArrayRecord.
+      UserError: TFDS does not know the name, or it is not prepared there.
     """
     where = str(data_dir) if data_dir else tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
         raise UserError(
-            f"--dataset={name}: not found in {where} ({first_line(error)}); {_prepare_hint(name)}"
+            f"{flag}={name}: not found in {where} ({first_line(error)}); {_prepare_hint(name)}; images of your own: "
+            f"`{COMMAND} --folder=DIR --name=NAME --data_dir=DIR`"
         ) from error
     if not builder.info.splits:
-        raise UserError(f"--dataset={name}: not prepared in {where}; {_prepare_hint(name)}")
+        raise UserError(f"{flag}={name}: not prepared in {where}; {_prepare_hint(name)}")
+    return builder
+
+
+def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set that is prepared as ArrayRecord; see `find_builder`.
+
+    Raises:
+      UserError: there is none.
+    """
+    builder = find_builder(name, data_dir)
     file_format = builder.info.file_format
     if file_format is not None and file_format.value != "array_record":
+        where = f" --from_data_dir={data_dir}" if data_dir else ""
         raise UserError(
             f"--dataset={name}: prepared as {file_format.value} in {builder.data_dir}, but random access needs "
-            f"array_record; {_prepare_hint(name)}"
+            f"array_record; convert it with `{COMMAND} --from_tfds={name}{where} --data_dir=DIR` and pass --data_dir=DIR"
         )
     return builder
 
@@ -252,3 +291,14 @@ def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
                 f"image {row} of the batch has more pixels than are ever decoded ({error}); scale it down"
             ) from error
     return out
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    from pipeline import dataset_import  # which needs this module
+
+    if argv[:1] != ["import"]:
+        raise UserError(
+            f"{' '.join(argv[:1]) or 'no command'}: expected `{COMMAND} ...` (--help lists the flags)"
+        )
+    return dataset_import.main(argv[1:])

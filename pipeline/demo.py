@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm.keras import TqdmCallback
 
+from pipeline.dataset import without_announcements
 from pipeline.errors import UserError
 from pipeline.store.files import sync_path, sync_tree
 
@@ -76,7 +76,7 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
     with _publish(data_dir / DATASET / _VERSION, complete="dataset_info.json") as partial:
         if partial is not None:
             _say(f"preparing the embedded default's data set in {data_dir} (once) ...")
-            with _without_announcements():
+            with without_announcements():
                 # TFDS appends name and version itself.
                 builder = _builder_class()(data_dir=partial.parent / f"{partial.name}.tfds")
                 builder.download_and_prepare(
@@ -85,17 +85,6 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
                 )
             Path(builder.data_dir).rename(partial)
     return data_dir
-
-
-@contextlib.contextmanager
-def _without_announcements() -> Iterator[None]:
-    """TFDS's bars for four seconds of work, and its lines on standard output, which name the directory aside."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
 
 
 def prepare_teacher(path: Path | None = None) -> Path:

@@ -149,7 +149,7 @@ def test_another_file_format_is_refused_and_says_how_to_prepare(tmp_path: Path) 
     with pytest.raises(UserError) as caught:
         Dataset(DATASET, "train", data_dir=tmp_path)
     assert "prepared as tfrecord" in str(caught.value)
-    assert "--file_format=array_record" in str(caught.value)
+    assert f"--from_tfds={DATASET}" in str(caught.value)
 
 
 @pytest.mark.parametrize("split", ["nope", "train[", "train[:200%]", "", "train[5:"])

@@ -1,0 +1,267 @@
+"""pipeline.dataset import: folders of images and TFDS data sets of other formats; whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from pipeline import dataset_import
+from pipeline.dataset import Dataset, main
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, UserError, run_command
+from pipeline.store.lock import writer_lock
+from tests.images import TRAIN_IMAGES, encode, encoded_images, photo
+from tests.runs import fail
+from tests.stores import DATASET, prepare_dataset
+
+IMAGES = {
+    "tulip/b.jpg": ("jpeg_420", 30, 40),
+    "tulip/a.png": ("png_rgb", 12, 9),
+    "daisy/1.jpeg": ("jpeg_grey", 20, 21),
+    "daisy/10.jpg": ("jpeg_progressive", 25, 22),
+    "daisy/2.jpg": ("png_palette", 18, 16),  # what a file is its content says
+    "a rose/x.jpg": ("jpeg_cmyk", 15, 15),
+}
+ORDER = ["a rose/x.jpg", "daisy/1.jpeg", "daisy/10.jpg", "daisy/2.jpg", "tulip/a.png", "tulip/b.jpg"]
+
+
+def make_folder(root: Path, *prefixes: str) -> dict[str, bytes]:
+    """Writes the images, below each of the prefixes; their bytes by path."""
+    files = {}
+    for prefix in prefixes or ("",):
+        for seed, (name, (kind, height, width)) in enumerate(IMAGES.items()):
+            path = root / prefix / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files[f"{prefix}{name}"] = encode(photo(height, width, seed=seed), kind)
+            path.write_bytes(files[f"{prefix}{name}"])
+    return files
+
+
+def flags(root: Path) -> list[str]:
+    return ["import", f"--folder={root / 'images'}", "--name=my_flowers", f"--data_dir={root / 'data'}"]
+
+
+def left(root: Path) -> list[str]:
+    """What is in the data directory."""
+    return sorted(str(path.relative_to(root / "data")) for path in (root / "data").rglob("*"))
+
+
+def test_a_folder_of_class_folders_becomes_a_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = make_folder(tmp_path / "images")
+    (tmp_path / "images" / ".DS_Store").write_text("the system's")
+    assert main(flags(tmp_path)) == 0
+    out, err = capsys.readouterr()
+    made = "my_flowers: 6 images of 3 classes (train 6); use it with --dataset=my_flowers --data_dir="
+    assert out.startswith(made)
+    assert out.count("\n") == 1
+    assert "write: 100%" in err
+    dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
+    assert dataset.read(np.arange(6)) == [files[name] for name in ORDER]
+    assert dataset.class_names == ["a rose", "daisy", "tulip"]
+    assert dataset.labels(np.arange(6)).tolist() == [0, 1, 1, 1, 2, 2]
+    record = tfds.builder("my_flowers", data_dir=tmp_path / "data").as_data_source("train")[5]
+    assert (record["image"].shape, record["filename"]) == ((30, 40, 3), b"tulip/b.jpg")
+    assert [path for path in left(tmp_path) if "partial" in path] == []
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "two"):
+        make_folder(tmp_path / name / "images", "train/", "val/")
+        assert main(flags(tmp_path / name)) == 0
+        shards = sorted((tmp_path / name / "data").rglob("*.array_record*"))
+        contents.append([path.read_bytes() for path in shards])
+        assert len(shards) == 2
+    assert contents[0] == contents[1]
+
+
+def test_split_folders_become_splits_with_one_list_of_classes(tmp_path: Path) -> None:
+    files = make_folder(tmp_path / "images", "train/", "val/")
+    (tmp_path / "images" / "val" / "tulip" / "a.png").unlink()
+    (tmp_path / "images" / "val" / "tulip" / "b.jpg").unlink()
+    (tmp_path / "images" / "val" / "tulip").rmdir()
+    assert main(flags(tmp_path)) == 0
+    dataset = Dataset("my_flowers", "validation", data_dir=tmp_path / "data")
+    assert dataset.split_names == ["train", "validation"]
+    assert dataset.class_names == ["a rose", "daisy", "tulip"]
+    assert dataset.read(np.arange(4)) == [files[f"val/{name}"] for name in ORDER[:4]]
+
+
+def test_all_that_cannot_be_used_is_listed_at_once_and_nothing_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    files = make_folder(images)
+    jpeg, png = files["tulip/b.jpg"], files["tulip/a.png"]
+    bad = {
+        "tulip/cut.jpg": jpeg[:-200],
+        "tulip/cut.png": png[: len(png) // 2],
+        "daisy/empty.jpg": b"",
+        "daisy/notes.txt": b"text",
+        "daisy/picture.gif": encode(photo(9, 9, seed=0), "gif"),
+        "daisy/header.jpg": jpeg[:20],
+        "labels.csv": b"a,b",
+    }
+    for name, data in bad.items():
+        (images / name).write_bytes(data)
+    folders = ["lily", "tulip/more"]
+    for name in folders:
+        (images / name).mkdir()
+    with pytest.raises(SystemExit) as exit_info:
+        run_command(main, flags(tmp_path))
+    assert exit_info.value.code == EXIT_USER_ERROR
+    *listed, line = [text for text in capsys.readouterr().err.splitlines() if str(images) in text]
+    assert f"--folder={images}: {len(bad) + 2} files or folders cannot be used, listed above" in line
+    assert {text.split(": ")[0] for text in listed} == {str(images / name) for name in [*bad, *folders]}
+    assert f"{images}/daisy/notes.txt: neither JPEG nor PNG" in listed
+    assert not any("{{" in text for text in listed)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--name": "My-Flowers"}, "--name=My-Flowers: expected a-z"),
+        ({"--name": "mnist"}, "--name=mnist: TFDS has a data set of that name"),
+        ({"--folder": "nowhere"}, "--folder=nowhere: no such directory"),
+        ({"--folder": None}, "either --folder and --name, or --from_tfds"),
+        ({"--name": None}, "--name goes with --folder"),
+        ({"--data_dir": None}, "--data_dir"),
+        ({"--from_tfds": "x"}, "either --folder and --name, or --from_tfds"),
+        ({"--nme": "x"}, "unknown flag --nme=x; did you mean --name?"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+    (tmp_path / "images").mkdir()
+    given = dict(flag.split("=") for flag in flags(tmp_path)[1:]) | changes
+    with pytest.raises(UserError) as caught:
+        main(["import", *(f"{flag}={value}" for flag, value in given.items() if value is not None)])
+    assert message in str(caught.value)
+
+
+def test_another_command_is_refused() -> None:
+    for argv in ([], ["export"]):
+        with pytest.raises(UserError, match=r"expected `python -m pipeline\.dataset import"):
+            main(argv)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"no class folders in it; expected CLASS/IMAGE\.jpg or SPLIT/CLASS"):
+        main(flags(tmp_path))
+
+
+def test_a_class_that_no_training_image_has_is_told(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", "train/", "test/")
+    (tmp_path / "images" / "test" / "tulip").rename(tmp_path / "images" / "test" / "Tulip")
+    found = dataset_import.scan(tmp_path / "images")
+    assert found.problems == ["Tulip: a class without images in train"]
+    (tmp_path / "images" / "train").rename(tmp_path / "images" / "validation")
+    (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
+    with pytest.raises(UserError, match="two folders of one split, val, validation"):
+        dataset_import.scan(tmp_path / "images")
+
+
+def test_a_data_set_that_is_there_stays(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    assert main(flags(tmp_path)) == 0
+    before = left(tmp_path)
+    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0 is there already"):
+        main(flags(tmp_path))
+    assert left(tmp_path) == before
+
+
+def test_what_a_dead_run_left_is_replaced_and_a_live_one_is_not_disturbed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    aside = tmp_path / "data" / ".my_flowers-1.0.0.partial"
+    (aside / "my_flowers" / "1.0.0").mkdir(parents=True)
+    (aside / "my_flowers" / "1.0.0" / "junk").write_text("half")
+    with writer_lock(aside), pytest.raises(UserError, match="is writing it"):
+        main(flags(tmp_path))
+    assert main(flags(tmp_path)) == 0
+    assert not aside.exists()
+    assert not list((tmp_path / "data").rglob("junk"))
+
+
+# From another format.
+
+
+@pytest.fixture(scope="module")
+def tfrecords(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_photos` as TFRecord; read only."""
+    splits = {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TRAIN_IMAGES[:3])}
+    return prepare_dataset(tmp_path_factory.mktemp("tfrecords"), splits, file_format="tfrecord")
+
+
+def test_a_tfrecord_data_set_is_converted(
+    tfrecords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Dataset(DATASET, "train", data_dir=tfrecords)
+    (command,) = [part for part in str(caught.value).split("`") if part.startswith("python -m")]
+    assert command == (
+        f"python -m pipeline.dataset import --from_tfds={DATASET} --from_data_dir={tfrecords} --data_dir=DIR"
+    )
+    argv = command.replace("=DIR", f"={tmp_path}").split()[3:]
+    assert main(argv) == 0
+    assert f"{DATASET}: 20 examples in 2 files; use it with --dataset={DATASET}" in capsys.readouterr().out
+    images = encoded_images(TRAIN_IMAGES)
+    dataset = Dataset(DATASET, "train", data_dir=tmp_path)
+    assert dataset.read(np.arange(17)) == images
+    assert dataset.labels(np.arange(17)).tolist() == [i % 5 for i in range(17)]
+    assert Dataset(DATASET, "test", data_dir=tmp_path).read(np.arange(3)) == images[:3]
+    assert not list(tmp_path.rglob("*tfrecord*"))
+    with pytest.raises(UserError, match=f"{DATASET}/1.0.0 is there already"):
+        main(argv)
+    with pytest.raises(UserError, match="is array_record already"):
+        main(["import", f"--from_tfds={DATASET}", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}/x"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "short"])
+def test_a_damaged_tfrecord_is_refused_and_nothing_is_prepared(
+    tfrecords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    source = Path(shutil.copytree(tfrecords, tmp_path / "source"))
+    (path,) = source.rglob("*train.tfrecord*")
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        records = list(tf.data.TFRecordDataset(str(path)).take(16))
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                writer.write(record.numpy())
+    argv = [
+        "import",
+        f"--from_tfds={DATASET}",
+        f"--from_data_dir={source}",
+        f"--data_dir={tmp_path / 'data'}",
+    ]
+    code, line = fail(argv, capsys, main=main)
+    assert code == EXIT_DATA_ERROR
+    assert path.name in line
+    assert left(tmp_path) == []
+
+
+def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--from_tfds=no_such_photos: not found in"):
+        main(
+            ["import", "--from_tfds=no_such_photos", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}"]
+        )
+
+
+def test_metadata_are_the_source_s_but_for_the_format(tfrecords: Path, tmp_path: Path) -> None:
+    dataset_import.convert_tfds(DATASET, str(tfrecords), tmp_path)
+    old, new = (json.loads(next(d.rglob("dataset_info.json")).read_text()) for d in (tfrecords, tmp_path))
+    assert new == old | {"fileFormat": "array_record"}
+    with pytest.raises(DataError, match="3 records, 3 written, expected 4"):
+        dataset_import._write_file(tmp_path / "file", [b"a", b"b", b"c"], expected=4, source="x")
