@@ -12,6 +12,7 @@ import socket
 import tensorflow as tf
 
 from pipeline.errors import UserError, first_line
+from trainer.slices import check_hosts
 
 _SECONDS = 10  # for an answer from the TPU's address; TensorFlow itself waits for ever
 
@@ -31,7 +32,7 @@ def connect(tpu: str | None) -> tf.distribute.Strategy:
     resolver = _resolve(tpu)
     if tpu != "local":
         addresses = resolver.cluster_spec().job_tasks(resolver.task_type)
-        check_hosts(tpu, len(addresses))
+        check_hosts(f"--tpu={tpu}", len(addresses))
         check_address(tpu, addresses[0])
         tf.config.experimental_connect_to_cluster(resolver)
     try:
@@ -41,7 +42,7 @@ def connect(tpu: str | None) -> tf.distribute.Strategy:
             f"--tpu={tpu}: no TPU here: {first_line(error)}; run on a TPU VM with TensorFlow's build for TPUs, or with another "
             "--strategy"
         ) from error
-    check_hosts(tpu, resolver.get_tpu_system_metadata().num_hosts)
+    check_hosts(f"--tpu={tpu}", resolver.get_tpu_system_metadata().num_hosts)
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -56,19 +57,6 @@ def _resolve(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
             f"--tpu={tpu}: cannot be looked up: {first_line(error)}; on the TPU's own machine, --tpu=local needs no lookup"
         ) from error
     return resolver
-
-
-def check_hosts(tpu: str, count: int) -> None:
-    """Refuses a slice of several hosts.
-
-    Raises:
-      UserError: it is one.
-    """
-    if count > 1:
-        raise UserError(
-            f"--tpu={tpu}: a slice of {count} hosts; slices of a single host are supported, such as v3-8: TPUStrategy drives "
-            "all hosts from one client, and the ArrayRecord reader is Python, which runs on the client's host alone"
-        )
 
 
 def check_address(tpu: str, address: str) -> None:

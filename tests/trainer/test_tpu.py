@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from tests.runs import arguments, command, environment
 from trainer.strategy import make_strategy
-from trainer.tpu import check_address, check_hosts
+from trainer.tpu import check_address
 
 
 def test_tpu_has_to_be_named():
@@ -68,11 +68,6 @@ def test_own_address_is_let_through_and_another_machines_is_refused(monkeypatch:
 
 
 def test_slice_of_several_hosts_is_refused_with_the_reason():
-    check_hosts("pod", 1)
-    with pytest.raises(
-        UserError, match="--tpu=pod: a slice of 4 hosts; slices of a single host are supported"
-    ):
-        check_hosts("pod", 4)
     both = ",".join(f"grpc://{free_address()}" for _ in range(2))
-    with pytest.raises(UserError, match="a slice of 2 hosts"):
+    with pytest.raises(UserError, match="a slice of 2 hosts; slices of a single host are supported"):
         make_strategy("tpu", tpu=both)

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# On the TPU's host: one training job, which goes on whether or not anybody is connected. `trainer.launch` copies
+# this file there and calls it; each answer for it is a line that begins with `view-distill: `.
+#
+#   tpu_host.sh pull IMAGE | load FILE | install WHEEL
+#   tpu_host.sh start WORKDIR_URL SAVE_SECONDS [NAME=URL ...] -- [TRAINER FLAG ...]
+#   tpu_host.sh follow LINE | status | logs LINES | stop
+#
+# The host's disk ends with the host. So the work directory is copied from the bucket at the start, and back every
+# SAVE_SECONDS and at the end; NAME=URL are inputs that are copied to inputs/NAME before. Credentials are the
+# machine's own service account's, as gcloud on the host finds them.
+set -euo pipefail
+
+SCRIPT=$(realpath "$0")
+CONTAINER=view-distill
+UNSAVED=74 # EX_IOERR: the bucket could not be read or written
+STOPPED=143
+mkdir -p "$HOME/view-distill"
+cd "$HOME/view-distill"
+
+say() { printf 'view-distill: %s\n' "$*"; }
+
+running() {
+    [[ -f pid ]] && grep --quiet --text tpu_host.sh "/proc/$(<pid)/cmdline" 2> /dev/null
+}
+
+# --- what the trainer runs in -------------------------------------------------------------------------------
+
+pull() {
+    ! running || return 0
+    sudo gcloud auth configure-docker "${1%%/*}" --quiet
+    sudo docker pull --quiet "$1"
+    echo "$1" > image
+}
+
+load() {
+    ! running || return 0
+    sudo docker load --input "$HOME/$1" | sed -n 's/^Loaded image: //p' > image
+    [[ -s image ]] || { echo "$1: docker found no named image in it" >&2; return 2; }
+}
+
+install() {
+    ! running || return 0
+    rm -f image
+    bash "$HOME/install.sh" dependencies trainer tpu "$PWD/venv"
+    bash "$HOME/install.sh" package "$HOME/$1" "$PWD/venv"
+}
+
+trainer() {
+    if [[ ! -f image ]]; then
+        PYTHONUNBUFFERED=1 venv/bin/python -m trainer.train "$@"
+        return
+    fi
+    local volumes=(--volume="$PWD:/job") flag
+    for flag in "$@"; do # what lies on disks of this machine
+        [[ $flag == --*=/* && -e ${flag#*=} ]] && volumes+=(--volume="${flag#*=}:${flag#*=}")
+    done
+    sudo docker rm --force "$CONTAINER" > /dev/null 2>&1 || true
+    sudo docker run --rm --name="$CONTAINER" --privileged --net=host --ulimit=memlock=-1:-1 --stop-timeout=120 \
+        --user="$(id -u):$(id -g)" --env=HOME=/job --workdir=/job "${volumes[@]}" "$(< image)" \
+        python -m trainer.train "$@"
+}
+
+# --- the work directory and its copy in the bucket ----------------------------------------------------------
+
+fetch() { # NAME URL
+    mkdir -p "inputs/$1"
+    echo "copying $2"
+    if [[ $2 == *.keras ]]; then
+        gcloud storage cp --quiet "$2" "inputs/$1/"
+    else
+        gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$2" "inputs/$1"
+    fi || { echo "cannot copy $2" >&2; return "$UNSAVED"; }
+}
+
+restore() { # URL
+    if [[ -f unsaved ]]; then # a run on this machine ended before it could copy its work
+        save "$(< unsaved)" || return "$UNSAVED"
+    fi
+    rm -rf work unsaved
+    mkdir work
+    if gcloud storage ls "$1/" > /dev/null 2> ls.err; then
+        gcloud storage rsync --quiet --recursive --exclude='host\.log$' "$1" work || return "$UNSAVED"
+    elif ! grep --quiet 'matched no objects' ls.err; then # not a new directory, but no answer
+        cat ls.err >&2
+        return "$UNSAVED"
+    fi
+}
+
+save() { # URL
+    (
+        flock 9
+        rm -rf snapshot
+        mkdir snapshot
+        # Files named `checkpoint` say which checkpoint is the latest. They are linked before the checkpoints and
+        # copied after them, so that what they name is whole; what no file names any more goes last.
+        (cd work && find . -name checkpoint -type f -exec cp --parents --link -t ../snapshot {} +)
+        whole=yes
+        cp --archive --link --no-clobber work/. snapshot/ 2> /dev/null || whole=no # a file went meanwhile
+        rm -f snapshot/.lock
+        ln --force log snapshot/host.log
+        gcloud storage rsync --quiet --recursive --exclude='(^|/)checkpoint$' snapshot "$1" || exit 1
+        gcloud storage rsync --quiet --recursive snapshot "$1" || exit 1
+        [[ $whole == no ]] ||
+            gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects snapshot "$1"
+    ) 9> saving.lock
+}
+
+keep_saving() { # URL SECONDS
+    while sleep "$2"; do
+        save "$1" || echo "the work directory could not be copied to $1; trying again in $2 s" >&2
+    done
+}
+
+# --- the job ------------------------------------------------------------------------------------------------
+
+train() { # URL SECONDS [NAME=URL ...] -- [FLAG ...]
+    local url=$1 seconds=$2 code=0
+    shift 2
+    while [[ $1 != -- ]]; do
+        fetch "${1%%=*}" "${1#*=}" || return
+        shift
+    done
+    shift
+    restore "$url" || return
+    echo "$url" > unsaved
+    keep_saving "$url" "$seconds" &
+    local saver=$!
+    trainer "$@" || code=$?
+    kill "$saver" 2> /dev/null || true
+    if save "$url"; then
+        rm -f unsaved
+    else
+        echo "the work directory could not be copied to $url; it is kept on this machine, and copied at the next start" >&2
+        [[ $code != 0 ]] || code=$UNSAVED
+    fi
+    return "$code"
+}
+
+run() {
+    local code=0
+    trap : TERM # the trainer saves and ends; this waits for it
+    train "$@" || code=$?
+    [[ $code == 0 || ! -f stopped ]] || code=$STOPPED
+    echo "$code" > code.new
+    mv code.new code
+}
+
+start() {
+    local asked
+    asked=$(printf '%q ' "$@")
+    if running; then
+        if [[ $(< job) == "$asked" ]]; then say already; else say "other $(< job)"; fi
+        return
+    fi
+    echo "$asked" > job
+    rm -f code stopped
+    [[ ! -f log ]] || mv log log.previous
+    : > log
+    setsid nohup bash "$SCRIPT" run "$@" >> log 2>&1 < /dev/null &
+    echo $! > pid
+    say started
+}
+
+ended() {
+    local by=
+    [[ ! -f stopped ]] || by=' stopped'
+    if [[ -f code ]]; then say "exit $(< code)$by"; else say lost; fi
+}
+
+follow() { # LINE
+    [[ -f pid ]] || { say none; return; }
+    tail --lines="+$1" --follow --pid="$(< pid)" --sleep-interval=0.5 log
+    ended
+}
+
+status() {
+    if running; then say running; elif [[ -f pid ]]; then ended; else say none; return; fi
+    printf 'command: %s\n' "$(< job)"
+    [[ ! -s work/metrics.jsonl ]] || printf 'metrics: %s\n' "$(tail --lines=1 work/metrics.jsonl)"
+}
+
+logs() { # LINES
+    [[ -f log ]] || { say none; return; }
+    tail --lines="$1" log
+}
+
+stop() {
+    running || { status; return; }
+    touch stopped
+    kill -TERM -- "-$(< pid)" || true
+    [[ ! -f image ]] || sudo docker stop --time=300 "$CONTAINER" > /dev/null || true
+    local second
+    for second in {1..600}; do
+        running || break
+        sleep 1
+    done
+    if running; then say "running after $second s"; else ended; fi
+}
+
+"$@"; exit # on one line: a newer copy of this file may come while it runs
