@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import demo
+from pipeline import demo, machine
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, file_path, positive, positive_number, whole
@@ -23,7 +21,6 @@ from pipeline.views.recipes import VIEW_RECIPES, ViewRecipe, view_recipe
 from pipeline.views.render import EvalCrop, render_probe
 
 DEMO_STORE = "runs/mnist_5k/store"
-_VERSIONED = ("view-distill", "tensorflow", "tensorflow-datasets", "array-record", "apache-beam", "numpy")
 
 
 def _area_range(text: str) -> tuple[float, float]:
@@ -208,12 +205,6 @@ def _eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
 
 
 def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> dict[str, Any]:
-    versions = {}
-    for package in _VERSIONED:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     return {
         "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
         # Paths as given: they may be relative to it.
@@ -222,17 +213,6 @@ def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: st
         "teacher": teacher,
         "embedded_default": is_demo,
         "recipe": recipe,
-        "versions": {"python": platform.python_version(), **versions},
-        "processor": _processor(),
+        "versions": machine.versions(),
+        "processor": machine.processor(),
     }
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -82,6 +82,7 @@ class Teacher:
         self.signature = "keras"
         self._dtype = tf.as_dtype(self._model.inputs[0].dtype)
         self._check_input(self._model.inputs[0].shape)
+        self._variables = self._model.variables
         self._call = lambda images: self._model(images, training=False)
 
     def _load_saved_model(self) -> None:
@@ -114,6 +115,7 @@ class Teacher:
             )
         self._dtype = spec.dtype
         self._check_input(spec.shape)
+        self._variables = function.variables
         self._call = lambda images: function(**{name: images})[output]
 
     def _check_input(self, shape: tf.TensorShape) -> None:
@@ -123,6 +125,11 @@ class Teacher:
                 f"--teacher={self.path}: takes {self._dtype.name} {shape}, but views are float32 "
                 f"[B, {self._image_size}, {self._image_size}, 3]; choose --image_size to match"
             )
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Numbers in the variables that it is made of; None where they were frozen into constants."""
+        return sum(int(np.prod(variable.shape)) for variable in self._variables) or None
 
     def identity(self, *, batch_size: int) -> dict[str, Any]:
         """What the spec says of the teacher."""

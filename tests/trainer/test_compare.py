@@ -1,0 +1,290 @@
+"""trainer.compare: a comparison of real runs, what result.json says of it, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import EXIT_USER_ERROR
+from pipeline.store.reader import Store
+from pipeline.store.spec import Spec
+from pipeline.worker import ShardWorker
+from tests import stores
+from tests.runs import ROOT, checkpoint_weights, environment, fail, losses
+from trainer.compare import main
+from trainer.finished import FinishedRun
+
+EPOCHS = 6
+BATCH = 5
+STEPS = EPOCHS * stores.N // BATCH
+Result = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compared_store(
+    tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path, teacher_path: Path
+) -> Path:
+    """102 views with float32 logits, evaluation crops of both splits, and paths to find them by; read only."""
+    path = tmp_path_factory.mktemp("compared") / "store"
+    provenance = {"data_dir": str(data_dir), "teacher": str(teacher_path), "directory": "/"}
+    changed = dataclasses.replace(spec, codec="float32", provenance=provenance)
+    worker = ShardWorker(stores.job_for(path, changed, data_dir, teacher_path))
+    stores.write_store(worker, epochs=EPOCHS, eval_splits=("test", "train"))
+    return path
+
+
+def arguments(store: Path, workdir: Path, *extra: str) -> list[str]:
+    """A comparison of the `tiny` student in which every step is logged."""
+    flags = ["--student=tiny", f"--batch_size={BATCH}", "--learning_rate=0.01", "--log_every=1"]
+    return [f"--store={store}", f"--workdir={workdir}", *flags, "--deterministic", "--eval_every=5", *extra]
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "trainer.compare", *argv]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def read(workdir: Path) -> Result:
+    return json.loads((workdir / "result.json").read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A finished comparison of `offline` and `online`."""
+
+    argv: list[str]
+    workdir: Path
+    output: str
+
+    @property
+    def result(self) -> Result:
+        return read(self.workdir)
+
+
+@pytest.fixture(scope="module")
+def compared(compared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    workdir = tmp_path_factory.mktemp("comparison") / "work"
+    argv = arguments(compared_store, workdir, "--parallel=2")
+    process = start(argv)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return Compared(argv, workdir, output)
+
+
+def test_offline_and_online_are_bit_equal_and_the_pair_says_so(compared: Compared):
+    runs = [compared.workdir / "runs" / f"{arm}-seed0-epochs{EPOCHS}" for arm in ("offline", "online")]
+    curves = [losses(run) for run in runs]
+    assert len(curves[0]) == STEPS
+    assert curves[0] == curves[1]
+    (pair,) = compared.result["pairs"]
+    assert (pair["a"], pair["b"], pair["seed"], pair["epochs"]) == ("offline", "online", 0, EPOCHS)
+    for name in ("largest_loss_difference", "weights_distance", "weights_largest_difference"):
+        assert pair[name] == 0
+    assert pair["agreement"] == 1
+    assert pair["top1_interval"] == [0, 0]
+    assert pair["mean_loss"] == pytest.approx(np.mean(list(curves[0].values())))
+
+
+def test_runs_say_what_they_were(compared: Compared):
+    offline, online = compared.result["runs"]
+    assert [run["arm"] for run in (offline, online)] == ["offline", "online"]
+    assert (offline["teacher_passes"], online["teacher_passes"]) == (0, STEPS * BATCH)
+    for run in (offline, online):
+        directory = compared.workdir / run["directory"]
+        result = json.loads((directory / "result.json").read_text())
+        test = result["evaluation"]["test"]
+        assert (run["top1"], run["agreement"]) == (test["student_top1"], test["agreement"])
+        assert run["steps"] == STEPS
+        assert [point["step"] for point in run["history"]] == [*range(5, STEPS + 1, 5)]
+        assert run["history"][-1]["epoch"] == pytest.approx(STEPS * BATCH / stores.N)
+        assert run["losses"] == [[step, loss] for step, loss in losses(directory).items()]
+        assert run["history"][1]["training_loss"] == losses(directory)[10]
+        assert run["history"][-1]["loss"] == run["distillation_loss"] == test["distillation_loss"]
+        assert run["seconds"] == pytest.approx(run["seconds_a_step"] * STEPS)
+    assert offline["learning_rates"] == online["learning_rates"]
+
+
+def test_result_says_what_was_compared(compared: Compared, compared_store: Path):
+    result, store = compared.result, Store(compared_store)
+    assert result["format"] == 1
+    assert result["store"]["digest"] == store.spec.digest()
+    assert (result["store"]["views"], result["store"]["examples"]) == (EPOCHS * stores.N, stores.N)
+    assert result["store"]["precompute_teacher_passes"] == EPOCHS * stores.N + stores.N + 7
+    assert result["student"]["name"] == "tiny"
+    assert result["teacher"]["parameters"] == sum(weight.size for weight in stores.teacher_weights())
+    assert (result["eval_split"], result["eval_images"], result["classes"]) == ("test", 7, stores.CLASSES)
+    assert result["recipe"]["batch_size"] == BATCH
+    (offline, online) = result["arms"]
+    assert offline["seeds"] == online["seeds"] == [0]
+    assert offline["top1_std"] is None
+
+
+def test_cost_is_measured_and_is_what_follows_from_the_seconds(compared: Compared, compared_store: Path):
+    cost = compared.result["cost"]
+    seconds = cost["seconds_a_step"]
+    assert set(seconds) == {"teacher", "student", "input", "offline", "online"}
+    assert all(value > 0 for value in seconds.values())
+    assert cost["saving"] == pytest.approx(seconds["online"] / seconds["offline"] - 1)
+    assert cost["limit"] == pytest.approx(seconds["teacher"] / seconds["student"])
+    assert cost["teacher_passes"] == {"offline": 0, "online": STEPS * BATCH}
+    assert cost["store_bytes"] == sum(path.stat().st_size for path in compared_store.glob("views.array*"))
+    assert "online takes" in compared.output
+
+
+def test_same_command_again_does_nothing(compared: Compared, capsys: pytest.CaptureFixture[str]):
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in compared.workdir.rglob("*") if path.name != ".lock"}
+
+    before = files()
+    assert main(compared.argv) == 0
+    assert "nothing to do: the comparison there is finished" in capsys.readouterr().out
+    assert files() == before
+
+
+def test_other_flags_are_refused_with_both_sides(
+    compared: Compared, float32_store: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, message = fail([*compared.argv, "--learning_rate=0.5"], capsys, main=main)
+    assert code == EXIT_USER_ERROR
+    assert "learning_rate: 0.5 asked for, 0.01 in the comparison there" in message
+    assert read(compared.workdir) == compared.result
+
+
+def test_same_figures_come_from_earlier_directories(compared: Compared, tmp_path: Path):
+    run = Path(shutil.copytree(compared.workdir / "runs" / f"offline-seed0-epochs{EPOCHS}", tmp_path / "one"))
+    assert main([f"--workdir={tmp_path / 'whole'}", f"--from={compared.workdir}"]) == 0
+    whole, before = read(tmp_path / "whole"), compared.result
+    for name in ("pairs", "arms", "cost", "store", "recipe"):
+        assert whole[name] == before[name]
+    online = compared.workdir / "runs" / f"online-seed0-epochs{EPOCHS}"
+    assert main([f"--workdir={tmp_path / 'parts'}", f"--from={run},{online}"]) == 0
+    assert read(tmp_path / "parts")["pairs"] == before["pairs"]
+    assert read(tmp_path / "parts")["cost"] is None
+
+
+def test_runs_that_differ_in_more_than_arm_seed_and_length_are_not_compared(
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = Path(
+        shutil.copytree(compared.workdir / "runs" / f"online-seed0-epochs{EPOCHS}", tmp_path / "other")
+    )
+    config = json.loads((other / "config.json").read_text())
+    config["recipe"]["weight_decay"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    offline = compared.workdir / "runs" / f"offline-seed0-epochs{EPOCHS}"
+    code, message = fail([f"--workdir={tmp_path / 'out'}", f"--from={offline},{other}"], capsys, main=main)
+    assert code == EXIT_USER_ERROR
+    assert f"weight_decay: 0.5 in {other}, 0.0003 in {offline}" in message
+    again = Path(shutil.copytree(offline, tmp_path / "again"))
+    code, message = fail([f"--workdir={tmp_path / 'out'}", f"--from={offline},{again}"], capsys, main=main)
+    assert "both are offline with seed 0" in message
+
+
+def test_weights_are_the_trainable_ones(compared: Compared):
+    run = FinishedRun.load(compared.workdir / "runs" / f"offline-seed0-epochs{EPOCHS}")
+    weights = run.weights()
+    kept = checkpoint_weights(run.directory)
+    assert weights
+    assert all(np.array_equal(array, kept[name]) for name, array in weights.items())
+    statistics = [name for name in kept if "moving_" in name]
+    assert not set(statistics) & set(weights)
+    assert sum(array.size for array in weights.values()) == run.result["parameters"] - sum(
+        kept[name].size for name in statistics if "OPTIMIZER_SLOT" not in name
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--arms=offline,onlin", "'onlin': expected some of offline,online,fixed,independent,consistent"),
+        ("--epochs=0", "0: expected 1 or more"),
+        ("--epochs=7", "precompute more epochs, or train for --epochs=6"),
+        ("--stduent=tiny", "did you mean --student?"),
+        ("--seed=1", "did you mean --seeds?"),
+        ("--strategy=multiworker", "a comparison's runs are processes of one machine"),
+        ("--teacher=nowhere", "--teacher=nowhere: no such file"),
+    ],
+)
+def test_mistake_is_told_before_anything_is_begun(
+    flags: str, expected: str, compared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, message = fail(
+        arguments(compared_store, tmp_path / "work", "--arms=online", flags), capsys, main=main
+    )
+    assert code == EXIT_USER_ERROR
+    assert expected in message
+    assert not (tmp_path / "work").exists()
+
+
+def test_store_without_what_is_needed_is_refused(
+    float32_store: Path,
+    published_store: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    found = f"--data_dir={data_dir}"
+    argv = arguments(float32_store, tmp_path / "work", found, "--arms=offline")
+    assert "precompute with --eval_splits=all" in fail(argv, capsys, main=main)[1]
+    argv = arguments(published_store, tmp_path / "work", found, "--arms=offline,fixed")
+    assert "precompute with --eval_splits=test,train" in fail(argv, capsys, main=main)[1]
+    assert not (tmp_path / "work").exists()
+
+
+def test_directory_of_something_else_is_left_alone(
+    compared: Compared, compared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "thesis.txt").write_text("mine")
+    run = compared.workdir / "runs" / f"offline-seed0-epochs{EPOCHS}"
+    for directory in (tmp_path, compared_store, run):
+        code, message = fail(arguments(compared_store, directory), capsys, main=main)
+        assert code == EXIT_USER_ERROR
+        assert "not empty and not a comparison's directory" in message
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_comparison_goes_on_and_ends_as_if_nothing_had_happened(compared_store: Path, tmp_path: Path):
+    arms = "--arms=offline,online,fixed,independent,consistent"
+    extra = [arms, "--no-measure", "--checkpoint_every=1"]
+    whole = start(arguments(compared_store, tmp_path / "whole", *extra, "--parallel=2"))
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors[-3000:]
+    argv = arguments(compared_store, tmp_path / "killed", *extra)
+    online = tmp_path / "killed" / "runs" / f"online-seed0-epochs{EPOCHS}" / "metrics.jsonl"
+    process = start(argv)
+    while not online.exists() or len(online.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    offline = tmp_path / "killed" / "runs" / f"offline-seed0-epochs{EPOCHS}" / "result.json"
+    done = offline.stat().st_mtime_ns
+    process = start(argv)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    assert "5 runs, 1 of them finished" in output
+    assert offline.stat().st_mtime_ns == done
+    found, expected = read(tmp_path / "killed"), read(tmp_path / "whole")
+    assert found["pairs"] == expected["pairs"]
+    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [
+        ("offline", "online"),
+        ("consistent", "fixed"),
+        ("consistent", "independent"),
+    ]
+    assert found["pairs"][1]["weights_distance_relative"] > 1e-3
+    assert [run["losses"] for run in found["runs"]] == [run["losses"] for run in expected["runs"]]

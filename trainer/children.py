@@ -1,0 +1,255 @@
+"""Commands as child processes of a comparison, one after the other or several side by side.
+
+A child is `python -m trainer.children MODULE ...`: `python -m MODULE ...`, such as `trainer.train`, which also ends,
+with its state saved, when its parent is gone, however that ended. Children are process groups of their own: a Ctrl-C
+reaches the parent alone, which hands each of its signals on once.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("trainer.children")
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.store.lock import writer_lock
+from trainer.preemption import EXIT_CODES
+
+_POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 120  # for a run that an earlier, killed comparison has left to save itself
+
+
+class ChildError(UserError):
+    """A run ended the comparison; it has the run's own line and exit code.
+
+    Args:
+      message: one line.
+      exit_code: the child's.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = UserError.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A command to be run.
+
+    Attributes:
+      name: for the user.
+      module: whose `main` it is.
+      argv: of the command.
+      workdir: of the run, if it is one.
+      steps: that the run will have when it is finished.
+    """
+
+    name: str
+    module: str
+    argv: list[str]
+    workdir: Path
+    steps: int = 0
+
+    @property
+    def log(self) -> Path:
+        """What the child writes to its screen; beside its directory, which is the run's alone."""
+        return self.workdir.with_name(f"{self.workdir.name}.log")
+
+
+class Child:
+    """A started job.
+
+    Attributes:
+      job: it.
+      process: of the child.
+      signalled: whether it was sent a signal.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.signalled = job, False
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        _wait_for_lock(job)
+        with job.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trainer.children", job.module, *job.argv],
+                stdin=subprocess.PIPE,  # which closes when this process ends, however it does
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    def check(self) -> bool:
+        """Whether it has finished.
+
+        Raises:
+          ChildError: it failed.
+        """
+        code = self.process.poll()
+        if not code:
+            return code == 0
+        raise self._failure(code)
+
+    def _failure(self, code: int) -> ChildError:
+        lines = self.job.log.read_text(errors="replace").splitlines()
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if code < 0:
+            name = signal.Signals(-code).name
+            text = f"ended by {name}; run the same command to continue (what it said is in {self.job.log})"
+            return ChildError(f"{self.job.name}: {text}", exit_code=128 - code)
+        if code in EXIT_CODES.values():
+            return ChildError(f"{self.job.name}: {lines[-1] if lines else 'interrupted'}", exit_code=code)
+        if not told:
+            print("\n".join(lines[-30:]), file=sys.stderr)
+        reason = told[-1] if told else f"exit code {code}; what it said is in {self.job.log}"
+        return ChildError(f"{self.job.name}: {reason}", exit_code=code)
+
+    def send(self, number: int) -> None:
+        """Sends a signal."""
+        self.signalled = True
+        self.process.send_signal(number)  # does nothing if the process has ended
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Tells it to save and end, if nobody has and it has not, and waits until it has."""
+        if not self.signalled:
+            self.send(number)
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def _wait_for_lock(job: Job) -> None:
+    """Until nobody is writing the run's directory: a child whose parent was killed saves, and needs a moment.
+
+    Raises:
+      UserError: somebody is still writing it.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    told = False
+    while job.workdir.is_dir():
+        try:
+            with writer_lock(job.workdir, flag="--workdir"):
+                return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                print(f"{job.name}: waiting for the process that is still writing it", flush=True)
+            told = True
+            time.sleep(_POLL_SECONDS)
+
+
+def latest_step(workdir: Path) -> int:
+    """The step of the last whole line of a run's metrics.jsonl; 0 where there is none."""
+    path = workdir / "metrics.jsonl"
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+        for line in reversed(file.read().splitlines(keepends=True)):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if line.endswith(b"\n"):
+                    return int(json.loads(line)["step"])
+    return 0
+
+
+class _Signals(contextlib.AbstractContextManager["_Signals"]):
+    """Within the context, signals are noted and handed on to the children, each of them once."""
+
+    def __init__(self, running: list[Child]) -> None:
+        self._running = running
+        self.first: signal.Signals | None = None
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._hand_on) for number in EXIT_CODES}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.first = self.first or signal.Signals(number)
+        for child in self._running:
+            child.send(number)
+
+
+def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job], None]) -> None:
+    """Does the jobs in their order, up to `parallel` at a time; a bar shows their steps.
+
+    Args:
+      jobs: not yet done, perhaps begun.
+      parallel: children at a time, 1 or more.
+      on_finished: called after each.
+
+    Raises:
+      ChildError: one failed; the others are told to save and end first.
+      Interrupted: a signal came; all have saved.
+    """
+    waiting, running = list(jobs), list[Child]()
+    done = 0
+    with _Signals(running) as signals, _bar(jobs) as bar:
+        try:
+            while (waiting or running) and signals.first is None:
+                while waiting and len(running) < parallel:
+                    running.append(Child(waiting.pop(0)))
+                time.sleep(_POLL_SECONDS)
+                for child in list(running):
+                    if signals.first is None and child.check():
+                        child.end()
+                        running.remove(child)
+                        done += child.job.steps
+                        on_finished(child.job)
+                bar.set_description(", ".join(child.job.name for child in running), refresh=False)
+                begun = [child.job for child in running] + waiting
+                bar.n = done + sum(min(latest_step(job.workdir), job.steps) for job in begun)
+                bar.refresh()
+        finally:
+            for child in running:
+                child.end(signals.first or signal.SIGTERM)
+    if signals.first is not None:
+        raise Interrupted(
+            f"{signals.first.name}: the runs have saved; run the same command to continue",
+            exit_code=128 + signals.first,
+        )
+
+
+@contextlib.contextmanager
+def _bar(jobs: Sequence[Job]) -> Iterator[tqdm]:
+    begun = sum(min(latest_step(job.workdir), job.steps) for job in jobs)
+    total = sum(job.steps for job in jobs)
+    with tqdm(
+        total=total, initial=begun, unit=" steps", dynamic_ncols=True, disable=None if total else True
+    ) as bar:
+        yield bar
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of standard input, which the parent holds open, and then ends this process like SIGTERM."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(argv: list[str]) -> int:
+    """The child: a module's name, and the arguments of its `main`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    module, *arguments = argv
+    code: int = importlib.import_module(module).main(arguments)
+    return code
