@@ -101,17 +101,21 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     Raises:
       UserError: a flag that no Beam option class knows; Beam itself would only warn and drop it.
     """
+    # The runner first: one that is named by its module, as Dask's is, brings options of its own.
+    asked = Parser(prog="beam", add_help=False)
+    asked.add_argument("--runner", default="DirectRunner")
+    name = asked.parse_known_args(arguments)[0].runner
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UserError(f"--runner={name}: {first_line(error)}") from error
     theirs = Parser(prog="beam", add_help=False, conflict_handler="resolve")
     for options in [PipelineOptions, *_subclasses(PipelineOptions)]:
         if "_add_argparse_args" in options.__dict__:
             options._add_argparse_args(theirs)
-    known, unknown = theirs.parse_known_args(arguments)
+    _, unknown = theirs.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown, also=theirs.flag_names())
-    try:
-        create_runner(known.runner or "DirectRunner")
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"--runner={known.runner}: {first_line(error)}") from error
     return PipelineOptions(arguments)
 
 
@@ -144,7 +148,7 @@ def run_pipeline(
     shared: Shared,
     options: PipelineOptions,
 ) -> dict[str, int]:
-    """Runs the Beam graph; returns its counters by name."""
+    """Runs the Beam graph; returns its counters by name, none from a runner that reports none."""
     pipeline = beam.Pipeline(make_runner(options), options=options)
     _ = (
         pipeline
@@ -167,7 +171,10 @@ def run_pipeline(
             "a worker process was killed, perhaps for want of memory; nothing published is lost: run the same "
             "command again, with fewer --direct_num_workers or a smaller --image_cache_bytes if so"
         ) from error
-    counters = result.metrics().query()["counters"]
+    try:
+        counters = result.metrics().query()["counters"]
+    except NotImplementedError:  # Dask's runner
+        return {}
     return {c.key.metric.name: c.result for c in counters if c.key.metric.namespace == _METRICS}
 
 
