@@ -94,7 +94,7 @@ def test_a_data_set_in_another_format_is_refused(asked: Asked, tmp_path: Path) -
     data = prepare_dataset(
         tmp_path / "tf", {"train": encoded_images(TRAIN_IMAGES[:2])}, file_format="tfrecord"
     )
-    with pytest.raises(UserError, match=r"prepared as tfrecord .*--file_format=array_record"):
+    with pytest.raises(UserError, match=r"prepared as tfrecord .*pipeline.dataset import --from_tfds="):
         main(asked.flags(f"--data_dir={data}"))
 
 
