@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from trainer.arm_styles import arm_order, arm_style
 from trainer.svg import DRAWN, styled
@@ -36,6 +36,7 @@ def make_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=DRAWN["rule"], linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -159,10 +160,14 @@ def over_time(
 
 
 def log_y(axes: Axes) -> None:
-    """A logarithmic axis; plain numbers where it spans so little that few powers of ten are in it."""
+    """A logarithmic axis, in plain numbers below two decades; a linear one where it would have no two ticks."""
+    _, high = axes.get_ylim()
+    lowest = min(float(np.min(line.get_ydata())) for line in axes.lines if len(np.asarray(line.get_ydata())))
+    if high < 5 * lowest:
+        return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if high / max(low, 1e-300) < 100:
+    if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
