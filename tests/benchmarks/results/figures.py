@@ -1,0 +1,109 @@
+"""The README's table and plots of the study, from the results beside this file.
+
+    python tests/benchmarks/results/figures.py                     # writes the plots, prints the table
+    python tests/benchmarks/results/figures.py --keep=DIR          # first makes flowers102.json of DIR/result.json
+
+`DIR` is what `python -m trainer.compare --from=... --workdir=DIR` wrote. Kept is all but what names this machine's
+directories, losses at every `--log_every` step included, so that each figure can be worked out again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import run_command
+from pipeline.flags import Parser
+from pipeline.store.files import write_text
+from trainer.arm_styles import arm_order
+from trainer.charts import accuracy_by_epochs, over_time
+from trainer.comparisons import load_result, main_epochs
+from trainer.pair_charts import training_loss
+from trainer.svg import save_svg
+
+HERE = Path(__file__).parent
+RESULT = HERE / "flowers102.json"
+
+
+def without_paths(tree: Any) -> Any:
+    """A result with each absolute path cut to its last name."""
+    if isinstance(tree, dict):
+        return {key: without_paths(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [without_paths(value) for value in tree]
+    if isinstance(tree, str) and "/" in tree:
+        words = [w if not w.partition("=")[2].startswith("/") else _cut_flag(w) for w in tree.split(" ")]
+        return " ".join(Path(word).name if word.startswith("/") else word for word in words)
+    return tree
+
+
+def _cut_flag(word: str) -> str:
+    flag, _, value = word.partition("=")
+    return f"{flag}={','.join(Path(path).name for path in value.split(','))}"
+
+
+def percent(mean: float, deviation: float | None) -> str:
+    """`15.2 ± 0.3 %`, the deviation over seeds where there are several."""
+    return f"{mean:.1%}" if deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+
+
+def arms_table(result: dict[str, Any]) -> str:
+    """Markdown: an arm and length a row."""
+    lines = [
+        "| targets | epochs | seeds | top-1 | agreement with the teacher | loss on test |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    order = {name: number for number, name in enumerate(arm_order([arm["arm"] for arm in result["arms"]]))}
+    for arm in sorted(result["arms"], key=lambda arm: (arm["epochs"], order[arm["arm"]])):
+        top1 = percent(arm["top1_mean"], arm["top1_std"])
+        agreement = percent(arm["agreement_mean"], arm["agreement_std"])
+        lines.append(
+            f"| `{arm['arm']}` | {arm['epochs']:g} | {len(arm['seeds'])} | {top1} | {agreement} | {arm['loss_mean']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def pairs_table(result: dict[str, Any]) -> str:
+    """Markdown: a pair a row."""
+    lines = [
+        "| pair | seed | largest loss difference | weights' distance | students agree | top-1 difference, 95 % |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for pair in result["pairs"]:
+        low, high = pair["top1_interval"]
+        lines.append(
+            f"| `{pair['a']}`, `{pair['b']}` | {pair['seed']} | {pair['largest_loss_difference']:.2g} | "
+            f"{pair['weights_distance_relative']:.2g} of the norm | {pair['agreement']:.1%} | "
+            f"{100 * pair['top1_difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) points |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = Parser(prog="figures.py")
+    parser.add_argument("--keep", help="workdir of a comparison whose result.json is to be kept here")
+    flags = parser.parse_strictly(argv)
+    if flags.keep:
+        kept = without_paths(load_result(Path(flags.keep)))
+        write_text(RESULT, json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n")
+    result = json.loads(RESULT.read_text())
+    epochs = main_epochs(result["runs"])
+    runs = [run for run in result["runs"] if run["epochs"] == epochs]
+    teacher = result["teacher"]["top1"]
+    pairs = [(a, b) for a in runs for b in runs if (a["arm"], b["arm"]) == ("offline", "online")]
+    figures = {
+        "accuracy": over_time(runs, "top1", ylabel="accuracy on test", percent=True),
+        "patience": accuracy_by_epochs(result["arms"], result["runs"], teacher=teacher),
+        "loss": training_loss([(a, b) for a, b in pairs if a["seed"] == b["seed"]]),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            save_svg(figure, HERE / f"flowers102-{name}.svg", name=name)
+    print(f"{arms_table(result)}\n\n{pairs_table(result)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
