@@ -11,9 +11,10 @@ from pipeline.options import PrecomputeOptions
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.metadata import INFO_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import STORE_DIRECTORIES, Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
+from pipeline.store.untrusted import check_links
 from pipeline.worker import split_directory
 
 
@@ -47,8 +48,9 @@ def check_store(store: Path, spec: Spec, *, repair: bool = False) -> None:
       repair: leaves damaged shards to `damaged_tasks`.
 
     Raises:
-      DataError: another spec, or a published shard that is missing or of another size.
+      DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
     """
+    check_links(store, *STORE_DIRECTORIES)
     for directory in (store, split_directory(store, "eval")):
         if directory.is_dir():
             remove_temporaries(directory)

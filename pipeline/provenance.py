@@ -61,11 +61,16 @@ def open_dataset(store: Store, split: str, *, data_dir: str | None) -> Dataset:
     return dataset
 
 
-def find_teacher(spec: Spec, given: str | None) -> str:
+def find_teacher(spec: Spec, given: str | None, *, store: str | Path) -> str:
     """Path of the teacher: as given, the embedded default's, or where the precompute found it.
 
+    Args:
+      spec: of the store.
+      given: as asked for.
+      store: its directory. A teacher in it may have come with it, and a SavedModel is code.
+
     Raises:
-      UserError: none of them is there.
+      UserError: none of them is there, or it is in the store.
     """
     if given is not None:
         return given
@@ -73,6 +78,11 @@ def find_teacher(spec: Spec, given: str | None) -> str:
         return str(demo.prepare_teacher())
     candidates = _candidates(spec, str(spec.provenance.get("teacher")))
     for candidate in candidates:
+        if Path(candidate).resolve().is_relative_to(Path(store).resolve()):
+            raise UserError(
+                f"--teacher is missing: the store names {candidate}, inside of itself; a teacher is code that is run: pass "
+                "--teacher with its path if you trust where it came from"
+            )
         if Path(candidate).exists():
             return candidate
     raise UserError(

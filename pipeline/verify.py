@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
         store=flags.store,
         spec=store.spec.to_json(),
         data_dir=find_data_dir(store.spec, flags.data_dir),
-        teacher=find_teacher(store.spec, flags.teacher),
+        teacher=find_teacher(store.spec, flags.teacher, store=flags.store),
         image_cache_bytes=0,
     )
     worker = ShardWorker(job)

@@ -190,7 +190,7 @@ def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
       UserError: one of them cannot work: before any is begun.
     """
     live = any(ARMS[arm].live for arm in flags.arms)
-    teacher = find_teacher(store.spec, flags.teacher) if live else None
+    teacher = find_teacher(store.spec, flags.teacher, store=store.path) if live else None
     if teacher is not None and not Path(teacher).exists():
         raise UserError(f"--teacher={teacher}: no such file or directory")
     # Here, for several children at once would each make the embedded default.

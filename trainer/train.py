@@ -154,7 +154,7 @@ class Run:
     def _load_teacher(self) -> Teacher | None:
         path = self.options.flags["teacher"]
         if self.options.arm.live:
-            path = find_teacher(self.store.spec, path)
+            path = find_teacher(self.store.spec, path, store=self.store.path)
         if path is None:
             return None
         if self.options.length.online_from == self.options.length.steps:

@@ -29,12 +29,13 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
     """
     path = directory / LOCK_FILE
     try:
-        file = path.open("a+")
+        # A link would have another file emptied.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise UserError(
             f"{flag}={directory}: cannot be written ({error.strerror}: {path}); {remedy(error.errno)}"
         ) from error
-    with file:
+    with os.fdopen(descriptor, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -43,7 +44,7 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
                 owner = json.loads(file.read())
                 whose = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
                 how = f"`kill {owner['pid']}` there"
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 whose, how = "another process", f"end it (`fuser {path}` names it)"
             raise UserError(
                 f"{flag}={directory}: {whose} is writing it; wait for it, or break the lock: {how}"

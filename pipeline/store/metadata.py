@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.store.codecs import Codec
 from pipeline.store.files import publish, write_text
 from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
+from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, read_json, scalars, split_name
 
 MANIFEST_FILE = "manifest.json"
 INFO_FILE = "dataset_info.json"
@@ -63,8 +64,10 @@ def published_lengths(directory: Path) -> dict[str, list[int]]:
     if not path.exists():
         return {}
     try:
-        info = json.loads(path.read_text())
-        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        info = read_json(path, limit=INFO_LIMIT)
+        lengths = {split_name(s["name"]): [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        if any(len(counts) > MAX_SHARDS for counts in lengths.values()):
+            raise ValueError(f"more than {MAX_SHARDS} shards")
         templates = {s["filepathTemplate"] for s in info["splits"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the metadata of a store ({type(error).__name__}: {error})") from error
@@ -87,10 +90,11 @@ def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
         return {}
     path = directory / MANIFEST_FILE
     try:
-        whole = json.loads(path.read_text())
+        whole = read_json(path, limit=MANIFEST_LIMIT)
         splits = {
             name: SplitManifest(
-                dataset=dict(split["dataset"]), shards=tuple(ShardInfo(**shard) for shard in split["shards"])
+                dataset=scalars(split["dataset"]),
+                shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
             )
             for name, split in whole["splits"].items()
         }

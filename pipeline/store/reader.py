@@ -15,12 +15,14 @@ from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.files import sha256_of
 from pipeline.store.metadata import SplitManifest, load_manifest
-from pipeline.store.shards import open_shard, parse, shard_name
+from pipeline.store.shards import PENDING, open_shard, parse, shard_name
 from pipeline.store.spec import Spec, differences
+from pipeline.store.untrusted import check_links
 from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
 EVAL_DIRECTORY = "eval"
+STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
 _OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
 
 
@@ -108,8 +110,18 @@ class SplitReader:
         return parse(serialized, self.codec).take(inverse)
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`: a replay draws nothing."""
+        """Implements `RecordSource`: a replay draws nothing.
+
+        Raises:
+          DataError: a shard is damaged, or a record is of no example.
+        """
         records = self.read(views)
+        if (wrong := (records.example < 0) | (records.example >= source.images.num_examples)).any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{self.directory}: view {views[row]} is of example {records.example[row]}, the data set has "
+                f"{source.images.num_examples}"
+            )
         return records, source.load(records.example)
 
 
@@ -125,6 +137,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        check_links(self.path, *STORE_DIRECTORIES)
         self.spec = Spec.load(path)
         self._codec = self.spec.make_codec()
         digest = self.spec.digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.files import publish, sha256_of, write_text
+from pipeline.store.untrusted import NOTE_LIMIT, is_whole, read_json
 from pipeline.views.records import ViewRecords
 
 # Measured with 102 float16 logits: 223 bytes a record against 429 with groups of one, which compress nothing.
 WRITER_OPTIONS = "group_size:256"
 FILENAME_TEMPLATE = "{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 MAX_SHARDS = 99_999  # TFDS pads the index to the total's width, five digits at least
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PENDING = "pending"  # directory of notes on shards that are on disk but not yet in the metadata
 
 
@@ -74,8 +77,14 @@ class ShardInfo:
     max_error: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.records < 2**40 and 0 < self.bytes < 2**50 and len(self.sha256) == 64):
-            raise ValueError(f"impossible shard: {self}")
+        measured = (self.kl, self.max_error)
+        if not (
+            is_whole(self.records, 1, 2**40)
+            and is_whole(self.bytes, 1, 2**50)
+            and _SHA256.fullmatch(self.sha256)
+            and all(isinstance(number, int | float) and abs(number) < 1e300 for number in measured)
+        ):
+            raise ValueError(f"impossible shard: {self!s:.300}")
 
 
 def record_features(codec: Codec) -> tfds.features.FeaturesDict:
@@ -148,6 +157,9 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
         logits = codec.decode(
             {name: _values(columns[name], column) for name, column in codec.columns.items()}
         )
+        ratio, box = columns["mixup_ratio"], columns["box"]
+        if not ((ratio >= 0) & (ratio <= 1)).all() or not ((box >= 0) & (box < 2**31)).all():
+            raise ValueError("a mixup ratio or a box out of range")
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         raise DataError(f"not a record of {codec.num_classes} {codec.name} logits: {error}") from error
     return ViewRecords(
@@ -275,7 +287,7 @@ def write_note(store: Path, task: ShardTask, info: ShardInfo, *, digest: str) ->
 def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:
     """The shard that a run that died left behind, if it verifies as exactly `task` under this spec, else None."""
     try:
-        note: dict[str, Any] = json.loads(_note_path(store, task).read_text())
+        note: dict[str, Any] = read_json(_note_path(store, task), limit=NOTE_LIMIT)
         info = ShardInfo(**note["info"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -13,12 +13,14 @@ from typing import Any
 
 from pipeline.errors import DataError, UserError
 from pipeline.store.codecs import Codec, make_codec
+from pipeline.store.untrusted import SPEC_LIMIT, is_whole, parse_json, read_text, scalars
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import EvalCrop, render_probe
 
 # Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
 FORMAT_VERSION = 1
 SPEC_FILE = "spec.json"
+MAX_CLASSES, MAX_EXAMPLES, MAX_BATCH_SIZE = 1_000_000, 10**12, 65_536
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -74,18 +76,30 @@ class Spec:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
+        if not is_whole(self.seed, 0, 2**63 - 1):
             raise UserError(f"--seed={self.seed}: expected 0 to 2**63 - 1")
         if not 0 < self.temperature < 1e6:
             raise UserError(
                 f"--temperature={self.temperature}: expected a number above 0 and below 1,000,000"
             )
+        # Memory is taken for each of them.
+        for value, most, what in (
+            (self.num_classes, MAX_CLASSES, "number of classes"),
+            (self.num_examples, MAX_EXAMPLES, "number of examples"),
+            (self.teacher["batch_size"], MAX_BATCH_SIZE, "--teacher_batch_size"),
+        ):
+            if not is_whole(value, 1, most):
+                raise UserError(f"{what}={value}: expected 1 to {most:,}")
+        scalars(self.dataset)
+        scalars(self.teacher)
+        scalars(self.provenance, nested=1)
         self.make_codec()
 
     @property
     def num_examples(self) -> int:
         """N, views an epoch."""
-        return int(self.dataset["num_examples"])
+        count: int = self.dataset["num_examples"]
+        return count
 
     def make_codec(self) -> Codec:
         """The codec of the logits."""
@@ -113,7 +127,7 @@ class Spec:
           DataError: not a spec, of another format, or its digest is not its identity's.
         """
         try:
-            whole = json.loads(text)
+            whole = parse_json(text)
             identity = dict(whole["identity"])
             if identity["format"] != FORMAT_VERSION:
                 raise DataError(
@@ -143,12 +157,14 @@ class Spec:
         """
         path = Path(store) / SPEC_FILE
         try:
-            return cls.from_json(path.read_text(), where=str(path))
+            return cls.from_json(read_text(path, limit=SPEC_LIMIT), where=str(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
             ) from error
-        except (OSError, UnicodeDecodeError) as error:
+        except ValueError as error:
+            raise DataError(f"{path}: not a store's spec ({error})") from error
+        except OSError as error:
             raise UserError(f"--store={store}: {SPEC_FILE} cannot be read: {error}") from error
 
     def check_same(self, stored: Spec, *, store: str) -> None:

@@ -54,6 +54,9 @@ class ViewPolicy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "area_range", tuple(map(float, self.area_range)))
         object.__setattr__(self, "aspect_range", tuple(map(float, self.aspect_range)))
+        for number in (self.image_size, self.mixup_block):
+            if type(number) is not int:
+                raise UserError(f"{number!r}: expected a whole number of pixels or views")
         if self.name not in POLICIES:
             raise UserError(f"--policy={self.name}: expected one of {', '.join(POLICIES)}")
         if not 1 <= self.image_size <= 4096:

@@ -242,7 +242,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     flags = parse(argv)
     store = Store(flags.store)
-    teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher))
+    teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher, store=flags.store))
     flags.teacher, flags.epochs = None, store.epochs  # the trainer's run is offline, and as long as the store
     tf.keras.utils.set_random_seed(flags.seed)
     bench = Bench(Run(resolve(flags, store), store), teacher)

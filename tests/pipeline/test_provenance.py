@@ -25,7 +25,7 @@ def with_provenance(spec: Spec, **entries: Any) -> Spec:
 def test_what_is_given_is_taken(spec: Spec) -> None:
     recorded = with_provenance(spec, directory="/nowhere", data_dir="data", teacher="teacher")
     assert provenance.find_data_dir(recorded, "mine") == "mine"
-    assert provenance.find_teacher(recorded, "mine") == "mine"
+    assert provenance.find_teacher(recorded, "mine", store="store") == "mine"
 
 
 def test_relative_paths_are_found_from_another_directory(
@@ -65,7 +65,7 @@ def test_a_store_that_says_no_directory_is_looked_for_here(
     (tmp_path / "teacher").mkdir()
     recorded = with_provenance(spec, data_dir="data", teacher="teacher")
     assert provenance.find_data_dir(recorded, None) == "data"
-    assert provenance.find_teacher(recorded, None) == "teacher"
+    assert provenance.find_teacher(recorded, None, store="store") == "teacher"
 
 
 def test_a_teacher_or_data_set_that_is_nowhere_is_asked_for(spec: Spec, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_teacher_or_data_set_that_is_nowhere_is_asked_for(spec: Spec, tmp_path
     with pytest.raises(
         UserError, match=f"--teacher is missing: the store was made with {tmp_path}/no/teacher, which"
     ):
-        provenance.find_teacher(gone, None)
+        provenance.find_teacher(gone, None, store="store")
     with pytest.raises(
         UserError, match=f"--data_dir is missing: the store was made with {tmp_path}/no/data, which"
     ):

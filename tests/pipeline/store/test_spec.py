@@ -162,7 +162,7 @@ def test_an_unreadable_spec_is_refused(tmp_path: Path) -> None:
         Spec.load(tmp_path)
     (tmp_path / SPEC_FILE).rmdir()
     (tmp_path / SPEC_FILE).write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(UserError, match=r"spec\.json cannot be read"):
+    with pytest.raises(DataError, match=r"spec\.json: not a store's spec"):
         Spec.load(tmp_path)
 
 
