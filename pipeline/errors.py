@@ -114,9 +114,9 @@ _SYSTEM_TEXTS = (
 _CODES = {os.strerror(code): code for code in _REMEDIES}
 
 
-def remedy(code: int | None) -> str:
-    """What a user can do where the operating system says `code`, an errno."""
-    return _REMEDIES.get(code or 0, _AGAIN)
+def remedy(code: int | None, *, otherwise: str = _AGAIN) -> str:
+    """What a user can do where the operating system says `code`, an errno; `otherwise` where it is not known."""
+    return _REMEDIES.get(code or 0, otherwise)
 
 
 def of_the_system(error: BaseException) -> UserError | None:

@@ -42,14 +42,22 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+_LARGEST_BATCH = 2**16  # far more than any device holds; beyond, TensorFlow's own counts overflow somewhere
+
+
 def positive(text: str) -> int:
-    """argparse type: a whole number, 1 or more."""
-    return _integer(text, at_least=1)
+    """argparse type: a whole number, 1 to 2**31 - 1."""
+    return _integer(text, at_least=1, at_most=2**31 - 1)
 
 
 def whole(text: str) -> int:
-    """argparse type: a whole number, 0 or more."""
-    return _integer(text, at_least=0)
+    """argparse type: a whole number, 0 to 2**63 - 1."""
+    return _integer(text, at_least=0, at_most=2**63 - 1)
+
+
+def batch_size(text: str) -> int:
+    """argparse type: a number of views or images at a time, 1 to 65,536."""
+    return _integer(text, at_least=1, at_most=_LARGEST_BATCH)
 
 
 def file_path(text: str) -> str:
@@ -61,19 +69,18 @@ def file_path(text: str) -> str:
 
 def seed(text: str) -> int:
     """argparse type: what NumPy's and TensorFlow's global generators take as a seed, 0 to 2**32 - 1."""
-    found = whole(text)
-    if found >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 2**32 - 1")
-    return found
+    return _integer(text, at_least=0, at_most=2**32 - 1)
 
 
-def _integer(text: str, *, at_least: int) -> int:
+def _integer(text: str, *, at_least: int, at_most: int) -> int:
     try:
         number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number") from error
     if number < at_least:
         raise argparse.ArgumentTypeError(f"{text}: expected {at_least} or more")
+    if number > at_most:
+        raise argparse.ArgumentTypeError(f"{text}: expected {at_most} or less")
     return number
 
 
@@ -111,7 +118,8 @@ def make_directory(path: Path, *, flag: str) -> Path:
         raise UserError(f"{flag}={path}: a file is in the way; name a directory") from error
     except OSError as error:
         raise UserError(
-            f"{flag}={path}: cannot be made ({error.strerror}: {error.filename}); {remedy(error.errno)}"
+            f"{flag}={path}: cannot be made ({error.strerror}: {error.filename}); "
+            f"{remedy(error.errno, otherwise='name another directory')}"
         ) from error
     try:
         tempfile.TemporaryFile(dir=path).close()

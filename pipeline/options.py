@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import demo, machine
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, positive, positive_number, whole
+from pipeline.flags import Parser, batch_size, file_path, positive, positive_number, whole
 from pipeline.store.codecs import CODECS, check_codec
 from pipeline.store.spec import Spec
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, Teacher
@@ -47,7 +47,7 @@ def make_parser() -> Parser:
     add("--teacher", type=file_path, help="SavedModel directory or .keras file")
     add("--teacher_signature", default=DEFAULT_SIGNATURE, help="of a SavedModel")
     add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
-    add("--teacher_batch_size", type=positive, default=64, help="views the teacher sees at once")
+    add("--teacher_batch_size", type=batch_size, default=64, help="views the teacher sees at once")
     add("--store", type=file_path, help="directory of the store")
     add("--epochs", type=positive, default=demo.EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")

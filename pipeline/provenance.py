@@ -106,5 +106,9 @@ def load_teacher(spec: Spec, path: str) -> Teacher:
     )
     found = teacher.identity(batch_size=int(spec.teacher["batch_size"]))
     if lines := differences(found, spec.teacher, sides=("here", "in the spec")):
-        raise DataError(f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}")
+        made_with = spec.provenance.get("teacher", "another")
+        raise DataError(
+            f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}; pass the one that the store was made with, "
+            f"{made_with}"
+        )
     return teacher

@@ -54,8 +54,9 @@ def fail(
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         run_command(main, argv)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, text
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code, lines[0]
 

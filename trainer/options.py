@@ -8,7 +8,7 @@ import math
 from typing import Any, get_args
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, number, positive, positive_number, seed, whole
+from pipeline.flags import Parser, batch_size, file_path, number, positive, positive_number, seed, whole
 from pipeline.store.reader import Store
 from trainer.arms import ARMS, OFFLINE, Arm
 from trainer.models import PRECISIONS, STUDENTS
@@ -81,7 +81,7 @@ def add_shared_flags(parser: Parser) -> None:
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
     add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
     add("--student", help=f"one of {', '.join(sorted(STUDENTS))}")
-    add("--batch_size", type=positive, help="views a step")
+    add("--batch_size", type=batch_size, help="views a step")
     add("--temperature", type=positive_number, help="of the loss; by default the store's")
     add("--temperature_squared", action=argparse.BooleanOptionalAction, help="multiply the loss by T^2")
     add("--learning_rate", type=number, help="at the end of the warm-up")
@@ -126,7 +126,7 @@ def add_shared_flags(parser: Parser) -> None:
         type=positive,
         help=f"steps between evaluations; by default a tenth of the run, or {ENDLESS_EVAL_EVERY} of one without an end",
     )
-    add("--eval_batch_size", type=positive, default=256, help="images at a time")
+    add("--eval_batch_size", type=batch_size, default=256, help="images at a time")
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
@@ -321,7 +321,7 @@ def _compared(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Sto
 
 
 def _eval_every(length: RunLength) -> int:
-    return ENDLESS_EVAL_EVERY if length.endless else max(int(length.steps // 10), 1)
+    return ENDLESS_EVAL_EVERY if length.endless else -(-int(length.steps) // 10)
 
 
 def _eval_split(asked: str | None, store: Store) -> str | None:

@@ -26,7 +26,7 @@ import tensorflow as tf
 from pipeline import demo
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, make_directory, number, positive, seed, whole
+from pipeline.flags import Parser, batch_size, file_path, make_directory, number, positive, seed, whole
 from pipeline.store.files import remove_temporaries, replace_directory, write_json
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES
@@ -39,6 +39,7 @@ from trainer.hyperrule import BASE_BATCH_SIZE, rule_steps
 from trainer.models.bit import BIT_MODELS, PublishedWeights
 from trainer.preemption import Preemption
 from trainer.pretrained import build_network
+from trainer.workdir import open_workdir
 
 _EVAL_SPLITS = ("validation", "test")
 _EVAL_BATCH_SIZE = 256
@@ -103,7 +104,7 @@ def _add_finetune_flags(parser: Parser) -> None:
         help="directory for checkpoints and metrics; the run continues from there",
     )
     add("--steps", type=positive, help="by default 500, 10,000 or 20,000 (20,000 examples or more, 500,000)")
-    add("--batch_size", type=positive, default=BASE_BATCH_SIZE, help="views a step")
+    add("--batch_size", type=batch_size, default=BASE_BATCH_SIZE, help="views a step")
     add("--learning_rate", type=number, default=0.003, help="for 512 views a step; scaled with the batch")
     add("--image_size", type=positive, help="side of a view in pixels; by default 128, the recipe's with one")
     add("--recipe", help=f"views and evaluation crop of: {', '.join(VIEW_RECIPES)} (mixup apart)")
@@ -182,14 +183,14 @@ def _check_output(text: str) -> Path:
 
 def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command."""
-    output, workdir = _check_output(flags.output), Path(flags.workdir)
+    output = _check_output(flags.output)
     _check_network_flags(flags)
     dataset, options = _options(flags)
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
     make_directory(output.parent, flag="--output")
-    make_directory(workdir, flag="--workdir")
+    workdir = open_workdir(flags.workdir)
     with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
         remove_temporaries(workdir)
         run = Finetune(

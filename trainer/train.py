@@ -23,12 +23,10 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import Interrupted, UserError
-from pipeline.flags import make_directory
 from pipeline.provenance import find_teacher, load_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
-from pipeline.store.lock import LOCK_FILE, writer_lock
+from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
-from pipeline.store.spec import SPEC_FILE
 from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
 from trainer import models
@@ -48,6 +46,7 @@ from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, fini
 from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 from trainer.steps import Segment, count_text, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
+from trainer.workdir import open_workdir
 from trainer.workers import Workers, check_workers
 from trainer.write_back import Appending, TeacherPass, opened_store
 
@@ -331,12 +330,7 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
     store.check_files()
     store.spec.check_renderer()
     options = resolve(flags, store)
-    workdir = make_directory(Path(flags.workdir), flag="--workdir")
-    names = {path.name for path in workdir.iterdir()}
-    if SPEC_FILE in names or (names and not names & {LOCK_FILE, "checkpoints"}):  # a store, or something else
-        raise UserError(
-            f"--workdir={workdir}: not empty and not a run's directory ({min(names)}, ...); name another"
-        )
+    workdir = open_workdir(flags.workdir)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)

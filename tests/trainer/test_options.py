@@ -36,7 +36,7 @@ def test_by_default_a_run_is_as_long_as_the_store(opened: Store):
     assert asked.length.online_from == asked.length.steps
     assert asked.temperature == opened.spec.temperature
     assert asked.warmup_steps == asked.length.steps // 20
-    assert asked.eval_every == asked.length.steps // 10
+    assert asked.eval_every == -(-asked.length.steps // 10)
     assert asked.eval_split == "test"
 
 

@@ -237,6 +237,15 @@ def test_mistakes_in_finetune_exit_2(
     assert not (tmp_path / "teacher").exists()
 
 
+def test_directory_of_something_else_is_left_alone(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run" / ".tmp-mine").mkdir(parents=True)
+    code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
+    assert (code, "not empty and not a run's directory (.tmp-mine, ...)" in line) == (2, True)
+    assert (tmp_path / "run" / ".tmp-mine").exists()
+
+
 def test_teachers_that_cannot_be_finetuned_exit_2(
     colours_dir: Path,
     tmp_path: Path,

@@ -1,0 +1,28 @@
+"""trainer.workdir: a run takes a directory of its own, and nobody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from trainer.workdir import open_workdir
+
+
+@pytest.mark.parametrize("names", [[], [".lock"], ["checkpoints", "config.json"]])
+def test_new_directory_or_that_of_an_earlier_run_is_taken(tmp_path: Path, names: list[str]):
+    workdir = tmp_path / "deep" / "run"
+    for name in names:
+        (workdir / name).mkdir(parents=True)
+    assert open_workdir(str(workdir)) == workdir
+    assert sorted(path.name for path in workdir.iterdir()) == names
+
+
+@pytest.mark.parametrize("names", [["thesis.tex"], [".tmp-mine"], [".lock", "spec.json"]])
+def test_directory_of_something_else_is_refused(tmp_path: Path, names: list[str]):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"not empty and not a run's directory \({names[0]}, ...\)"):
+        open_workdir(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
