@@ -1,0 +1,110 @@
+"""Health check of both images: writes a store of a few views, and replays it with both fingerprints checked; the
+trainer's image trains two steps on it.
+
+    python healthcheck.py          # a few seconds; exit code 0, or what failed
+
+Needs no data, no teacher and no network: a data set of six images is made, and a teacher of one layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import dataset_import
+from pipeline.dataset import Dataset
+from pipeline.pending import cut_shards, publish_results
+from pipeline.store.files import write_text
+from pipeline.store.reader import Store
+from pipeline.store.spec import SPEC_FILE, Spec
+from pipeline.teacher import Teacher
+from pipeline.views.input import ViewInput
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.render import EvalCrop, render_probe, training_renderer
+from pipeline.views.source import ImageSource
+from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker
+
+SIZE = 16
+
+
+def make_images(folder: Path) -> None:
+    """Two classes of three JPEG files."""
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        path = folder / f"class_{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+
+
+def make_store(directory: Path) -> tuple[Path, Path]:
+    """Two epochs of six images, written as a worker writes them; the store and the data directory."""
+    make_images(directory / "images")
+    data_dir, teacher, store = directory / "data", directory / "teacher", directory / "store"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        dataset_import.main([f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
+    image = tf.keras.Input([SIZE, SIZE, 3])
+    logits = tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(image))
+    tf.keras.Model(image, logits).save(teacher, include_optimizer=False)
+    dataset = Dataset("health", "train", data_dir=data_dir)
+    policy = ViewPolicy(image_size=SIZE)
+    loaded = Teacher(teacher, image_size=SIZE, num_classes=dataset.num_classes)
+    spec = Spec(
+        dataset=dataset.identity(),
+        seed=0,
+        policy=policy,
+        eval_crop=EvalCrop(),
+        teacher=loaded.identity(batch_size=4),
+        num_classes=dataset.num_classes,
+        codec="float16",
+        temperature=2.0,
+        render_probe=render_probe(),
+        provenance={"command": "health check"},
+    )
+    store.mkdir()
+    write_text(store / SPEC_FILE, spec.to_json())
+    job = PrecomputeJob(
+        store=str(store),
+        spec=spec.to_json(),
+        data_dir=str(data_dir),
+        teacher=str(teacher),
+        image_cache_bytes=0,
+    )
+    worker = ShardWorker(job)
+    tasks = cut_shards(VIEWS_SPLIT, published=[], total=2 * dataset.num_examples, views_per_shard=6)
+    publish_results(str(store), spec, [worker.run(task) for task in tasks], {VIEWS_SPLIT: spec.dataset})
+    return store, data_dir
+
+
+def replay(store: Path, data_dir: Path) -> int:
+    """Renders every view of the store again; a fingerprint that differs raises. The number of views."""
+    opened = Store(store)
+    opened.check_files()
+    source = ImageSource(Dataset("health", "train", data_dir=data_dir), training_renderer(opened.spec.policy))
+    views = opened.views.num_records
+    return len(list(ViewInput(opened.views, source, 4).batches(np.arange(0, views, 4)))) * 4
+
+
+def main() -> int:
+    """The check."""
+    with tempfile.TemporaryDirectory() as name:
+        store, data_dir = make_store(Path(name))
+        print(f"replayed {replay(store, data_dir)} views", flush=True)
+        if importlib.util.find_spec("tensorflow_addons") is not None:
+            from trainer.train import main as train
+
+            run = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={name}/run", "--student=tiny"]
+            return train([*run, "--batch_size=4", "--steps=2", "--warmup_steps=1"])
+        importlib.import_module("pipeline.precompute")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

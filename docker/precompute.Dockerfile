@@ -1,0 +1,49 @@
+# syntax=docker/dockerfile:1
+# Beam worker: TensorFlow and this package under Beam's SDK harness; no TensorFlow Addons. From the checkout:
+#
+#   docker build --file docker/precompute.Dockerfile --build-arg VARIANT=gpu --tag HOST/PROJECT/REPO/precompute:gpu .
+#
+# VARIANT: cpu or gpu. A GPU needs no CUDA image below: CUDA's libraries come with TensorFlow's wheels, the driver
+# from the host. A change of code builds the last layer anew, a change of requirements.lock the one before.
+ARG BEAM_VERSION=2.77.0
+
+# hadolint ignore=DL3006
+FROM apache/beam_python3.11_sdk:${BEAM_VERSION} AS beam
+
+FROM python:3.11-slim-bookworm AS tools
+RUN pip install --no-cache-dir --target /opt/uv uv==0.13.9
+ENV PATH=/opt/uv/bin:$PATH UV_NO_CACHE=1 UV_LINK_MODE=copy
+
+FROM tools AS dependencies
+ARG VARIANT=cpu
+WORKDIR /build
+COPY docker/install.sh requirements.lock pyproject.toml ./
+RUN bash install.sh dependencies precompute "$VARIANT" /opt/venv
+
+FROM tools AS package
+WORKDIR /build
+COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY pipeline pipeline
+COPY trainer trainer
+RUN uv build --quiet --wheel --build-constraint requirements.lock --out-dir /dist .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --uid 10001 --create-home worker
+COPY --from=beam /opt/apache/beam/boot /opt/apache/beam/boot
+COPY --from=dependencies /opt/venv /opt/venv
+COPY docker/healthcheck.py /opt/healthcheck.py
+# Beam's boot would make an environment of its own, without what is installed here.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 \
+    TF_CPP_MIN_LOG_LEVEL=2 \
+    VIEW_DISTILL_CACHE=/tmp/view-distill
+RUN --mount=type=bind,from=dependencies,source=/build/install.sh,target=/build/install.sh \
+    --mount=type=bind,from=dependencies,source=/build/requirements.lock,target=/build/requirements.lock \
+    --mount=type=bind,from=tools,source=/opt/uv,target=/opt/uv \
+    --mount=type=bind,from=package,source=/dist,target=/dist \
+    PATH=/opt/uv/bin:$PATH UV_NO_CACHE=1 UV_LINK_MODE=copy bash /build/install.sh package /dist/*.whl /opt/venv
+USER 10001
+WORKDIR /home/worker
+HEALTHCHECK --interval=6h --timeout=5m --start-period=5m CMD ["python", "/opt/healthcheck.py"]
+ENTRYPOINT ["/opt/apache/beam/boot"]

@@ -1,0 +1,103 @@
+"""docker/*.Dockerfile: linted, and in step with the rest of the project."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+SCRIPTS = [ROOT / "docker" / "install.sh", ROOT / "trainer" / "templates" / "tpu_host.sh"]
+
+
+def linter(name: str) -> str:
+    """Path of a linter; the test is skipped where it is not installed."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}") or shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """(name, arguments) of each instruction; continued lines are joined."""
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split()[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
+
+
+def stages(path: Path) -> list[list[tuple[str, str]]]:
+    """Instructions by stage, its FROM first."""
+    out: list[list[tuple[str, str]]] = []
+    for name, words in instructions(path):
+        if name == "FROM":
+            out.append([])
+        if out:
+            out[-1].append((name, words))
+    return out
+
+
+def test_dockerfiles_pass_hadolint():
+    done = subprocess.run([linter("hadolint"), *DOCKERFILES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_scripts_pass_shellcheck():
+    # SC2329, functions that are not called: they are, by name, from the arguments.
+    done = subprocess.run(
+        [linter("shellcheck"), "--exclude=SC2329", *SCRIPTS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_image_is_not_roots_and_checks_its_health(path: Path):
+    last = dict(stages(path)[-1])
+    assert last["USER"].isdecimal()
+    assert last["USER"] != "0"
+    assert "/opt/healthcheck.py" in last["HEALTHCHECK"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_change_of_code_builds_one_layer(path: Path):
+    final = stages(path)[-1]
+    layers = [(name, words) for name, words in final if name in ("RUN", "COPY", "ADD")]
+    depends = [words for name, words in layers if "from=package" in words]
+    assert depends == [layers[-1][1]]
+    needed = [stage for stage in stages(path) if stage[0][1].endswith(" AS dependencies")]
+    copied = " ".join(words for name, words in needed[0] if name == "COPY")
+    assert copied == "docker/install.sh requirements.lock pyproject.toml ./"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_everything_copied_is_let_through_by_dockerignore(path: Path):
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    let_through = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
+    for name, words in instructions(path):
+        if name == "COPY" and not words.startswith("--from"):
+            for source in words.split()[:-1]:
+                assert source in let_through
+                assert (ROOT / source).exists()
+
+
+def found(pattern: str, path: Path) -> str:
+    """What the pattern's group is in a file."""
+    match = re.search(pattern, path.read_text())
+    assert match is not None
+    return match.group(1)
+
+
+def test_versions_are_the_projects():
+    beam = found(r"BEAM_VERSION=(\S+)", ROOT / "docker" / "precompute.Dockerfile")
+    assert f"apache-beam=={beam}\n" in (ROOT / "requirements.lock").read_text()
+    uv = found(r"UV_VERSION := (\S+)", ROOT / "Makefile")
+    assert uv == found(r"UV_VERSION=(\S+)", SCRIPTS[0])
+    assert [found(r"uv==(\S+)", path) for path in DOCKERFILES] == [uv, uv]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.12"
+    assert [found(r"FROM python:(\S+?)-", path) for path in DOCKERFILES] == ["3.11", "3.11"]

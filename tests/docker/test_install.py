@@ -1,0 +1,137 @@
+"""docker/install.sh: the images' installation, for real in clean environments, and what each can do then."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import stores
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "docker" / "install.sh"
+
+
+def install(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+def run(venv: Path, *arguments: str | Path, directory: Path) -> str:
+    """Output of the environment's Python, away from the checkout and from this process's environment."""
+    kept = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+    # As Beam's and Docker's processes are found: by the environment's own PATH.
+    environment = {**kept, "PATH": f"{venv / 'bin'}:{kept['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [venv / "bin" / "python", *arguments],
+        cwd=directory,
+        env={**environment, "VIEW_DISTILL_CACHE": str(directory / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def packages(venv: Path) -> dict[str, str]:
+    """Installed distributions and their versions."""
+    listed = subprocess.run(
+        [venv / "bin" / "pip", "list", "--format=json"], capture_output=True, text=True, check=True
+    )
+    return {package["name"].lower(): package["version"] for package in json.loads(listed.stdout)}
+
+
+def locked() -> dict[str, str]:
+    """Versions of requirements.lock."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith((" ", "#")))
+
+
+@pytest.fixture(scope="session")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Beam worker's environment."""
+    venv = tmp_path_factory.mktemp("worker") / "venv"
+    install("dependencies", "precompute", "cpu", venv)
+    install("package", ROOT, venv)
+    return venv
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trainer's environment; the project comes as a wheel, as in the image and on a TPU VM."""
+    directory = tmp_path_factory.mktemp("trainer")
+    install("dependencies", "trainer", "cpu", directory / "venv")
+    build = [
+        directory / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+    ]
+    subprocess.run([*build, directory, ROOT], check=True)
+    install("package", next(directory.glob("*.whl")), directory / "venv")
+    return directory / "venv"
+
+
+@pytest.mark.slow
+def test_each_image_has_the_locked_versions_and_not_the_others(worker: Path, trainer: Path):
+    lock = {**locked(), "tensorflow-cpu": locked()["tensorflow"]}
+    for venv in (worker, trainer):
+        found = packages(venv)
+        assert "view-distill" in found
+        assert {
+            name: v for name, v in found.items() if name in lock and lock[name] != v and name != "setuptools"
+        } == {}
+        assert not set(found) & {"pytest", "ruff", "mypy", "matplotlib"}
+    assert "apache-beam" in packages(worker)
+    assert "tensorflow-addons" not in packages(worker)
+    assert "tensorflow-addons" in packages(trainer)
+    assert "apache-beam" not in packages(trainer)
+
+
+@pytest.mark.slow
+def test_health_check_passes_in_both(worker: Path, trainer: Path, tmp_path: Path):
+    check = ROOT / "docker" / "healthcheck.py"
+    assert "replayed 12 views" in run(worker, check, directory=tmp_path)
+    assert "figures: " in run(trainer, check, directory=tmp_path)
+
+
+@pytest.mark.slow
+def test_worker_runs_beams_harness_and_the_trainer_replays_what_it_wrote(
+    worker: Path, trainer: Path, data_dir: Path, teacher_path: Path, published_store: Path, tmp_path: Path
+):
+    asked = stores.Asked(data_dir, teacher_path, tmp_path / "store")
+    # Its worker process is `apache_beam.runners.worker.sdk_worker_main` of that environment.
+    processes = ("--direct_running_mode=multi_processing", "--direct_num_workers=1")
+    assert "51 views" in run(
+        worker, "-m", "pipeline.precompute", *asked.flags(*processes), directory=tmp_path
+    )
+    assert stores.shard_files(asked.store) == stores.shard_files(published_store)
+    argv = [f"--store={asked.store}", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"]
+    small = ["--student=tiny", "--batch_size=5", "--steps=4", "--warmup_steps=1"]
+    run(trainer, "-m", "trainer.train", *argv, *small, directory=tmp_path)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
+
+
+@pytest.mark.slow
+def test_worker_imports_what_dataflow_needs(worker: Path, tmp_path: Path):
+    words = (
+        "from apache_beam.runners.dataflow.internal import apiclient\n"
+        "from apache_beam.io.gcp import gcsfilesystem\n"
+        "from apache_beam.runners.runner import create_runner\n"
+        "print(create_runner('DataflowRunner'))"
+    )
+    assert "DataflowRunner" in run(worker, "-W", "ignore", "-c", words, directory=tmp_path)
+
+
+def test_mistakes_are_one_line():
+    assert install(code=2).stderr.startswith("error: usage: install.sh dependencies")
+    done = install("dependencies", "trainr", "cpu", "/nowhere/venv", code=2)
+    assert done.stderr.splitlines()[-1] == "error: trainr: expected precompute or trainer"
