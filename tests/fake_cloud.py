@@ -7,7 +7,7 @@ and happens, once `after` others like it went well:
   {"match": TEXT, "code": N, "stderr": TEXT}   the command is refused
   {"match": TEXT, "interrupt": true}           Ctrl-C, while the command is under way
   {"match": TEXT, "line": TEXT, "saved": NAME, "then": "preempt" | "terminate" | "delete" | "drop" | "interrupt"}
-                                               when the command has printed that line, and the bucket has a file NAME;
+                                               when the command has printed a line that begins so, and the bucket has a file NAME;
                                                the trainer is let go on then
 """
 
@@ -200,7 +200,7 @@ class Cloud:
             assert process.stdout is not None
             for line in process.stdout:
                 print(line, end="", flush=True)
-                if event.get("line") == line.strip():
+                if "line" in event and line.startswith(event["line"]):
                     while event.get("saved") and not self.bucket(event["saved"]).exists():
                         time.sleep(0.05)
                     process.kill()

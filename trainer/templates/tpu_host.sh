@@ -56,9 +56,10 @@ trainer() {
         [[ $flag == --*=/* && -e ${flag#*=} ]] && volumes+=(--volume="${flag#*=}:${flag#*=}")
     done
     sudo docker rm --force "$CONTAINER" > /dev/null 2>&1 || true
-    sudo docker run --rm --name="$CONTAINER" --privileged --net=host --ulimit=memlock=-1:-1 --stop-timeout=120 \
-        --user="$(id -u):$(id -g)" --env=HOME=/job --workdir=/job "${volumes[@]}" "$(< image)" \
-        python -m trainer.train "$@"
+    # No health check: it would want the TPU as well.
+    sudo docker run --rm --name="$CONTAINER" --no-healthcheck --privileged --net=host \
+        --ulimit=memlock=-1:-1 --stop-timeout=120 --user="$(id -u):$(id -g)" --env=HOME=/job --workdir=/job \
+        "${volumes[@]}" "$(< image)" python -m trainer.train "$@"
 }
 
 # --- the work directory and its copy in the bucket ----------------------------------------------------------
