@@ -12,7 +12,7 @@ from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.metadata import INFO_FILE
 from pipeline.store.reader import STORE_DIRECTORIES, Store
-from pipeline.store.shards import ShardTask
+from pipeline.store.shards import RECORD_BYTES, ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.store.untrusted import check_links
 from pipeline.worker import split_directory
@@ -71,7 +71,7 @@ def claim_store(store: Path, spec: Spec) -> None:
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
     """Refuses a run that the disk cannot hold, before it begins."""
-    needed = sum(task.records for task in tasks) * (options.spec.make_codec().bytes_per_view + 16)
+    needed = sum(task.records for task in tasks) * (options.spec.make_codec().bytes_per_view + RECORD_BYTES)
     free = shutil.disk_usage(options.store).free
     if needed > free:
         raise UserError(

@@ -161,7 +161,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         epochs=flags.epochs,
         views_per_shard=flags.views_per_shard,
         image_cache_bytes=flags.image_cache_bytes,
-        eval_splits=_eval_splits(flags.eval_splits, dataset),
+        eval_splits=find_eval_splits(flags.eval_splits, dataset),
         repair=flags.repair,
         spec=spec,
     )
@@ -192,7 +192,7 @@ def check_flags(flags: argparse.Namespace) -> ViewRecipe:
     return dataclasses.replace(base, policy=policy)
 
 
-def _eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
+def find_eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
     """Names of the splits to evaluate: `all`, `none`, or a comma-separated list that exists."""
     if text in ("all", "none"):
         return tuple(dataset.split_names) if text == "all" else ()

@@ -16,6 +16,7 @@ from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
 from pipeline.store.spec import Spec, differences
 from pipeline.worker import VIEWS_SPLIT, ShardResult, split_directory
 
+SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 Identity = dict[str, Any]  # of a data set
 
 

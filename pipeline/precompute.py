@@ -43,7 +43,7 @@ from pipeline.options import (
     make_parser,
     resolve,
 )
-from pipeline.pending import Identity, damaged_tasks, pending_tasks, publish_results
+from pipeline.pending import SHARD_SECONDS, Identity, damaged_tasks, pending_tasks, publish_results
 from pipeline.progress import Progress
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import INFO_FILE, load_manifest
@@ -53,7 +53,6 @@ from pipeline.store.spec import Spec
 from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker
 
 _METRICS = "precompute"
-_LONG_SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 
 
 class ComputeShard(beam.DoFn):
@@ -184,8 +183,8 @@ def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: Pr
     rate = int(options.spec.teacher["batch_size"]) / seconds_a_batch
     longest = max(task.records for task in tasks) / rate
     line = f"{views:,} views in {len(tasks)} shards; teacher alone: {rate:,.0f} views/s, {views / rate / 60:,.1f} min"
-    if longest > _LONG_SHARD_SECONDS:
-        fitting = max(int(_LONG_SHARD_SECONDS * rate), 1)
+    if longest > SHARD_SECONDS:
+        fitting = max(int(SHARD_SECONDS * rate), 1)
         line += (
             f"\nA shard takes {longest / 60:.0f} teacher minutes, and a lost worker costs as much; "
             f"--views_per_shard={fitting} would take ten"

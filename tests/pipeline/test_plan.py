@@ -1,0 +1,147 @@
+"""pipeline.plan: what the numbers come to, from given rates and from a calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.plan import Rates, Task, main, make_plan
+from pipeline.store.reader import Store
+from tests import stores
+
+TASK = Task(
+    dataset="flowers:1.0.0",
+    num_examples=1000,
+    num_classes=100,
+    epochs=36,
+    eval_views=4000,
+    views_per_shard=5000,
+    codec="topk:7",
+    temperature=10.0,
+)
+
+
+def plan_of(argv: list[str], tmp_path: Path) -> dict[str, Any]:
+    assert main([*argv, f"--json={tmp_path / 'plan.json'}"]) == 0
+    plan: dict[str, Any] = json.loads((tmp_path / "plan.json").read_text())
+    return plan
+
+
+def test_hours_and_break_even_are_what_the_rates_say() -> None:
+    plan = make_plan(TASK, Rates(teacher=2.0, precompute=1.0, measured=False), students=5, workers=3)
+    assert plan["views"] == 36_000
+    assert plan["teacher_hours"] == pytest.approx(40_000 / 2 / 3600)
+    assert plan["precompute_hours"] == pytest.approx(40_000 / 3600)
+    assert plan["wall_hours"] == pytest.approx(40_000 / 3 / 3600)
+    assert plan["online_teacher_hours"] == pytest.approx(5 * 36_000 / 2 / 3600)
+    # A student online costs 18,000 s of the teacher, the precompute 40,000 s.
+    assert plan["break_even_students"] == 3
+    assert plan["saved_teacher_hours"] == pytest.approx((5 * 18_000 - 40_000) / 3600)
+    assert plan["shards"]["count"] == 8
+    assert plan["shards"]["seconds_each"] == 5000
+    assert plan["shards"]["views_per_shard_in_ten_minutes"] == 600
+
+
+def test_a_precompute_at_the_teacher_s_rate_pays_with_the_first_student() -> None:
+    rates = Rates(teacher=7.0, precompute=7.0, measured=False)
+    task = Task(**(vars(TASK) | {"eval_views": 0}))
+    plan = make_plan(task, rates, students=1, workers=100)
+    assert plan["break_even_students"] == 1
+    assert plan["saved_teacher_hours"] == pytest.approx(0)
+    assert plan["wall_hours"] == pytest.approx(plan["precompute_hours"] / 8)  # no more workers than shards
+
+
+def test_bytes_of_each_codec_that_fits() -> None:
+    rates = Rates(teacher=1.0, precompute=1.0, measured=False)
+    codecs = make_plan(TASK, rates, students=1, workers=1)["codecs"]
+    assert list(codecs) == ["float32", "bfloat16", "float16", "int8", "topk:10", "topk:7"]
+    assert codecs["int8"]["bytes_a_view"] == pytest.approx(100 + 8 + 24)
+    assert codecs["topk:7"]["bytes"] == pytest.approx(40_000 * (7 * 4 + 4 + 24))
+    assert "mean_kl" not in codecs["int8"]
+
+
+def test_more_shards_than_a_store_can_have_are_refused() -> None:
+    task = Task(**(vars(TASK) | {"epochs": 10**6, "views_per_shard": 1000}))
+    with pytest.raises(UserError, match="--views_per_shard=1000: 1000000 shards, at most 99999"):
+        make_plan(task, Rates(teacher=1.0, precompute=1.0, measured=False), students=1, workers=1)
+
+
+def test_given_rates_need_neither_data_set_nor_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "--num_examples=1281167",
+        "--num_classes=1000",
+        "--epochs=300",
+        "--teacher_rate=20",
+        "--workers=8",
+    ]
+    plan = plan_of(argv, tmp_path)
+    assert (plan["views"], plan["temperature"], plan["rates"]["measured"]) == (384_350_100, 10, False)
+    assert plan["wall_hours"] == pytest.approx(384_350_100 / 20 / 8 / 3600)
+    out = capsys.readouterr().out
+    assert "float16" in out
+    assert "<- --codec" in out
+    assert "a lost worker costs as much: --views_per_shard=12000 takes ten minutes" in out
+    assert "the store has paid for itself with student 1; with 10 it saves" in out
+
+
+def test_given_rates_for_a_data_set(data_dir: Path, tmp_path: Path) -> None:
+    argv = [
+        f"--dataset={stores.DATASET}",
+        f"--data_dir={data_dir}",
+        "--teacher_rate=20",
+        "--precompute_rate=10",
+    ]
+    plan = plan_of([*argv, "--epochs=3", "--eval_splits=test", "--students=1"], tmp_path)
+    assert (plan["num_examples"], plan["num_classes"], plan["eval_views"]) == (17, 5, 7)
+    assert plan["break_even_students"] == 3
+    assert plan["saved_teacher_hours"] < 0
+
+
+def test_rates_and_fidelity_are_measured(
+    data_dir: Path,
+    teacher_path: Path,
+    published_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = stores.Asked(data_dir, teacher_path, tmp_path / "none")
+    flags = [
+        flag for flag in asked.flags("--calibrate_seconds=0.2", "--codec=topk:3") if "--runner" not in flag
+    ]
+    plan = plan_of(flags, tmp_path)
+    assert plan["rates"]["measured"]
+    assert plan["rates"]["teacher"] >= plan["rates"]["precompute"] > 0
+    assert (plan["views"], plan["eval_views"]) == (51, 7)
+    assert not (tmp_path / "none").exists()  # nothing is written but the plan
+    cost = Store(published_store).views.manifest.fidelity()
+    assert plan["codecs"]["float16"]["mean_kl"] == pytest.approx(cost["mean_kl"], rel=0.7)
+    assert plan["codecs"]["float32"]["mean_kl"] == 0
+    assert plan["codecs"]["topk:3"]["mean_kl"] > plan["codecs"]["int8"]["mean_kl"]
+    out, err = capsys.readouterr()
+    assert "measured here" in out
+    assert "measuring for 0.2 s" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--num_examples=5"], "--num_examples goes with --teacher_rate"),
+        (["--teacher_rate=5"], "--teacher_rate needs a data set"),
+        (["--teacher_rate=5", "--num_examples=5"], "--teacher_rate needs a data set"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--dataset=x"], "give either --dataset"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--precompute_rate=6"], "more than"),
+        (["--teacher_rate=0"], "--teacher_rate"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--codec=topk:5"], "of 5 classes"),
+        (["--dataset=x"], "--teacher is missing"),
+        (["--student=4"], "did you mean --students?"),
+    ],
+)
+def test_mistakes_are_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        main(argv)
