@@ -8,9 +8,9 @@ crop; none trains past the last stored view.
 - `consistent`: without mixup (ratio 1); the live teacher sees the student's crop. The control of the next two.
 - `fixed`: without mixup; one logit vector an image, the teacher's for the evaluation crop, from the store's `eval/`.
   What Beyer et al. 2021 call a fixed teacher, and show to overfit.
-- `independent`: without mixup; the live teacher sees another crop of the same image: the one of the next stored
-  epoch (of the first one, in the last), wherever in that epoch the image stands. So the teacher's crop is a stored
-  view too, and is checked like the student's. Their independent noise.
+- `independent`: without mixup; the live teacher sees another crop of the same image: the one of the epoch before (in
+  the first, of the second), wherever in that epoch the image stands. So the teacher's crop is a stored view too,
+  checked like the student's, and the same however far the store has grown. Their independent noise.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Arm:
             _fixed_targets(store)
         if self.name == "independent" and store.epochs < 2:
             raise UserError(
-                f"the arm `independent` takes the teacher's crops from the next stored epoch, and {store.path} holds one "
-                "alone; precompute --epochs=2 or more"
+                f"the arm `independent` takes the teacher's crops from another epoch, and {store.path} holds one alone; "
+                "precompute --epochs=2 or more"
             )
 
     def records(self, store: Store) -> RecordSource:
@@ -100,7 +100,6 @@ class Arm:
         plan = PairedPlan(
             num_examples=store.spec.num_examples,
             seed=store.spec.seed,
-            epochs=store.epochs,
             batch_size=batch_size,
         )
         return dataclasses.replace(view_input, plan=plan, extra_crops=batch_size)
@@ -237,13 +236,11 @@ class PairedPlan:
     Attributes:
       num_examples: N.
       seed: of the store's order.
-      epochs: E, stored.
       batch_size: B.
     """
 
     num_examples: int
     seed: int
-    epochs: int
     batch_size: int
 
     def __call__(self, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,9 +249,9 @@ class PairedPlan:
         return np.concatenate([views, self.other(views)]), np.arange(self.batch_size, dtype=np.int32)
 
     def other(self, views: np.ndarray) -> np.ndarray:
-        """The views of the same images in the next epoch, cyclically: int64 [n] to int64 [n]."""
+        """The views of the same images in the epoch before, for the first in the second: int64 [n] to int64 [n]."""
         examples = example_of_view(views, num_examples=self.num_examples, seed=self.seed)
-        epochs = (views // self.num_examples + 1) % self.epochs
+        epochs = np.abs(views // self.num_examples - 1)
         out = np.empty_like(views)
         for epoch in np.unique(epochs).tolist():
             where = epochs == epoch

@@ -217,8 +217,7 @@ def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job],
                         on_finished(child.job)
                 bar.set_description(", ".join(child.job.name for child in running), refresh=False)
                 begun = [child.job for child in running] + waiting
-                bar.n = done + sum(min(latest_step(job.workdir), job.steps) for job in begun)
-                bar.refresh()
+                bar.update(done + sum(min(latest_step(job.workdir), job.steps) for job in begun) - bar.n)
         finally:
             for child in running:
                 child.end(signals.first or signal.SIGTERM)
@@ -234,7 +233,12 @@ def _bar(jobs: Sequence[Job]) -> Iterator[tqdm]:
     begun = sum(min(latest_step(job.workdir), job.steps) for job in jobs)
     total = sum(job.steps for job in jobs)
     with tqdm(
-        total=total, initial=begun, unit=" steps", dynamic_ncols=True, disable=None if total else True
+        total=total,
+        initial=begun,
+        unit=" steps",
+        dynamic_ncols=True,
+        mininterval=1.0,
+        disable=not total,
     ) as bar:
         yield bar
 

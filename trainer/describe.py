@@ -64,10 +64,14 @@ def _spread(mean: float, deviation: float | None) -> str:
 
 def _pair(pair: dict[str, Any]) -> str:
     low, high = pair["top1_interval"]
-    loss = pair["largest_loss_difference"]
-    curves = "no step logged by both" if loss is None else f"losses differ by {loss:.3g} at most"
+    loss, weights = pair["largest_loss_difference"], pair["weights_distance_relative"]
+    if loss == 0 and weights == 0:
+        curves = "the same losses and weights, bit for bit"
+    elif loss is None:
+        curves = f"no step that both logged; weights differ by {weights:.3g} of their norm"
+    else:
+        curves = f"losses differ by {loss:.3g} at most, weights by {weights:.3g} of their norm"
     return (
-        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}, weights by "
-        f"{pair['weights_distance_relative']:.3g} of their norm; same answer for {pair['agreement']:.2%} of the images, top-1 "
-        f"{pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"
+        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}; same answer for "
+        f"{pair['agreement']:.2%} of the images, top-1 {pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"
     )

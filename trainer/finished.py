@@ -122,9 +122,14 @@ class FinishedRun:
         """The student's weights as trained to the end, without averages of batch normalisation, by name.
 
         Raises:
-          DataError: the checkpoint is damaged.
+          UserError: the checkpoint is gone.
+          DataError: it is damaged.
         """
         path = saved_path(self.directory / "checkpoints")
+        if path is None:
+            raise UserError(
+                f"{self.directory}: its checkpoints are gone, and with them its weights; run it again"
+            )
         try:
             reader = tf.train.load_checkpoint(path)
             names = [

@@ -38,6 +38,11 @@ def test_demo_ends_in_a_table_of_what_it_measured(tmp_path: Path):
     assert len([label for label in table if "seconds" in label]) >= 2
     assert [label for label in table if "bytes" in label]
     assert "pipeline.precompute --runner=DirectRunner" in output  # the commands are shown
+    (pair,) = json.loads((tmp_path / "demo" / "compare" / "result.json").read_text())["pairs"]
+    assert pair["largest_loss_difference"] == pair["weights_largest_difference"] == 0
+    report = tmp_path / "demo" / "compare" / "report.html"
+    assert output.rstrip().endswith(f"offline against online: {report}")
+    assert report.exists()
     again, again_seconds = run()
     assert f"{test['student_top1']:.1%}" in again
     assert again_seconds < seconds  # what is done is not done again
