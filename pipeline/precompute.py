@@ -254,7 +254,7 @@ def main(argv: list[str]) -> int:
         print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
         claim_store(store, options.spec)
         begun = time.monotonic()
-        with Progress(options.store, tasks):
+        with Progress(options.store, tasks), beam_worker.workers_end_with_command():
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
         print(summarize(options.store, options.spec, counters, time.monotonic() - begun))
     return 0

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -176,17 +176,51 @@ def test_an_error_in_a_worker_process_is_one_line(asked: Asked, breaking_teacher
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_worker_processes_is_one_line_and_ends_them(asked: Asked) -> None:
-    """A Ctrl-C in a terminal reaches the whole process group."""
+@pytest.mark.parametrize(
+    ("send", "number", "line"),
+    [
+        (os.killpg, signal.SIGINT, "interrupted; what was published stays, run the same command to continue"),
+        (os.kill, signal.SIGINT, "interrupted; what was published stays, run the same command to continue"),
+        (os.kill, signal.SIGTERM, "SIGTERM: what was published stays, run the same command to continue"),
+    ],
+    ids=["ctrl_c", "sigint", "sigterm"],
+)
+def test_a_signal_is_one_line_and_ends_worker_processes(
+    asked: Asked, send: Callable[[int, int], None], number: signal.Signals, line: str
+) -> None:
+    """A Ctrl-C in a terminal reaches the whole process group, a supervisor's signal the command alone."""
     with start(asked.flags(*SEVERAL, "--epochs=30000", "--views_per_shard=100000"), group=True) as process:
         until_a_shard_is_written(process, asked.store)
         workers = workers_of(process)
         assert len(workers) == 2
-        os.killpg(process.pid, signal.SIGINT)
+        send(process.pid, number)
         _, stderr = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert without_bar(stderr) == ["interrupted; what was published stays, run the same command to continue"]
+    assert process.returncode == 128 + number
+    assert without_bar(stderr) == [line]
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_a_command_that_is_killed(asked: Asked) -> None:
+    with start(asked.flags(*SEVERAL, "--epochs=30000", "--views_per_shard=100000")) as process:
+        until_a_shard_is_written(process, asked.store)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.kill()
+        process.communicate(timeout=100)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "still there after 20 s"
+        time.sleep(0.05)
+
+
+def test_sigterm_in_the_middle_exits_143_in_one_line(asked: Asked) -> None:
+    with start(asked.flags("--epochs=30000", "--views_per_shard=100000")) as process:
+        until_a_shard_is_written(process, asked.store)
+        process.terminate()
+        _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 143
+    assert without_bar(stderr) == ["SIGTERM: what was published stays, run the same command to continue"]
 
 
 @pytest.mark.slow
