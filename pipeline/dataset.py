@@ -301,4 +301,4 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"{' '.join(argv[:1]) or 'no command'}: expected `{COMMAND} ...` (--help lists the flags)"
         )
-    return dataset_import.main(argv[1:])
+    return dataset_import.run_import(argv[1:])

@@ -339,7 +339,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(argv: list[str]) -> int:
+def run_import(argv: list[str]) -> int:
     """The command; `argv` is what follows `import`."""
     flags = make_parser().parse_strictly(argv)
     if (flags.folder is None) == (flags.from_tfds is None):
