@@ -51,8 +51,8 @@ def comparison_table(result: dict[str, Any]) -> str:
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
     ]
     lines += [_pair(pair) for pair in result["pairs"]]
-    if (cost := result["cost"]) is not None:
-        seconds = cost["seconds_a_step"]
+    cost = result["cost"]
+    if (seconds := cost["seconds_a_step"]) is not None:
         parts = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
         lines.append(f"milliseconds a step: {parts}; online takes {cost['saving']:+.0%}")
     return "\n".join(line.rstrip() for line in lines)

@@ -78,7 +78,7 @@ def summarize(
         "runs": rows,
         "pairs": [compare_runs(a, b) for a, b in _pairs(runs)],
         "arms": summarise(rows),
-        "cost": None if measured is None else _cost(store, runs, measured),
+        "cost": _cost(store, runs, measured),
     }
 
 
@@ -150,19 +150,28 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any]) -> dict[str, Any]:
-    """The measured seconds, and what follows from them for the longest online run there is."""
+def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> dict[str, Any]:
+    """What can be counted; with measured seconds, what follows from them for the longest online run there is."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
-    size, passes = int(measured["batch_size"]), _teacher_passes(store)
-    figures = cost_figures(
-        measured["seconds_a_step"], batch_size=size, steps=longest.steps, precompute_passes=passes
-    )
-    return {
-        "seconds_a_step": measured["seconds_a_step"],
+    size, passes = longest.batch_size, _teacher_passes(store)
+    counted = {
         "batch_size": size,
         "teacher_passes": {"offline": 0, "online": longest.steps * size},
         "store_bytes": store.views.manifest.bytes,
         "bytes_a_view": store.views.manifest.bytes / store.views.num_records,
+    }
+    if measured is None:
+        return {
+            **counted,
+            "seconds_a_step": None,
+            "how": "no step was measured (--no-measure, or no online arm)",
+        }
+    figures = cost_figures(
+        measured["seconds_a_step"], batch_size=size, steps=longest.steps, precompute_passes=passes
+    )
+    return {
+        **counted,
+        "seconds_a_step": measured["seconds_a_step"],
         **figures,
         "how": f"{measured['how']}; the store is paid for by students of {longest.steps:,} steps each, its own cost taken "
         f"as the teacher's and the input's seconds for {passes:,} images",
