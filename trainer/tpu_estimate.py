@@ -343,7 +343,8 @@ def main(argv: list[str]) -> int:
                 f"{row.type:<12} {row.image_size:>4}  {row.gflops_an_image:>11.1f}  {row.step_seconds * 1e3:>7.1f}  "
                 f"{row.bound:<10}  {row.images_per_second:>8,.0f}  "
                 + "  ".join(f"{cores:>6.1f}" for cores in row.cores.values())
-                + f"  {row.host_cpus:>8}  {row.link_bytes_per_second / 1e6:>9,.0f}",
+                + f"  {row.host_cpus:>8}  {row.link_bytes_per_second / 1e6:>9,.0f}"
+                + ("  *" if row.images_per_second > flags.python_views_per_second else ""),
                 flush=True,
             )
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pipeline.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_command
 from tests.fake_cloud import CLOUD, Cloud
 from tests.gcloud_parser import refused_by_gcloud
+from trainer import tpu_job
 from trainer.launch import main
 from trainer.tpu_job import EXIT_TERMINATED, EXIT_TRY_AGAIN
 
@@ -20,6 +22,8 @@ ASKED = (
     "interrupted: flowers was asked for and may come into being, and then costs; what became of it: `status`"
 )
 STOP = "python -m trainer.launch stop --tpu=flowers --zone=us-central1-a --project=mine --delete"
+
+HOST_SCRIPT = Path(tpu_job.__file__).parent / "templates" / "tpu_host.sh"
 
 # In place of the trainer: ten steps, each saved; at step 5 it waits for a file `go`.
 TRAINER = """#!/usr/bin/env bash
@@ -423,6 +427,12 @@ def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.
         assert main(argv) == 0
         printed += [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# ")]
     assert all(line.startswith("gcloud compute tpus ") for line in printed)
+    # And what the host's script asks, with its own variables for arguments.
+    on_host = re.findall(
+        r"\bgcloud (?:storage|auth) .*?(?= \|\|| > |;|$)", HOST_SCRIPT.read_text(), re.MULTILINE
+    )
+    assert len(on_host) == 8
+    printed += on_host
     wrong = (
         "gcloud compute tpus tpu-vm create flowers --zone=z --versoin=x"  # the parser is asked, and answers
     )

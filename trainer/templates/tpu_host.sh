@@ -68,9 +68,9 @@ fetch() { # NAME URL
     mkdir -p "inputs/$1"
     echo "copying $2"
     if [[ $2 == *.keras ]]; then
-        gcloud storage cp --quiet "$2" "inputs/$1/"
+        gcloud storage cp "$2" "inputs/$1/" --quiet
     else
-        gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects "$2" "inputs/$1"
+        gcloud storage rsync "$2" "inputs/$1" --quiet --recursive --delete-unmatched-destination-objects
     fi || { echo "cannot copy $2" >&2; return "$UNSAVED"; }
 }
 
@@ -81,7 +81,7 @@ restore() { # URL
     rm -rf work unsaved
     mkdir work
     if gcloud storage ls "$1/" > /dev/null 2> ls.err; then
-        gcloud storage rsync --quiet --recursive --exclude='host\.log$' "$1" work || return "$UNSAVED"
+        gcloud storage rsync "$1" work --quiet --recursive --exclude='host\.log$' || return "$UNSAVED"
     elif ! grep --quiet 'matched no objects' ls.err; then # not a new directory, but no answer
         cat ls.err >&2
         return "$UNSAVED"
@@ -100,10 +100,10 @@ save() { # URL
         cp --archive --link --no-clobber work/. snapshot/ 2> /dev/null || whole=no # a file went meanwhile
         rm -f snapshot/.lock
         ln --force log snapshot/host.log
-        gcloud storage rsync --quiet --recursive --exclude='(^|/)checkpoint$' snapshot "$1" || exit 1
-        gcloud storage rsync --quiet --recursive snapshot "$1" || exit 1
+        gcloud storage rsync snapshot "$1" --quiet --recursive --exclude='(^|/)checkpoint$' || exit 1
+        gcloud storage rsync snapshot "$1" --quiet --recursive || exit 1
         [[ $whole == no ]] ||
-            gcloud storage rsync --quiet --recursive --delete-unmatched-destination-objects snapshot "$1"
+            gcloud storage rsync snapshot "$1" --quiet --recursive --delete-unmatched-destination-objects
     ) 9> saving.lock
 }
 

@@ -1,0 +1,73 @@
+"""docker/README.md: each command in it is read by what would run it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+from pathlib import Path
+
+import pytest
+
+from pipeline.options import check_flags, make_parser
+from pipeline.plan import main as plan
+from pipeline.precompute import beam_options
+from tests.gcloud_parser import refused_by_gcloud
+from trainer.launch import main
+
+README = Path(__file__).resolve().parents[2] / "docker" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def commands() -> list[str]:
+    """Each command, with its variables filled in."""
+    text = "\n".join(re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE))
+    values: dict[str, str] = {}
+    out = []
+    for line in text.replace("\\\n", " ").splitlines():
+        filled = string.Template(line).substitute(values)
+        if filled.startswith("export "):
+            values |= dict(word.split("=", 1) for word in shlex.split(filled)[1:])
+        else:
+            out.append(filled)
+    return out
+
+
+def test_gcloud_commands_pass_gclouds_parser(commands: list[str], tmp_path: Path):
+    asked = [command for command in commands if command.startswith("gcloud ")]
+    assert len(asked) > 10
+    assert refused_by_gcloud(asked, tmp_path) == {}
+
+
+def test_launch_commands_are_dry_run(commands: list[str], capsys: pytest.CaptureFixture[str]):
+    asked = [shlex.split(command)[3:] for command in commands if "trainer.launch" in command]
+    assert [argv[0] for argv in asked] == ["launch", "status", "logs", "stop"]
+    for argv in asked:
+        assert main([argv[0], "--dry_run", *argv[1:]]) == 0
+        assert "gcloud compute tpus " in capsys.readouterr().out
+
+
+def test_precompute_and_plan_take_their_flags(commands: list[str]):
+    (argv,) = [shlex.split(command)[3:] for command in commands if "pipeline.precompute" in command]
+    parser = make_parser()
+    flags, rest = parser.parse_known_args(argv)
+    check_flags(flags)
+    options = beam_options(rest, parser).get_all_options()
+    assert (options["runner"], options["machine_type"]) == ("DataflowRunner", "n1-standard-8")
+    (argv,) = [shlex.split(command)[3:] for command in commands if "pipeline.plan" in command]
+    assert plan(argv) == 0
+
+
+def test_docker_builds_name_files_and_arguments_that_exist(commands: list[str]):
+    builds = [shlex.split(command) for command in commands if command.startswith("docker build")]
+    assert len(builds) == 2
+    for words in builds:
+        dockerfile = README.parents[1] / words[words.index("--file") + 1]
+        argument = words[words.index("--build-arg") + 1].split("=")[0]
+        assert f"\nARG {argument}=" in dockerfile.read_text()
+
+
+def test_every_file_that_the_page_links_to_exists():
+    links = re.findall(r"\]\(([\w.]+)\)", README.read_text())
+    assert links
+    assert all((README.parent / link).exists() for link in links)
