@@ -42,19 +42,28 @@ def workers_end_with_command() -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.environ[_LOCK] = lock.name
 
+        stops: list[Interrupted] = []
+
         def end(number: int, frame: FrameType | None) -> None:
             del frame
             fcntl.flock(lock, fcntl.LOCK_UN)
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise Interrupted(
-                "SIGTERM: what was published stays, run the same command to continue",
-                exit_code=128 + signal.SIGTERM,
+            stops.append(
+                Interrupted(
+                    "SIGTERM: what was published stays, run the same command to continue",
+                    exit_code=128 + signal.SIGTERM,
+                )
             )
+            raise stops[0]
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except Exception:
+            if stops:  # Beam makes another exception of what is raised in a step that runs in this process
+                raise stops[0] from None
+            raise
         finally:
             del os.environ[_LOCK]
             for number, handler in before.items():

@@ -219,7 +219,7 @@ def test_sigterm_in_the_middle_exits_143_in_one_line(asked: Asked) -> None:
         until_a_shard_is_written(process, asked.store)
         process.terminate()
         _, stderr = process.communicate(timeout=100)
-    assert process.returncode == 143
+    assert process.returncode == 143, stderr
     assert without_bar(stderr) == ["SIGTERM: what was published stays, run the same command to continue"]
 
 
