@@ -17,7 +17,7 @@ from pipeline.errors import run_command
 from pipeline.flags import Parser
 from pipeline.store.files import write_text
 from trainer.arm_styles import arm_order
-from trainer.charts import accuracy_by_epochs, over_time
+from trainer.charts import over_time
 from trainer.comparisons import load_result, main_epochs
 from trainer.pair_charts import training_loss
 from trainer.svg import save_svg
@@ -91,11 +91,9 @@ def main(argv: list[str]) -> int:
     result = json.loads(RESULT.read_text())
     epochs = main_epochs(result["runs"])
     runs = [run for run in result["runs"] if run["epochs"] == epochs]
-    teacher = result["teacher"]["top1"]
     pairs = [(a, b) for a in runs for b in runs if (a["arm"], b["arm"]) == ("offline", "online")]
     figures = {
         "accuracy": over_time(runs, "top1", ylabel="accuracy on test", percent=True),
-        "patience": accuracy_by_epochs(result["arms"], result["runs"], teacher=teacher),
         "loss": training_loss([(a, b) for a, b in pairs if a["seed"] == b["seed"]]),
     }
     for name, figure in figures.items():
