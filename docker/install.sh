@@ -27,15 +27,12 @@ mistake() {
 }
 
 dependencies() { # IMAGE VARIANT VENV
-    local extras extra listed="$scratch/requirements.txt"
+    local extras listed="$scratch/requirements.txt"
     case $1 in
         precompute) extras=(--extra beam --extra dataflow) ;;
         trainer) extras=(--extra train) ;;
         *) mistake "$1: expected precompute or trainer" ;;
     esac
-    for extra in gcs s3; do # both read and write buckets
-        ! grep --quiet "^$extra = " "$root/pyproject.toml" || extras+=(--extra "$extra")
-    done
     uv venv --quiet --seed --python 3.11 "$3"
     uv pip compile --quiet "$root/pyproject.toml" "${extras[@]}" --constraint "$root/requirements.lock" \
         --python-version 3.11 --no-header --no-annotate --output-file "$listed"

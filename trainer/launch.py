@@ -86,11 +86,6 @@ def _add_launch(sub: Parser) -> None:
     add("--image_file", type=Path, help="or a file of `docker save`, to be copied there")
     add("--wheel", type=Path, help="or a wheel of this project, to be installed there")
     add("--store", required=True, help="gs:// URL, copied to the VM; or a directory on a disk of the VM")
-    add(
-        "--stream_store",
-        action="store_true",
-        help="leave the store in the bucket; the trainer reads from there",
-    )
     add("--data_dir", required=True, help="TFDS data directory: as --store")
     add("--teacher", help="of online steps: as --store")
     add("--workdir", required=True, help="gs:// URL; copied to the VM and back")
@@ -172,9 +167,7 @@ def make_job(flags: argparse.Namespace) -> Job:
     own = []
     for name, place in places.items():
         if place is not None:
-            own.append(
-                f"--{name}={_on_host(name, place, inputs, stream=name == 'store' and flags.stream_store)}"
-            )
+            own.append(f"--{name}={_on_host(name, place, inputs)}")
     own.append("--workdir=work")
     if not any(flag.split("=")[0] == "--strategy" for flag in flags.trainer_flags):
         own += ["--strategy=tpu", "--tpu=local"]
@@ -190,10 +183,8 @@ def make_job(flags: argparse.Namespace) -> Job:
     )
 
 
-def _on_host(name: str, place: str, inputs: dict[str, str], *, stream: bool) -> str:
+def _on_host(name: str, place: str, inputs: dict[str, str]) -> str:
     """The place as the trainer finds it on the host; what has to be copied there is added to `inputs`."""
-    if place.startswith("gs://") and stream:
-        return place
     if place.startswith("gs://"):
         inputs[name] = place.rstrip("/")
         file = f"/{Path(place).name}" if place.endswith(".keras") else ""

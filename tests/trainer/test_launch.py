@@ -406,7 +406,7 @@ def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.
     file.touch()
     asked = [
         launch("--dry_run", trainer=("--recipe=bit_flowers_fast",)),
-        launch("--dry_run", "--queued", "--spot", "--teacher=gs://bucket/teacher.keras", "--stream_store"),
+        launch("--dry_run", "--queued", "--spot", "--teacher=gs://bucket/teacher.keras"),
         launch("--dry_run", "--reserved", "--service_account=a@mine.iam.gserviceaccount.com", "--type=v5e-8"),
         launch(
             "--dry_run",
