@@ -64,6 +64,11 @@ def file_path(text: str) -> str:
     """argparse type: a path; `~` is the home directory, which shells leave alone after `--flag=`."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
+    if "://" in text:  # it would be taken for a directory of that name
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, and stores in buckets are not supported yet; expected a path of this machine, such as "
+            "that of a mounted bucket"
+        )
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 

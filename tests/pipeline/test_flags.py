@@ -106,7 +106,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell leaves the tilde of `--store=~/store` alone."""
     monkeypatch.setenv("HOME", "/home/somebody")
     assert file_path("~/store") == "/home/somebody/store"
-    assert [file_path(text) for text in ("a/~b", "gs://a/b", ".")] == ["a/~b", "gs://a/b", "."]
+    assert [file_path(text) for text in ("a/~b", "a:b", ".")] == ["a/~b", "a:b", "."]
     with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got nothing"):
         file_path("")
 
@@ -149,3 +149,11 @@ def test_a_read_only_file_system_is_refused(readonly: Path) -> None:
     reason = "(Read-only file system); name a directory that can be written"
     assert refusal(readonly) == f"--workdir={readonly}: cannot be written {reason}"
     assert "cannot be made (Read-only file system: " in refusal(readonly / "a")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/store", "s3://bucket/store"])
+def test_url_is_not_taken_for_a_directory(url: str) -> None:
+    parser = Parser(prog="command")
+    parser.add_argument("--store", type=file_path)
+    with pytest.raises(UserError, match=rf"--store: {url} is a URL"):
+        parser.parse_strictly([f"--store={url}"])
