@@ -24,6 +24,9 @@ from trainer.steps import RunLength, name_views
 from trainer.workers import Workers
 
 
+TRAIN = "train"  # kind of the lines of training steps; the others are `eval_SPLIT`
+
+
 class DivergedError(UserError):
     """A figure of the run is not a finite number."""
 
@@ -61,12 +64,15 @@ class MetricsLog:
         _check_finite(step, figures)
         if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": prefix, **figures}, allow_nan=False) + "\n")
         with self._board.as_default(step):
             for name, value in figures.items():
                 if isinstance(value, int | float):
                     tf.summary.scalar(f"{prefix}/{name}", value)
+        if prefix != TRAIN:
+            # An evaluation whose line is there is not made again, and no checkpoint follows that would flush first.
+            self._board.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": prefix, **figures}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
         """Before a checkpoint: what TensorBoard is told up to it is not told again by a run that goes on from it."""
@@ -245,7 +251,7 @@ class RunCallback(tf.keras.callbacks.Callback):
             figures["views_per_second"] = steps * self._length.batch_size / seconds
             self.timings.setdefault(self.source, Timing()).add(steps, seconds)
         self._since = (self.step, now)
-        self._log.write(self.step, figures, prefix="train")
+        self._log.write(self.step, figures, prefix=TRAIN)
         self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
