@@ -23,7 +23,6 @@ from trainer.preemption import Preemption
 from trainer.steps import RunLength, name_views
 from trainer.workers import Workers
 
-
 TRAIN = "train"  # kind of the lines of training steps; the others are `eval_SPLIT`
 
 

@@ -179,9 +179,10 @@ def test_weights_that_are_not_finite_are_not_saved(run_of: Any):
 
 
 def test_an_evaluation_whose_line_is_there_is_in_tensorboard_too(tmp_path: Path) -> None:
-    """A run that dies right after it does not evaluate again."""
+    """A run that dies right after the line does not evaluate again; here it dies just before."""
     log = MetricsLog(tmp_path, step=0)
-    log.write(1, {"loss": 0.5}, prefix="train")
-    log.write(1, {"student_top1": 0.25}, prefix="eval_test")
+    (tmp_path / "metrics.jsonl").mkdir()  # in the line's way
+    with pytest.raises(IsADirectoryError):
+        log.write(1, {"student_top1": 0.25}, prefix="eval_test")
     assert scalars(tmp_path)["eval_test/student_top1"] == {1: 0.25}
     log.close()
