@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from pipeline.errors import Interrupted, find_reason
+from pipeline.errors import EXIT_TERMINATED, Interrupted, find_reason
 from pipeline.logs import show_warnings
 
 BEAM_COMMAND = "apache_beam.runners.worker.sdk_worker_main"
@@ -52,7 +52,7 @@ def workers_end_with_command() -> Iterator[None]:
             stops.append(
                 Interrupted(
                     "SIGTERM: what was published stays, run the same command to continue",
-                    exit_code=128 + signal.SIGTERM,
+                    exit_code=EXIT_TERMINATED,
                 )
             )
             raise stops[0]

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from pipeline.dataset import COMMAND, find_builder, image_sizes, load_builder, without_announcements
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.flags import Parser, file_path, make_directory
-from pipeline.store.files import remove_directory, sync_path, sync_tree
+from pipeline.store.files import put_directory, remove_directory
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.views.render import decode
 
@@ -204,10 +204,8 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
                 remove_directory(leftover)
         try:
             yield aside
-            sync_tree(aside / path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            (aside / path).rename(target)
-            sync_path(target.parent)
+            put_directory(aside / path, target)
         finally:
             remove_directory(aside)
 

@@ -25,7 +25,7 @@ from tqdm.keras import TqdmCallback
 
 from pipeline.dataset import without_announcements
 from pipeline.errors import UserError
-from pipeline.store.files import sync_path, sync_tree
+from pipeline.store.files import put_directory
 
 DATASET: Final = "mnist_5k"
 IMAGE_SIZE: Final = 32
@@ -310,9 +310,7 @@ def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
             yield partial
-            sync_tree(partial)
-            partial.rename(path)
-            sync_path(path.parent)
+            put_directory(partial, path)
         finally:
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)

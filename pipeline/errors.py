@@ -20,13 +20,21 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_DATA_ERROR = 3
-EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
     """What is wrong, what was got, what was expected, what to do: in one line. Exit code 2."""
 
     exit_code = EXIT_USER_ERROR
+
+
+class TryAgainError(UserError):
+    """Something outside ended the work, and nothing of it is lost: the same command continues it. Exit code 75."""
+
+    exit_code = EXIT_TRY_AGAIN
 
 
 class DataError(Exception):

@@ -146,8 +146,8 @@ def run_pipeline(
     *,
     shared: Shared,
     options: PipelineOptions,
-) -> dict[str, int]:
-    """Runs the Beam graph; returns its counters by name, none from a runner that reports none."""
+) -> dict[str, int] | None:
+    """Runs the Beam graph; returns its counters by name, or None if the runner has none."""
     pipeline = beam.Pipeline(make_runner(options), options=options)
     _ = (
         pipeline
@@ -172,8 +172,8 @@ def run_pipeline(
         ) from error
     try:
         counters = result.metrics().query()["counters"]
-    except NotImplementedError:  # Dask's runner
-        return {}
+    except NotImplementedError:  # of Dask's runner in Beam 2.77; the summary says so
+        return None
     return {c.key.metric.name: c.result for c in counters if c.key.metric.namespace == _METRICS}
 
 
@@ -192,8 +192,8 @@ def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: Pr
     return line
 
 
-def summarize(store: str, spec: Spec, counters: dict[str, int], seconds: float) -> str:
-    """The lines at the end."""
+def summarize(store: str, spec: Spec, counters: dict[str, int] | None, seconds: float) -> str:
+    """The lines at the end; see `run_pipeline` for the counters."""
     views = load_manifest(Path(store), digest=spec.digest())[VIEWS_SPLIT]
     cost = views.fidelity()
     text = (
@@ -202,7 +202,12 @@ def summarize(store: str, spec: Spec, counters: dict[str, int], seconds: float) 
         f"codec {spec.codec}: mean KL {cost['mean_kl']:.2e} at T={spec.temperature:g}, largest logit error "
         f"{cost['max_logit_error']:.2e}"
     )
-    if written := counters.get("views", 0):
+    if counters is None:
+        text += (
+            f"\nthis run: {seconds:.1f} s; this runner reports no counters: views/s and the teacher's share of the time are "
+            "not known"
+        )
+    elif written := counters.get("views", 0):
         spent = max(counters["microseconds"], 1)
         text += (
             f"\nthis run: {written:,} views in {seconds:.1f} s, {written / seconds:,.0f} views/s; of a worker's time "

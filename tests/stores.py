@@ -16,10 +16,13 @@ import tensorflow_datasets as tfds
 from pipeline.dataset import Dataset
 from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import write_text
-from pipeline.store.metadata import load_manifest
+from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
+from pipeline.store.reader import Store
+from pipeline.store.shards import PENDING
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
 from pipeline.views.policies import ViewPolicy
+from pipeline.views.records import ViewRecords
 from pipeline.views.render import EvalCrop, render_probe
 from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker, split_directory
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
@@ -193,6 +196,32 @@ def shard_files(store: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.array_record-*"))
     }
+
+
+def published_files(store: Path) -> dict[str, bytes]:
+    """All that is published, by path."""
+    metadata = {name: (store / name).read_bytes() for name in (MANIFEST_FILE, INFO_FILE, "features.json")}
+    shards = shard_files(store)
+    return {**{name: data for name, data in shards.items() if not name.startswith(PENDING)}, **metadata}
+
+
+def assert_same_store(got: Path, expected: Path) -> None:
+    ours, theirs = published_files(got), published_files(expected)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def assert_whole(store: Path, expected: Path) -> int:
+    """What is published is part of a longer store, and verifies; how many epochs it is."""
+    opened, longer = Store(store), Store(expected)
+    opened.check_files()
+    for number in range(len(opened.views.manifest.shards)):
+        opened.views.verify(number)
+    views = np.arange(opened.views.num_records)
+    ours, theirs = opened.views.read(views), longer.views.read(views)
+    for field in dataclasses.fields(ViewRecords):
+        np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
+    return opened.epochs
 
 
 @dataclasses.dataclass(frozen=True)

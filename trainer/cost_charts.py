@@ -77,14 +77,14 @@ def total_time(result: dict[str, Any], runs: Sequence[Run]) -> Figure | None:
     """Total time against the number of students: the precompute is paid once, the live teacher each time.
 
     Args:
-      result: gives the seconds of the precompute and a step, and the break-even.
+      result: gives the seconds of the precompute and of a step, and the break-even.
       runs: of one length, which gives the steps.
 
     Returns:
       The figure; None where a part was not measured.
     """
     seconds = _seconds_a_step(result)
-    begun = finite((result.get("store") or {}).get("precompute_seconds"))
+    begun = finite((result.get("cost") or {}).get("precompute_seconds"))
     steps = finite(runs[0].get("steps"))
     if not np.isfinite([begun, steps]).all() or not {"online", "offline"} <= set(seconds):
         return None

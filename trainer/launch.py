@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
-from pipeline.flags import Parser, positive, whole
+from pipeline.flags import Parser, file_path, positive, whole
 from trainer.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
 from trainer.slices import check_type
 from trainer.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
@@ -83,8 +83,8 @@ def _add_launch(sub: Parser) -> None:
     add("--subnetwork")
     add("--internal_ips", action="store_true", help="no external address for the VM; implies --internal_ip")
     add("--image", help="trainer image, to be pulled by the VM")
-    add("--image_file", type=Path, help="or a file of `docker save`, to be copied there")
-    add("--wheel", type=Path, help="or a wheel of this project, to be installed there")
+    add("--image_file", type=file_path, help="or a file of `docker save`, to be copied there")
+    add("--wheel", type=file_path, help="or a wheel of this project, to be installed there")
     add("--store", required=True, help="gs:// URL, copied to the VM; or a directory on a disk of the VM")
     add("--data_dir", required=True, help="TFDS data directory: as --store")
     add("--teacher", help="of online steps: as --store")
@@ -150,13 +150,7 @@ def make_job(flags: argparse.Namespace) -> Job:
       UserError: a flag of the trainer is unknown or out of range, a file is missing, or a place is neither a bucket's
         nor a path on the VM.
     """
-    kinds = [name for name in ("image", "image_file", "wheel") if getattr(flags, name) is not None]
-    if len(kinds) != 1:
-        raise UserError("what is to run there? give one of --image, --image_file and --wheel")
-    files = [flags.image_file] if flags.image_file else [flags.wheel, *INSTALL_FILES] if flags.wheel else []
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"--{kinds[0]}={getattr(flags, kinds[0])}: no such file: {path}")
+    setup, files = _trainer(flags)
     if not flags.workdir.startswith("gs://"):
         raise UserError(
             f"--workdir={flags.workdir}: expected a gs:// URL: the disk of a TPU VM ends with it, and a preempted run "
@@ -173,14 +167,30 @@ def make_job(flags: argparse.Namespace) -> Job:
         own += ["--strategy=tpu", "--tpu=local"]
     check_trainer_flags(own, flags.trainer_flags)
     return Job(
-        image=flags.image,
-        image_file=flags.image_file,
-        wheel=flags.wheel,
+        setup=setup,
+        files=files,
         workdir=flags.workdir.rstrip("/"),
         inputs=inputs,
         flags=(*own, *flags.trainer_flags),
         save_seconds=flags.save_seconds,
     )
+
+
+def _trainer(flags: argparse.Namespace) -> tuple[tuple[str, str], tuple[Path, ...]]:
+    """How the host's script makes the trainer ready, and the files that it needs for that."""
+    names = ("image", "image_file", "wheel")
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    if len(given) != 1:
+        raise UserError("what is to run there? give one of --image, --image_file and --wheel")
+    ((kind, value),) = given.items()
+    if kind == "image":
+        return ("pull", value), ()
+    path = Path(value)
+    verb, files = ("load", (path,)) if kind == "image_file" else ("install", (path, *INSTALL_FILES))
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"--{kind}={value}: no such file: {file}")
+    return (verb, path.name), files
 
 
 def _on_host(name: str, place: str, inputs: dict[str, str]) -> str:
@@ -240,8 +250,8 @@ def plan(flags: argparse.Namespace) -> Iterator[tuple[str, Command]]:
         else:
             yield "if not", tpu.create(node)
         yield "if it was stopped", tpu.start()
-        yield "what the host needs", tpu.copy(job.files())
-        yield "make the trainer ready", tpu.run(job.setup())
+        yield "what the host needs", tpu.copy(job.copied())
+        yield "make the trainer ready", tpu.run(host(*job.setup))
         yield "start it, detached", tpu.run(job.start())
         yield "its log, to its end", tpu.run(host("follow", "1"))
         for what, command in ends:

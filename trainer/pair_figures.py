@@ -119,6 +119,7 @@ def cost_figures(
 
     Returns:
       `saving`, online / offline - 1; `limit`, teacher / student, of a student that waits for nothing else;
+      `precompute_seconds`, of the store, reckoned;
       `break_even_students`, trained like these runs, that cost as much online as offline with the store; None if
       online is no slower.
     """
@@ -128,5 +129,6 @@ def cost_figures(
     return {
         "saving": seconds["online"] / seconds["offline"] - 1,
         "limit": seconds["teacher"] / seconds["student"],
+        "precompute_seconds": precompute,
         "break_even_students": precompute / saved if saved > 0 else None,
     }

@@ -10,10 +10,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from pipeline.errors import EXIT_INTERRUPTED, Interrupted, find_error
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted, find_error
 
-EXIT_PREEMPTED = 128 + signal.SIGTERM  # 143, as a shell reports it; Ctrl-C's is 130
-EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: EXIT_INTERRUPTED}
+EXIT_CODES = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGINT: EXIT_INTERRUPTED}
 
 
 class Preemption:

@@ -55,7 +55,6 @@ def summarize(
             "codec": spec.codec,
             "temperature": spec.temperature,
             "spec": {"identity": spec.identity(), "provenance": spec.provenance},
-            "precompute_seconds": None,  # no store says so
             "precompute_teacher_passes": _teacher_passes(store),
         },
         "recipe": {

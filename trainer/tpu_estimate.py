@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -31,7 +30,8 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, positive
+from pipeline.flags import Parser, batch_size, file_path, positive, positive_number
+from pipeline.store.files import write_json
 from trainer import models
 from trainer.distiller import Distiller
 from trainer.models import PRECISIONS, STUDENTS
@@ -123,6 +123,17 @@ def _dimensions(text: str) -> list[int]:
     return [int(size) for size in text.split(",") if size]
 
 
+def _find(pattern: str, attributes: str) -> tuple[str, ...]:
+    """The groups of a pattern in an instruction's attributes.
+
+    Raises:
+      ValueError: they are spelled otherwise; XLA's text is no interface, and may change with TensorFlow.
+    """
+    if (found := re.search(pattern, attributes)) is None:
+        raise ValueError(f"HLO that is not TensorFlow 2.15's: no {pattern} in {attributes}")
+    return found.groups()
+
+
 def _window(attributes: str, name: str, default: int, rank: int) -> list[int]:
     """One number of a convolution's window for each spatial dimension."""
     found = re.search(rf"[{{ ]{name}=([\dx]+)", attributes)
@@ -135,9 +146,7 @@ def _convolution_flops(out: list[int], lhs: list[int], rhs: list[int], attribute
     As XLA's HloCostAnalysis: for each spatial dimension, how many pairs of a window's and an output's position meet an
     element.
     """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-    assert labels is not None
-    lhs_labels, rhs_labels, out_labels = labels.groups()
+    lhs_labels, rhs_labels, out_labels = _find(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     rank = sum(label.isdigit() for label in out_labels)
     stride, lhs_dilation, rhs_dilation = (
         _window(attributes, name, 1, rank) for name in ("stride", "lhs_dilate", "rhs_dilate")
@@ -164,6 +173,9 @@ def count(hlo: str) -> tuple[float, float]:
 
     Returns:
       Flops, and bytes of their operands and results.
+
+    Raises:
+      ValueError: an instruction is not written as TensorFlow 2.15 does.
     """
     flops = size = 0.0
     for line in hlo.splitlines():
@@ -174,9 +186,8 @@ def count(hlo: str) -> tuple[float, float]:
         if operation == "convolution":
             flops += _convolution_flops(out, lhs, rhs, attributes)
         else:
-            contracted = re.search(r"lhs_contracting_dims={([\d,]*)}", attributes)
-            assert contracted is not None
-            flops += 2.0 * math.prod(out) * math.prod(lhs[i] for i in _dimensions(contracted.group(1)))
+            (contracted,) = _find(r"lhs_contracting_dims={([\d,]*)}", attributes)
+            flops += 2.0 * math.prod(out) * math.prod(lhs[i] for i in _dimensions(contracted))
         for kind, shape in ((out_kind, out), (lhs_kind, lhs), (rhs_kind, rhs)):
             size += _ITEM_BYTES[kind] * math.prod(shape)
     return flops, size
@@ -267,20 +278,20 @@ def make_parser() -> Parser:
     add("--sizes", type=_sizes, default=[128, 224], help="image sizes")
     add("--types", default="v3-8,v5e-8", help=f"slices: of {', '.join(SLICES)}")
     add("--classes", type=positive, default=1000)
-    add("--batch_size", type=positive, default=512, help="views a step, of all replicas")
+    add("--batch_size", type=batch_size, default=512, help="views a step, of all replicas")
     add("--precision", default="bfloat16", choices=tuple(PRECISIONS))
-    add("--utilisation", type=float, default=0.4, help="share of the peak that the step reaches")
+    add("--utilisation", type=positive_number, default=0.4, help="share of the peak that the step reaches")
     # Flowers102 originals at 128 x 128, on a core of an AMD EPYC; tests/benchmarks/replay_rate.py.
-    add("--decode_ms", type=float, default=0.68, help="of a core for decode_and_crop alone, a crop")
-    add("--uncached_ms", type=float, default=1.0, help="of a core for the whole replay, a crop")
-    add("--cached_ms", type=float, default=0.3, help="the same with decoded images in memory")
+    add("--decode_ms", type=positive_number, default=0.68, help="of a core for decode_and_crop alone, a crop")
+    add("--uncached_ms", type=positive_number, default=1.0, help="of a core for the whole replay, a crop")
+    add("--cached_ms", type=positive_number, default=0.3, help="the same with decoded images in memory")
     add(
         "--python_views_per_second",
         type=positive,
         default=14_000,
         help="what the input's one Python call a batch lets through: 7,000 to 14,000 measured, on two cores",
     )
-    add("--json", type=Path, help="file for the figures")
+    add("--json", type=file_path, help="file for the figures")
     return parser
 
 
@@ -301,7 +312,7 @@ def check_flags(flags: argparse.Namespace) -> list[str]:
         )
     if flags.student not in STUDENTS:
         raise UserError(f"--student={flags.student}: expected one of {', '.join(sorted(STUDENTS))}")
-    if not 0 < flags.utilisation <= 1:
+    if flags.utilisation > 1:
         raise UserError(f"--utilisation={flags.utilisation}: expected more than 0 and at most 1")
     return kinds
 
@@ -352,5 +363,5 @@ def main(argv: list[str]) -> int:
         "through: the step would wait for it"
     )
     if flags.json is not None:
-        flags.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+        write_json(Path(flags.json), [dataclasses.asdict(row) for row in rows])
     return 0

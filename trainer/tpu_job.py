@@ -12,11 +12,9 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
 from trainer.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
 
-EXIT_TERMINATED = 143
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL
 _MARK = "view-distill: "  # begins what the host's script says to us
 _TRIES = 5  # of a connection: a new machine's ssh server takes a while
 _RESTARTS = 3  # of a trainer that was terminated, on a machine that stayed
@@ -45,54 +43,32 @@ class _HostLostError(Exception):
     """The node is not ready any more."""
 
 
-class TryAgainError(UserError):
-    """The job is interrupted, and nothing of it lost: the same command continues it. Exit code 75."""
-
-    exit_code = EXIT_TRY_AGAIN
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """What is run on the host.
 
     Attributes:
-      image: to be pulled by the host; or None.
-      image_file: of `docker save`, to be copied there; or None.
-      wheel: to be copied and installed there; or None.
+      setup: verb of the host's script that makes the trainer ready, and of what.
+      files: to be copied there for it.
       workdir: `gs://` URL.
       inputs: name to `gs://` URL of what is copied to the host's disk first.
       flags: of the trainer, all of them.
       save_seconds: between copies of the work directory to the bucket.
     """
 
-    image: str | None
-    image_file: Path | None
-    wheel: Path | None
+    setup: tuple[str, str]
+    files: tuple[Path, ...]
     workdir: str
     inputs: dict[str, str]
     flags: tuple[str, ...]
     save_seconds: int
 
-    def files(self) -> list[Path]:
+    def copied(self) -> list[Path]:
         """What is copied to the host."""
-        out = [_SCRIPT]
-        if self.image_file is not None:
-            out.append(self.image_file)
-        if self.wheel is not None:
-            out += [self.wheel, *INSTALL_FILES]
-        return out
-
-    def setup(self) -> str:
-        """The host's command that makes the trainer ready."""
-        if self.image is not None:
-            return host("pull", self.image)
-        if self.image_file is not None:
-            return host("load", self.image_file.name)
-        assert self.wheel is not None
-        return host("install", self.wheel.name)
+        return [_SCRIPT, *self.files]
 
     def start(self) -> str:
-        """The host's command that starts it."""
+        """The host's command that starts the trainer."""
         inputs = [f"{name}={url}" for name, url in self.inputs.items()]
         return host("start", self.workdir, str(self.save_seconds), *inputs, "--", *self.flags)
 
@@ -195,8 +171,8 @@ class TpuRun:
         """Copies what is needed, and starts the trainer unless it runs already."""
         name = self._tpu.name
         print(f"{name}: ready; setting up the trainer", flush=True)
-        self._connected(self._tpu.copy(self._job.files()))
-        self._connected(self._tpu.run(self._job.setup()))
+        self._connected(self._tpu.copy(self._job.copied()))
+        self._connected(self._tpu.run(host(*self._job.setup)))
         words = marked(self._connected(self._tpu.run(self._job.start())))
         said = words[-1] if words else "nothing"
         if said.startswith("other "):

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 
 if TYPE_CHECKING:
     from trainer.train import Run
 
-EXIT_WORKER_LOST = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}, '
     "with an index of its own on each machine"
@@ -41,10 +40,8 @@ _SAYS_LOST = re.compile(r"Collective ops is aborted|oordination|remote target /j
 _SAYS_WHO = re.compile(r"(?:reported from|remote target) /job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
-class WorkerLostError(UserError):
-    """Another worker ended, so that no step can be done; exit code 75. Nobody's mistake, but told like one."""
-
-    exit_code = EXIT_WORKER_LOST
+class WorkerLostError(TryAgainError):
+    """Another worker ended, so that no step can be done."""
 
 
 def read_tf_config() -> dict[str, Any]:

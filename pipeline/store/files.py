@@ -71,17 +71,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def put_directory(fresh: Path, path: Path) -> None:
+    """Renames a directory to `path`, where nothing is, once all of it is on the disk."""
+    sync_tree(fresh)
+    fresh.rename(path)
+    sync_path(path.parent)
+
+
 def replace_directory(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a directory aside and puts it in the place of the one at `path`, which is whole or absent."""
     fresh, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
     for leftover in (fresh, old):
         remove_directory(leftover)
     write(fresh)
-    sync_tree(fresh)
     if path.exists():
+        sync_tree(fresh)  # before the old one goes
         path.rename(old)
-    fresh.rename(path)
-    sync_path(path.parent)
+    put_directory(fresh, path)
     remove_directory(old)
 
 

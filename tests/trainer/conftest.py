@@ -15,10 +15,13 @@ from tensorflow.python.framework.config import disable_op_determinism
 from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import bit, stores, teachers
+from tests.fake_cloud import CLOUD, Cloud
+from tests.launches import DATA, STORE, TRAINER
 from trainer import models
 from trainer.models.bit import BIT_MODELS
 
 MakeStore = Callable[..., Path]
+Precompute = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +93,41 @@ def bit_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A BiT of two small blocks, by name."""
     for table in (BIT_MODELS, models.STUDENTS):
         monkeypatch.setitem(table, "bit_small", functools.partial(models.bit.bit, depth=bit.UNITS))
+
+
+@pytest.fixture
+def grown(one_epoch: Path, tmp_path: Path) -> Path:
+    """A copy of the store of one epoch, to grow."""
+    return Path(shutil.copytree(one_epoch, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def precompute(
+    one_epoch: Path, spec: Spec, data_dir: Path, teacher_path: Path, tmp_path_factory
+) -> Precompute:
+    """Grows a copy of the same store with the precompute's worker, to each number of epochs in turn."""
+
+    def grow(*epochs: int, views_per_shard: int) -> Path:
+        store = Path(shutil.copytree(one_epoch, tmp_path_factory.mktemp("precomputed") / "store"))
+        worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+        for count in epochs:
+            stores.write_store(worker, epochs=count, views_per_shard=views_per_shard, eval_splits=())
+        return store
+
+    return grow
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """The fake cloud in front of gcloud, with a store and data in its bucket."""
+    made = Cloud(tmp_path / "cloud").build()
+    monkeypatch.setenv(CLOUD, str(made.root))
+    monkeypatch.setenv("PATH", f"{made.root / 'bin'}:/usr/bin:/bin")
+    trainer = made.root / "bin" / "python"
+    trainer.write_text(TRAINER)
+    trainer.chmod(0o755)
+    made.bucket(STORE).mkdir(parents=True)
+    (made.bucket(STORE) / "spec.json").write_text("{}")
+    made.bucket(DATA).mkdir()
+    yield made
+    made.end_machine(state=None)

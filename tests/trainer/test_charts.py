@@ -1,20 +1,15 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import results
-from trainer import charts, cost_charts, pair_charts
-from trainer.arm_styles import ARM_STYLES, arm_key, arm_order
+from tests.results import words
+from trainer import charts
 from trainer.svg import COLOURS, DRAWN, inline_svg, save_svg
-
-
-def words(svg: str) -> list[str]:
-    return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_a_file_reads_on_any_page_and_is_the_same_each_time(tmp_path: Path) -> None:
@@ -50,19 +45,6 @@ def test_inline_takes_colours_from_the_page_and_ids_of_its_own() -> None:
     assert not first & second
 
 
-def test_arms_differ_without_colour() -> None:
-    styles = ARM_STYLES.values()
-    assert len({style.marker for style in styles}) == len({style.dashes for style in styles}) == len(styles)
-    assert arm_order(["zeta", "consistent", "offline", "zeta", "online"]) == [
-        "offline",
-        "online",
-        "consistent",
-        "zeta",
-    ]
-    for arm in [*ARM_STYLES, "zeta"]:
-        ET.fromstring(arm_key(arm))
-
-
 def contrast(colour: str, ground: str) -> float:
     """WCAG's ratio of luminances."""
 
@@ -87,30 +69,11 @@ def test_colours_of_the_page_can_be_read(theme: int) -> None:
     assert contrast(colours["part"], colours["ground"]) >= 3
 
 
-def test_loss_difference_is_of_steps_that_both_logged() -> None:
-    first = {"losses": [[0, 1.0], [2, 0.5], [4, 0.25]]}
-    second = {"losses": [[4, 0.5], [2, 0.5], [3, 9.0]]}
-    np.testing.assert_array_equal(pair_charts.loss_differences(first, second), [[2, 0], [4, 0.25]])
-
-
 def test_nothing_to_draw_is_no_chart() -> None:
-    (run, _) = runs = results.sparse_result()["runs"]
+    runs = results.sparse_result()["runs"]
     assert charts.over_time(runs, "top1", ylabel="accuracy") is None
     assert charts.learning_rates(runs) is None
-    assert pair_charts.training_loss([]) is None
-    assert pair_charts.training_loss([(run, run)]) is None
     assert charts.accuracy_by_epochs([], []) is None
-    assert pair_charts.accuracy_differences(results.sparse_result()["pairs"]) is None
-    assert cost_charts.step_seconds(results.sparse_result()) is None
-    assert cost_charts.total_time(results.sparse_result(), runs) is None
-
-
-def test_no_break_even_is_drawn_without_one() -> None:
-    result = results.full_result()
-    result["cost"]["break_even_students"] = None
-    figure = cost_charts.total_time(result, result["runs"])
-    assert figure is not None
-    assert "even at" not in inline_svg(figure, "total-time", title="")
 
 
 def test_a_run_of_one_evaluation_is_drawn() -> None:

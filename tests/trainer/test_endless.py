@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
-from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, run_command
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR, DataError, run_command
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from pipeline.worker import ShardWorker
@@ -33,7 +33,6 @@ from tests.runs import (
     metrics,
     start_run,
 )
-from trainer.preemption import EXIT_PREEMPTED
 from trainer.replay import replay_input
 from trainer.train import main
 
@@ -76,7 +75,7 @@ def test_a_run_without_an_end_is_stopped_continued_and_finished(
     endless: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = tmp_path / "run"
-    assert run_until(STORED + 2, [*endless, "--epochs=inf"], workdir) == EXIT_PREEMPTED
+    assert run_until(STORED + 2, [*endless, "--epochs=inf"], workdir) == EXIT_TERMINATED
     out, err = capsys.readouterr()
     assert "endlessly many steps of 5 views" in out
     assert "warm-up of 3 steps, then a constant rate until SIGTERM" in out
@@ -93,7 +92,7 @@ def test_a_run_without_an_end_is_stopped_continued_and_finished(
     views = tf.zeros([1, stores.SIZE, stores.SIZE, 3])
     before = student(views).numpy()
 
-    assert run_until(reached + 3, [*endless, "--epochs=inf"], workdir) == EXIT_PREEMPTED
+    assert run_until(reached + 3, [*endless, "--epochs=inf"], workdir) == EXIT_TERMINATED
     out, err = capsys.readouterr()
     assert f"continuing at step {reached} of endlessly many" in out
     stopped = int(re.findall(r"saved at step (\d+)", err)[0])
@@ -131,10 +130,10 @@ def test_a_process_without_an_end_is_the_same_run_as_one_here(
     wait_for_step(tmp_path / "run", STORED + 1)
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=120)
-    assert process.returncode == EXIT_PREEMPTED, text[-2000:]
+    assert process.returncode == EXIT_TERMINATED, text[-2000:]
     assert (tmp_path / "run" / "student" / "saved_model.pb").exists()
     elsewhere = [*endless, f"--workdir={tmp_path / 'elsewhere'}", "--epochs=inf"]
-    assert run_until(STORED + 1, elsewhere, tmp_path / "elsewhere") == EXIT_PREEMPTED
+    assert run_until(STORED + 1, elsewhere, tmp_path / "elsewhere") == EXIT_TERMINATED
     there, here = losses(tmp_path / "run"), losses(tmp_path / "elsewhere")
     both = there.keys() & here.keys()
     assert len(both) > STORED

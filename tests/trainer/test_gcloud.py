@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
+from tests.gcloud_parser import refused_by_gcloud
+from tests.launches import HOST_SCRIPT, PLACE, PULLED, launch
 from trainer.gcloud import Answer, Lines, NodeRequest, Tpu, ask_for, refusal, succeed
+from trainer.launch import main
 
 TPU = Tpu(name="n", zone="z", project="p")
 COMMAND = TPU.describe()
@@ -78,3 +83,42 @@ def test_command_that_nobody_listens_to_any_more_is_ended():
     for line in lines:
         assert line == "a"
         break
+
+
+def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "trainer.tar.gz"
+    file.touch()
+    asked = [
+        launch("--dry_run", trainer=("--recipe=bit_flowers_fast",)),
+        launch("--dry_run", "--queued", "--spot", "--teacher=gs://bucket/teacher.keras"),
+        launch("--dry_run", "--reserved", "--service_account=a@mine.iam.gserviceaccount.com", "--type=v5e-8"),
+        launch(
+            "--dry_run",
+            "--queued",
+            "--internal_ips",
+            "--network=n",
+            "--subnetwork=s",
+            "--store=/mnt/disks/store",
+        ),
+        [a if a != PULLED else f"--image_file={file}" for a in launch("--dry_run")],
+        ["status", *PLACE, "--dry_run"],
+        ["logs", *PLACE, "--dry_run", "--follow", "--internal_ip"],
+        ["logs", *PLACE, "--dry_run"],
+        ["stop", *PLACE, "--dry_run", "--delete"],
+    ]
+    printed = []
+    for argv in asked:
+        assert main(argv) == 0
+        printed += [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# ")]
+    assert all(line.startswith("gcloud compute tpus ") for line in printed)
+    # And what the host's script asks, with its own variables for arguments.
+    on_host = re.findall(
+        r"\bgcloud (?:storage|auth) .*?(?= \|\|| > |;|$)", HOST_SCRIPT.read_text(), re.MULTILINE
+    )
+    assert len(on_host) == 8
+    printed += on_host
+    wrong = (
+        "gcloud compute tpus tpu-vm create flowers --zone=z --versoin=x"  # the parser is asked, and answers
+    )
+    refused = refused_by_gcloud([*printed, wrong], tmp_path)
+    assert list(refused) == [wrong]

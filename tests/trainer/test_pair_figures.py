@@ -76,6 +76,7 @@ def test_store_is_paid_for_when_the_saved_seconds_are_its_own():
     found = cost_figures(seconds, batch_size=10, steps=100, precompute_passes=1000)
     assert found["saving"] == 3.0
     assert found["limit"] == 3.0
+    assert found["precompute_seconds"] == pytest.approx(100 * 3.5)
     assert found["break_even_students"] == pytest.approx(100 * 3.5 / (100 * 3.0))
     free = cost_figures({**seconds, "online": 1.0}, batch_size=10, steps=100, precompute_passes=1000)
     assert free["break_even_students"] is None

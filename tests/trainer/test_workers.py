@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.errors import EXIT_TERMINATED, EXIT_TRY_AGAIN, EXIT_USER_ERROR, UserError
 from tests.replica_runs import RUNS
 from tests.runs import ROOT, checkpoint_weights, environment, losses, metrics
 from trainer import train
-from trainer.preemption import EXIT_PREEMPTED
 from trainer.steps import name_views
-from trainer.workers import EXIT_WORKER_LOST, WorkerLostError, Workers, find_lost_worker, read_tf_config
+from trainer.workers import WorkerLostError, Workers, find_lost_worker, read_tf_config
 
 BATCH, STEPS = 2, 24
 # The student with synchronised batch normalisation, which has most that could be collective.
@@ -139,7 +138,7 @@ def test_killed_and_terminated_workers_go_on_and_end_as_if_undisturbed(
     pair = Pair(argv)
     pair.signal_after(3, workdir, 1, signal.SIGKILL)
     ended = pair.end()
-    assert ended.codes == [EXIT_WORKER_LOST, -signal.SIGKILL], ended.err
+    assert ended.codes == [EXIT_TRY_AGAIN, -signal.SIGKILL], ended.err
     (line,) = ended.lines(0)
     assert line.startswith("error: lost worker 1")
     assert line.endswith("run the same command on every worker to continue")
@@ -147,14 +146,14 @@ def test_killed_and_terminated_workers_go_on_and_end_as_if_undisturbed(
     pair = Pair(argv)
     pair.signal_after(8, workdir, 0, signal.SIGKILL)
     ended = pair.end()
-    assert ended.codes == [-signal.SIGKILL, EXIT_WORKER_LOST], ended.err
+    assert ended.codes == [-signal.SIGKILL, EXIT_TRY_AGAIN], ended.err
     (line,) = ended.lines(1)
     assert line.startswith("error: lost worker 0")
     # One of them is terminated: both save as of the same step.
     pair = Pair(argv)
     pair.signal_after(14, workdir, 1, signal.SIGTERM)
     ended = pair.end()
-    assert ended.codes == [EXIT_PREEMPTED, EXIT_PREEMPTED], ended.err
+    assert ended.codes == [EXIT_TERMINATED, EXIT_TERMINATED], ended.err
     assert "continuing at step" in ended.out[0]
     ((chief,), (other,)) = (ended.lines(rank)[-1:] for rank in range(2))
     assert chief == other
@@ -284,7 +283,7 @@ def test_lost_worker_is_named(text: str, who: str):
     found = find_lost_worker(tf.errors.UnavailableError(None, None, text))
     assert isinstance(found, WorkerLostError)
     assert str(found).startswith(who)
-    assert found.exit_code == EXIT_WORKER_LOST
+    assert found.exit_code == EXIT_TRY_AGAIN
 
 
 @pytest.mark.parametrize(

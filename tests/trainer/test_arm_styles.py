@@ -1,0 +1,25 @@
+"""trainer.arm_styles: arms are told apart without colour."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from trainer.arm_styles import ARM_STYLES, arm_key, arm_order
+from trainer.arms import ARMS
+
+
+def test_arms_differ_without_colour() -> None:
+    styles = ARM_STYLES.values()
+    assert len({style.marker for style in styles}) == len({style.dashes for style in styles}) == len(styles)
+    assert arm_order(["zeta", "consistent", "offline", "zeta", "online"]) == [
+        "offline",
+        "online",
+        "consistent",
+        "zeta",
+    ]
+    for arm in [*ARM_STYLES, "zeta"]:
+        ET.fromstring(arm_key(arm))
+
+
+def test_every_arm_has_a_style_of_its_own() -> None:
+    assert set(ARM_STYLES) == set(ARMS)

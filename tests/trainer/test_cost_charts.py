@@ -1,0 +1,50 @@
+"""trainer.cost_charts: seconds a step, and when the store has paid for itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests import results
+from tests.results import words
+from trainer import cost_charts
+from trainer.svg import inline_svg
+
+
+def test_no_break_even_is_drawn_without_one() -> None:
+    result = results.full_result()
+    result["cost"]["break_even_students"] = None
+    figure = cost_charts.total_time(result, result["runs"])
+    assert figure is not None
+    assert "even at" not in inline_svg(figure, "total-time", title="")
+
+
+def test_the_lines_cross_where_it_is_even() -> None:
+    result = results.full_result()
+    cost, steps = result["cost"], result["runs"][0]["steps"]
+    seconds = cost["seconds_a_step"]
+    saved = steps * (seconds["online"] - seconds["offline"])
+    cost["break_even_students"] = cost["precompute_seconds"] / saved
+    figure = cost_charts.total_time(result, result["runs"])
+    assert figure is not None
+    online, offline, point = figure.axes[0].lines[:3]
+    (even,), (height,) = point.get_data()
+    for line in (online, offline):
+        np.testing.assert_allclose(np.interp(even, *line.get_data()), height)
+    assert f"even at {even:.3g}" in words(inline_svg(figure, "total-time", title=""))
+
+
+def test_bars_are_as_long_as_what_was_measured() -> None:
+    result = results.full_result()
+    figure = cost_charts.step_seconds(result)
+    assert figure is not None
+    widths = {bar.get_label(): bar[0].get_width() for bar in figure.axes[0].containers}
+    seconds = result["cost"]["seconds_a_step"]
+    assert widths["teacher alone"] == 1e3 * seconds["teacher"]
+    assert widths["offline, as run"] == 1e3 * seconds["offline"]
+    assert len(widths) == len(seconds)
+
+
+def test_nothing_measured_is_no_chart() -> None:
+    sparse = results.sparse_result()
+    assert cost_charts.step_seconds(sparse) is None
+    assert cost_charts.total_time(sparse, sparse["runs"]) is None

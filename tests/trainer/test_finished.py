@@ -1,0 +1,83 @@
+"""trainer.finished: a run read back from its directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError, UserError
+from tests.runs import arguments, checkpoint_weights, losses, metrics
+from trainer.finished import FinishedRun, is_finished
+from trainer.train import main
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def finished(published_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 7 steps, evaluated twice; read only."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    extra = (f"--steps={STEPS}", "--log_every=2", "--eval_every=4", "--seed=3")
+    assert main(arguments(published_store, workdir, data_dir, *extra)) == 0
+    return workdir
+
+
+def test_it_is_what_the_run_wrote(finished: Path) -> None:
+    run = FinishedRun.load(finished)
+    assert (run.arm, run.seed, run.steps, run.batch_size, run.teacher_passes) == ("offline", 3, STEPS, 5, 0)
+    curve = run.curve("loss")
+    assert dict(zip(curve.steps.tolist(), curve.values.tolist(), strict=True)) == losses(finished)
+    assert run.evaluation["student_top1"] == metrics(finished, "eval_test")[-1]["student_top1"]
+    top1, labels = run.predictions()
+    assert len(top1) == run.evaluation["examples"]
+    assert run.evaluation["student_top1"] == pytest.approx((top1 == labels).mean())
+
+
+def test_weights_are_the_students_alone(finished: Path) -> None:
+    weights, saved = FinishedRun.load(finished).weights(), checkpoint_weights(finished)
+    assert weights
+    assert all(name.startswith("student/") for name in weights)
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, saved[name])
+
+
+def test_a_history_has_the_training_of_the_last_step_that_was_logged(finished: Path) -> None:
+    row = FinishedRun.load(finished).to_json(relative_to=finished.parent)
+    assert row["directory"] == "run"
+    assert [point["step"] for point in row["history"]] == [4, STEPS]
+    assert [point["training_loss"] for point in row["history"]] == [losses(finished)[s] for s in (4, STEPS)]
+    assert row["losses"] == [[step, loss] for step, loss in losses(finished).items()]
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["result.json", "student", "predictions.npz"])
+def test_a_run_that_lacks_something_is_not_finished(copy: Path, name: str) -> None:
+    path = copy / name
+    assert is_finished(copy, steps=STEPS)
+    assert not is_finished(copy, steps=STEPS + 1)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not is_finished(copy)
+    with pytest.raises(UserError, match="no finished run is there"):
+        FinishedRun.load(copy)
+
+
+def test_damage_is_told(copy: Path) -> None:
+    (copy / "metrics.jsonl").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as a run"):
+        FinishedRun.load(copy)
+
+
+def test_checkpoints_that_are_gone_are_told(copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    run = FinishedRun.load(copy)
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        run.weights()
+    assert json.loads((copy / "result.json").read_text())["steps"] == STEPS
