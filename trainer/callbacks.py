@@ -40,7 +40,7 @@ class MetricsLog:
       writes: False checks figures and writes none: of several workers, only the chief writes.
 
     Attributes:
-      kept: what it wrote up to that step.
+      kept: what it wrote of that very step.
     """
 
     def __init__(self, workdir: Path, *, step: int, writes: bool = True) -> None:
@@ -49,7 +49,7 @@ class MetricsLog:
         lines = _lines_until(self._path, step) if self._path.exists() else []
         if self._path.exists() and writes:
             write_text(self._path, "".join(lines))
-        self.kept: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.kept: list[dict[str, Any]] = [found for found in map(json.loads, lines) if found["step"] == step]
         if writes:
             self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
             _start_session(self._board, after=step)
@@ -177,7 +177,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._evaluator = evaluator
         self._learning_rate = learning_rate
         self._kind = None if evaluator is None else f"eval_{evaluator.split}"
-        found = [line for line in log.kept if line["kind"] == self._kind and line["step"] == step]
+        found = [line for line in log.kept if line["kind"] == self._kind]
         self.last: dict[str, Any] | None = _figures(found[0]) if found else None
         self._best = None if evaluator is None else self._best_top1(evaluator.split)
         self._bar = tqdm(

@@ -25,7 +25,12 @@ def run_stage(name: str, command: list[str]) -> float:
     """Runs `python -m ...`, shows the command, and gives its seconds; ends with its exit code if it fails."""
     print(f"\n[{name}] python {' '.join(command)}", flush=True)
     begun = time.monotonic()
-    code = subprocess.run([sys.executable, *command], check=False).returncode
+    # Not `subprocess.run`, which kills it a quarter of a second after a Ctrl-C: it has that signal too, and saves.
+    with subprocess.Popen([sys.executable, *command]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            code = process.wait()
     if code:
         raise SystemExit(code)
     return time.monotonic() - begun

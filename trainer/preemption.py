@@ -10,7 +10,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted, find_error
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted, find_reason
 
 EXIT_CODES = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGINT: EXIT_INTERRUPTED}
 
@@ -42,7 +42,7 @@ class Preemption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if isinstance(error, Exception) and find_error(error) is None:
+        if isinstance(error, Exception) and find_reason(error) is None:
             self._end()  # TensorFlow makes an error of its own of what its calls of Python raise
 
     def defer(self) -> None:

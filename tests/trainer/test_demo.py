@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -46,3 +48,28 @@ def test_demo_ends_in_a_table_of_what_it_measured(tmp_path: Path):
     again, again_seconds = run()
     assert f"{test['student_top1']:.1%}" in again
     assert again_seconds < seconds  # what is done is not done again
+
+
+STAGE = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGINT, save)
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_leaves_a_stage_the_time_to_save():
+    code = f"from trainer.demo import run_stage; run_stage('train', ['-c', {STAGE!r}]); print('went on')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "at work\n":
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.read() == "saved\n"
+    assert process.returncode == 130

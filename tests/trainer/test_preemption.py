@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_what_tensorflow_makes_of_the_interrupt_ends_with_the_signal_s_code():
     with pytest.raises(Interrupted) as stop:
         work()
     assert stop.value.exit_code == 143
+
+
+def test_what_the_system_refuses_is_told_though_a_signal_came():
+    def work() -> None:
+        with Preemption() as preemption:
+            preemption.defer()
+            signal.raise_signal(signal.SIGTERM)
+            raise OSError(errno.ENOSPC, "No space left on device", "ckpt-8")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        work()
 
 
 # In a run.
