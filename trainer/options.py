@@ -225,19 +225,13 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     Raises:
       UserError: anything that cannot work, or that is surely a mistake, before anything is loaded.
     """
+    _check_combinations(flags)
     spec = store.spec
     name = flags.recipe or default_recipe(spec)
     recipe = train_recipe(name)
     if not flags.allow_recipe_mismatch:
         check_views(name, spec)
     given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
-    if flags.epochs and flags.steps:
-        raise UserError("give either --epochs or --steps")
-    if flags.jit_compile and flags.strategy != "default":
-        raise UserError(
-            f"--jit_compile: for one device, --strategy=default; got --strategy={flags.strategy}; leave one of them out (a "
-            "TPU's steps are compiled anyway)"
-        )
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     if recipe.student not in STUDENTS:
         raise UserError(f"--student={recipe.student}: expected one of {', '.join(sorted(STUDENTS))}")
@@ -258,29 +252,8 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     arm = ARMS[flags.arm]
     if arm is not OFFLINE:
         length = _compared(arm, length, flags, store)
-    if flags.write_back and flags.teacher is None:
-        raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
-    if flags.write_back and flags.steps_per_execution > 1:
-        raise UserError(
-            f"--write_back: with --steps_per_execution={flags.steps_per_execution}, whose outputs are the last step's "
-            "alone, and every step's logits are needed; leave one of them out"
-        )
-    if flags.write_back and flags.jit_compile:
-        raise UserError(
-            "--write_back: with --jit_compile, under which the teacher's last bits are not those that the precompute "
-            "writes; leave one of them out, or precompute the epochs"
-        )
-    if length.endless and flags.teacher is None:
-        raise UserError(
-            f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "
-            f"online; pass --teacher={spec.provenance.get('teacher', 'PATH')}, or train for --epochs={store.epochs}"
-        )
-    if length.online_from < length.steps and flags.teacher is None and not arm.live:
-        raise UserError(
-            f"{length.steps:,} steps of {recipe.batch_size} need {length.steps * recipe.batch_size:,} views, the store "
-            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass --teacher={spec.provenance.get('teacher', 'PATH')} to go on online, precompute "
-            f"more epochs, or train for --epochs={store.epochs}"
-        )
+    if flags.teacher is None and not arm.live:
+        _check_stored(length, store)
     default = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
     warmup_steps = default if recipe.warmup_steps is None else recipe.warmup_steps
     if warmup_steps >= length.steps and not recipe.allow_short_run:
@@ -298,6 +271,53 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         eval_split=_eval_split(flags.eval_split, store),
         eval_every=flags.eval_every or _eval_every(length),
     )
+
+
+def _check_combinations(flags: argparse.Namespace) -> None:
+    """Refuses flags that exclude each other, or need another.
+
+    Raises:
+      UserError: names both.
+    """
+    if flags.epochs and flags.steps:
+        raise UserError("give either --epochs or --steps")
+    if flags.jit_compile and flags.strategy != "default":
+        raise UserError(
+            f"--jit_compile: for one device, --strategy=default; got --strategy={flags.strategy}; leave one of them out (a "
+            "TPU's steps are compiled anyway)"
+        )
+    if flags.write_back and flags.teacher is None:
+        raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
+    if flags.write_back and flags.steps_per_execution > 1:
+        raise UserError(
+            f"--write_back: with --steps_per_execution={flags.steps_per_execution}, whose outputs are the last step's "
+            "alone, and every step's logits are needed; leave one of them out"
+        )
+    if flags.write_back and flags.jit_compile:
+        raise UserError(
+            "--write_back: with --jit_compile, under which the teacher's last bits are not those that the precompute "
+            "writes; leave one of them out, or precompute the epochs"
+        )
+
+
+def _check_stored(length: RunLength, store: Store) -> None:
+    """Refuses a run without a teacher that is longer than the store.
+
+    Raises:
+      UserError: says what is missing.
+    """
+    teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
+    if length.endless:
+        raise UserError(
+            f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "
+            f"online; pass {teacher}, or train for --epochs={store.epochs}"
+        )
+    if length.online_from < length.steps:
+        raise UserError(
+            f"{length.steps:,} steps of {length.batch_size} need {length.steps * length.batch_size:,} views, the store "
+            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass {teacher} to go on online, precompute "
+            f"more epochs, or train for --epochs={store.epochs}"
+        )
 
 
 def _compared(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Store) -> RunLength:
