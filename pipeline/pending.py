@@ -53,7 +53,7 @@ def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
     computed again, and the manifest tells whether it is the same.
     """
     found = []
-    for reader in (store.views, *map(store.eval_reader, store.eval_splits)):
+    for reader in store.readers():
         first = 0
         for number, info in enumerate(reader.manifest.shards):
             try:

@@ -35,6 +35,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, file_path, positive, positive_number
 from pipeline.options import announce_demo, check_flags, find_eval_splits, make_parser, resolve
+from pipeline.pages.figures import bytes_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
 from pipeline.store.codecs import fidelity, make_codec
 from pipeline.store.files import write_json
@@ -185,14 +186,6 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def table(plan: dict[str, Any]) -> str:
     """The plan for people."""
     rates, shards = plan["rates"], plan["shards"]
@@ -207,7 +200,7 @@ def table(plan: dict[str, Any]) -> str:
         error = f"{cost['max_logit_error']:.2g}" if "mean_kl" in cost else "-"
         chosen = "  <- --codec" if name == plan["codec"] else ""
         lines.append(
-            f"{name:10} {cost['bytes_a_view']:>12,.0f} {_bytes(cost['bytes']):>10} {kl:>9} {error:>12}{chosen}"
+            f"{name:10} {cost['bytes_a_view']:>12,.0f} {bytes_text(cost['bytes']):>10} {kl:>9} {error:>12}{chosen}"
         )
     how = "measured here" if rates["measured"] else "as given"
     workers = f"{plan['workers']:,} workers" if plan["workers"] > 1 else "one worker"

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("pipeline.verify")
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -104,13 +103,6 @@ def compare(worker: ShardWorker, reader: SplitReader, task: ShardTask, findings:
         findings.max_logit_difference = max(findings.max_logit_difference, float(difference.max()))
 
 
-def readers_of(store: Store) -> Iterator[SplitReader]:
-    """The readers of all splits, evaluation splits last."""
-    yield store.views
-    for split in store.eval_splits:
-        yield store.eval_reader(split)
-
-
 def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser(prog="python -m pipeline.verify", description="Verifies a store against its teacher.")
@@ -133,7 +125,7 @@ def main(argv: list[str]) -> int:
     if flags.fraction > 1:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
     store = Store(flags.store)
-    for reader in readers_of(store):
+    for reader in store.readers():
         for shard_number in range(len(reader.manifest.shards)):
             reader.verify(shard_number)
     job = PrecomputeJob(
@@ -147,7 +139,7 @@ def main(argv: list[str]) -> int:
     batch_size = int(store.spec.teacher["batch_size"])
     tasks = [
         (reader, task)
-        for reader in readers_of(store)
+        for reader in store.readers()
         for task in sample_batches(reader, batch_size=batch_size, fraction=flags.fraction, seed=flags.seed)
     ]
     findings = {False: Findings(), True: Findings()}

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.svg import DRAWN
+from pipeline.pages.svg import DRAWN
 
 Dashes = tuple[float, tuple[float, ...] | None]
 
@@ -16,7 +16,7 @@ class ArmStyle:
     """How an arm is drawn.
 
     Attributes:
-      colour: name of a colour of `trainer.svg`.
+      colour: name of a colour of `pipeline.pages.svg`.
       dashes: offset and pattern, in line widths.
       marker: Matplotlib's.
       width: of the line, in points.
@@ -44,13 +44,13 @@ class ArmStyle:
 
 # Offline is drawn thin and dashed over online's broad line: where they coincide, both are seen.
 ARM_STYLES = {
-    "offline": ArmStyle("arm-offline", (0, (3.2, 1.6)), "s", 1.5),
-    "online": ArmStyle("arm-online", (0, None), "o", 2.8, 0.75, 2),
-    "fixed": ArmStyle("arm-fixed", (0, (1, 1.2)), "^", 1.9),
-    "independent": ArmStyle("arm-independent", (0, (5, 1.4, 1, 1.4)), "D"),
-    "consistent": ArmStyle("arm-consistent", (0, (8, 1.6)), "v"),
+    "offline": ArmStyle("blue", (0, (3.2, 1.6)), "s", 1.5),
+    "online": ArmStyle("orange", (0, None), "o", 2.8, 0.75, 2),
+    "fixed": ArmStyle("purple", (0, (1, 1.2)), "^", 1.9),
+    "independent": ArmStyle("green", (0, (5, 1.4, 1, 1.4)), "D"),
+    "consistent": ArmStyle("grey", (0, (8, 1.6)), "v"),
 }
-_OTHER = ArmStyle("arm-other", (0, None), "P")
+_OTHER = ArmStyle("olive", (0, None), "P")
 
 
 def arm_style(arm: str) -> ArmStyle:

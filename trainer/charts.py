@@ -1,4 +1,4 @@
-"""Charts of a comparison, for the report and for the README; `trainer.svg` writes them.
+"""Charts of a comparison, for the report and for the README; `pipeline.pages.svg` writes them.
 
 Arms differ by dash pattern and marker as well as by colour, so that grey print and colour-blind readers can tell
 them apart.
@@ -12,58 +12,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from pipeline.pages.charts import PERCENT, add_legend, make_axes
+from pipeline.pages.svg import DRAWN, styled
 from trainer.arm_styles import arm_order, arm_style
-from trainer.svg import DRAWN, styled
 
-SIZE = (4.9, 3.2)  # inches of 72 units: text of 9 units reads at a phone's 360 pixels and at 540
 MOST_POINTS = 400  # of a curve: more than the pixels that show it
 
 Run = dict[str, Any]
-
-PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%")
 
 
 def finite(value: Any) -> float:
     """The number; not a number where there is none."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def make_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """A figure with one plot, in the style of all charts."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axes.grid(axis="y", color=DRAWN["rule"], linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(DRAWN["muted"])
-    axes.tick_params(colors=DRAWN["muted"], labelcolor=DRAWN["muted"], length=3)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(DRAWN["ink"])
-    return figure, axes
-
-
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Above the plot, where it hides nothing; the teacher last."""
-    entries = sorted(
-        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "teacher"
-    )
-    if entries:
-        figure.legend(
-            *zip(*entries, strict=True),
-            loc="outside upper left",
-            ncols=min(len(entries), 3),
-            frameon=False,
-            labelcolor=DRAWN["ink"],
-            handlelength=3.4,
-            columnspacing=1.4,
-            borderaxespad=0.1,
-        )
 
 
 def thinned(points: np.ndarray) -> np.ndarray:

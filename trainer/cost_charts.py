@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.pages.charts import add_legend, make_axes
+from pipeline.pages.svg import DRAWN, styled
 from trainer.arm_styles import ARM_STYLES, arm_style
-from trainer.charts import Run, add_legend, finite, make_axes
-from trainer.svg import DRAWN, styled
+from trainer.charts import Run, finite
 
 _BARS = {
     "online": ("online, as run", ""),

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.pages.charts import add_legend, make_axes
+from pipeline.pages.svg import DRAWN, styled
 from trainer.arm_styles import arm_style
-from trainer.charts import MOST_POINTS, Run, add_legend, finite, log_y, make_axes, series_of, thinned
-from trainer.svg import DRAWN, styled
+from trainer.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
 
 
 def loss_differences(first: Run, second: Run) -> np.ndarray:
@@ -75,7 +76,7 @@ def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
     axes.grid(axis="x", color=DRAWN["rule"], linewidth=0.7)
     axes.axvline(0, color=DRAWN["ink"], linewidth=1)
     for place, (_, (value, low, high)) in enumerate(rows):
-        colour = DRAWN["arm-offline"]
+        colour = DRAWN["blue"]
         axes.plot([low, high], [place, place], color=colour, linewidth=1.8, marker="|", markersize=8)
         axes.plot([value], [place], color=colour, marker="o", markersize=6)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.pages.figures import leaves, look_up, show
+from pipeline.pages.template import render_page, report_extra, trusted
 from pipeline.store.files import write_text
 from trainer.arm_styles import arm_key, arm_order
 from trainer.comparisons import Result, Run, evidence, find, load_result, main_epochs, paired_runs
-from trainer.figures import leaves, look_up, show
 from trainer.view_grid import VIEWS_FILE, ShownView, read_views
 
 REPORT_FILE = "report.html"
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 # What an arm is, for a reader who has not read the paper.
 _ARMS = {
@@ -78,7 +77,7 @@ def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, 
 
 def _draw_charts(result: Result, runs: Sequence[Run]) -> dict[str, str]:
     """Inline SVG by name, of what there is to draw."""
-    from trainer.svg import inline_svg
+    from pipeline.pages.svg import inline_svg
 
     return {
         name: inline_svg(figure, name, title=title)
@@ -110,26 +109,17 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
     Raises:
       UserError: the packages of the extra `report` are not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-
-    except ImportError as error:
-        raise UserError(
-            f"the report needs {error.name}, which is not installed; install the extra: pip install 'view-distill[report]'"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     epochs = main_epochs(result["runs"])
     runs = [run for run in result["runs"] if run["epochs"] == epochs]
-    charts = _draw_charts(result, runs)
-    script = (_TEMPLATES / "report.js").read_text()
-    return environment.get_template("report.html").render(
+    with report_extra("the report"):
+        charts = _draw_charts(result, runs)
+        return _render(result, runs, charts, views)
+
+
+def _render(result: Result, runs: Sequence[Run], charts: dict[str, str], views: Sequence[ShownView]) -> str:
+    """The page of a result; `runs` are those of its main length."""
+    return render_page(
+        _TEMPLATE,
         at=functools.partial(look_up, result),
         show=functools.partial(show, result),
         leaves=functools.partial(leaves, result),
@@ -139,15 +129,12 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
         order=_in_order(result),
         arms=arm_order([run["arm"] for run in result["runs"]]),
         described=_ARMS,
-        joint=Markup(".<wbr>"),
-        arm_key=lambda arm: Markup(arm_key(arm)),
-        charts={name: Markup(chart) for name, chart in charts.items()},
+        joint=trusted(".<wbr>"),
+        arm_key=lambda arm: trusted(arm_key(arm)),
+        charts={name: trusted(chart) for name, chart in charts.items()},
         views=[
             {"image": base64.b64encode(view.png).decode(), "width": view.size, **view.facts} for view in views
         ],
-        style=Markup((_TEMPLATES / "report.css").read_text()),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
+from pipeline.pages.views import replay_views
+from pipeline.store.codecs import log_softmax
 from pipeline.store.files import publish
 from pipeline.store.reader import Store
 
@@ -38,11 +40,6 @@ class ShownView:
     facts: dict[str, Any]
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max())
-    return np.asarray(exponentials / exponentials.sum())
-
-
 def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
     """Replays views from all over a store and draws them; both fingerprints of every crop are checked.
 
@@ -57,27 +54,18 @@ def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) ->
     """
     from PIL import Image, PngImagePlugin
 
-    from pipeline.views.mix import mix
-    from trainer.replay import replay_input
-
-    replay = replay_input(store, dataset, batch_size=1, image_cache_bytes=0)
     wanted = np.unique(np.linspace(0, store.views.num_records - 1, views).round().astype(np.int64))
     rows, facts = [], []
-    for batch in replay.batches(wanted, threads=1):
-        partner = int(batch["partner"][0])
-        mixed = mix(batch["crops"], batch["partner"], batch["ratio"][:1]).numpy()[0]
-        crops = batch["crops"].numpy()
-        # [S, 3 * S, 3] uint8
-        tiles = [crops[0], crops[partner], np.clip(mixed.round(), 0, 255).astype(np.uint8)]
-        rows.append(np.concatenate(tiles, axis=1))
-        probability = _softmax(batch["logits"].numpy()[0].astype(np.float64))
+    for shown in replay_views(store, dataset, wanted):
+        rows.append(shown.tiles())
+        probability = np.exp(log_softmax(shown.logits, 1.0))
         likely = int(probability.argmax())
         facts.append(
             {
-                "view": int(batch["views"][0]),
-                "example": int(batch["example"][0]),
-                "partner_example": int(batch["example"][partner]),
-                "ratio": float(batch["ratio"][0]),
+                "view": shown.own.view,
+                "example": shown.own.example,
+                "partner_example": shown.partner.example,
+                "ratio": shown.ratio,
                 "teacher": {"class": dataset.class_names[likely], "probability": float(probability[likely])},
             }
         )

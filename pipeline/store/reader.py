@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,21 +165,31 @@ class Store:
             num_examples=self.spec.num_examples if name == "views" else manifest.records,
         )
 
+    def readers(self) -> Iterator[SplitReader]:
+        """The readers of all splits: the training views, then the evaluation splits."""
+        yield self.views
+        for split in self.eval_splits:
+            yield self.eval_reader(split)
+
+    def file_problems(self) -> Iterator[str]:
+        """What is wrong with each published shard that is missing or not as long as the manifest says; opens none."""
+        for reader in self.readers():
+            for number, info in enumerate(reader.manifest.shards):
+                path = reader.directory / shard_name(reader.split, number)
+                size = path.stat().st_size if path.is_file() else "no"
+                if size != info.bytes:
+                    yield f"{path}: {size} bytes here, {info.bytes} in the manifest"
+
     def check_files(self) -> None:
         """Whether every published shard is there and as long as the manifest says; opens none.
 
         Raises:
           DataError: one is not; named with both sizes.
         """
-        for reader in (self.views, *map(self.eval_reader, self.eval_splits)):
-            for number, info in enumerate(reader.manifest.shards):
-                path = reader.directory / shard_name(reader.split, number)
-                size = path.stat().st_size if path.is_file() else "no"
-                if size != info.bytes:
-                    raise DataError(
-                        f"{path}: {size} bytes here, {info.bytes} in the manifest; bring the file back from a copy, or "
-                        "run its precompute again with --repair"
-                    )
+        for problem in self.file_problems():
+            raise DataError(
+                f"{problem}; bring the file back from a copy, or run its precompute again with --repair"
+            )
 
     @property
     def epochs(self) -> int:

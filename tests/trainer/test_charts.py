@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import pages
+from pipeline.pages.svg import COLOURS, DRAWN, inline_svg, save_svg
 from tests import results
 from tests.results import words
 from trainer import charts
-from trainer.svg import COLOURS, DRAWN, inline_svg, save_svg
 
 
 def test_a_file_reads_on_any_page_and_is_the_same_each_time(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def contrast(colour: str, ground: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1])
 def test_colours_of_the_page_can_be_read(theme: int) -> None:
-    css = (Path(charts.__file__).parent / "templates" / "report.css").read_text()
+    css = (Path(pages.__file__).parent / "templates" / "page.css").read_text()
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split(":root {")[1 + theme].split("}")[0]))
     if theme == 0:
         assert COLOURS.items() <= colours.items()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
 from trainer import cost_charts
-from trainer.svg import inline_svg
 
 
 def test_no_break_even_is_drawn_without_one() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
 from trainer import pair_charts
 from trainer.comparisons import evidence, paired_runs
-from trainer.svg import inline_svg
 
 
 def test_loss_difference_is_of_steps_that_both_logged() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html.parser
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError, UserError
+from pipeline.pages.figures import look_up
 from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
 from tests import results
 from tests.browser import find_chromium, open_browser
-from trainer.figures import look_up
+from tests.pages import Reader
 from trainer.report import render, write_report
 from trainer.view_grid import VIEWS_FILE, read_views, save_views
 
@@ -24,46 +24,6 @@ RESULTS = {
     "sparse": results.sparse_result,
     "hostile": results.hostile_result,
 }
-VOID = {"meta", "link", "img", "wbr"}
-
-
-class Reader(html.parser.HTMLParser):
-    """Figures, tags and text of a page; tags must close in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.figures: list[tuple[str, Any, str]] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.words = ""
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-        given = dict(attrs)
-        assert not [name for name in given if name.startswith("on")]
-        if given.get("id"):
-            self.ids.append(str(given["id"]))
-        if "data-figure" in given:
-            self.figures.append((str(given["data-figure"]), json.loads(str(given["data-value"])), ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] not in ("style", "script"):
-            self.words += data
-            if self._open[-1] == "span" and self.figures and not self.figures[-1][2]:
-                self.figures[-1] = (*self.figures[-1][:2], data)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def _date_text(text: Any) -> str:
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.2%}",
+    "share": lambda value: f"{value:.2f}",
     "points": _points,
     "more": lambda value: _minus(f"{100 * value:+.0f}%"),
     "size_of_points": lambda value: f"{100 * abs(value):.2f}",

@@ -1,6 +1,6 @@
 """Figures of Matplotlib's as SVG: inline in a page, or as a file.
 
-Inline, they take their colours from the page's CSS variables (`--ink`, `--arm-offline`, ...), so that they follow
+Inline, they take their colours from the page's CSS variables (`--ink`, `--blue`, ...), so that they follow
 the reader's light or dark theme and turn black on paper. A file has fixed colours on a white ground. Text stays text.
 """
 
@@ -22,12 +22,12 @@ COLOURS = {
     "muted": "#5b646e",
     "rule": "#d9dde2",
     "part": "#7b8792",
-    "arm-offline": "#0067b0",
-    "arm-online": "#c75000",
-    "arm-fixed": "#a03c82",
-    "arm-independent": "#007d5a",
-    "arm-consistent": "#444b52",
-    "arm-other": "#6b5d00",
+    "blue": "#0067b0",
+    "orange": "#c75000",
+    "purple": "#a03c82",
+    "green": "#007d5a",
+    "grey": "#444b52",
+    "olive": "#6b5d00",
 }
 # What is drawn with: one colour a name that occurs nowhere else, replaced when the SVG is written.
 DRAWN = {name: f"#01f0{number:02x}" for number, name in enumerate(COLOURS)}

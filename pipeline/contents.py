@@ -1,0 +1,148 @@
+"""What a store holds, as a tree for JSON, and whether it is whole; no shard is opened unless it is asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.errors import DataError
+from pipeline.pages.figures import bytes_text
+from pipeline.store.files import TEMPORARY
+from pipeline.store.reader import SplitReader, Store
+from pipeline.store.shards import shard_name
+
+Contents = dict[str, Any]
+
+
+def _split_contents(reader: SplitReader) -> dict[str, Any]:
+    manifest = reader.manifest
+    lengths = [shard.records for shard in manifest.shards]
+    return {
+        "name": reader.split,
+        "of": manifest.dataset.get("split"),
+        "views": manifest.records,
+        "shards": len(lengths),
+        "longest_shard": max(lengths),
+        "bytes": manifest.bytes,
+        "bytes_a_view": manifest.bytes / manifest.records,
+        **manifest.fidelity(),
+    }
+
+
+def _unpublished(store: Store) -> dict[str, int]:
+    """Shards that a run is writing, or that one left that died: files beyond what is published."""
+    published = {reader.split: len(reader.manifest.shards) for reader in store.readers()}
+    found = []
+    for directory in {reader.directory for reader in store.readers()}:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                split, _, number = entry.name.partition(".array_record-")
+                finished = number.isdigit() and int(number) >= published.get(split, 0)
+                if finished or (entry.name.startswith(TEMPORARY) and ".array_record-" in entry.name):
+                    found.append(entry.stat().st_size)
+    return {"files": len(found), "bytes": sum(found)}
+
+
+def find_contents(store: Store) -> Contents:
+    """Spec, coverage, sizes and fidelity from the metadata alone.
+
+    Returns:
+      `store` (path), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
+      splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes).
+    """
+    splits = [_split_contents(reader) for reader in store.readers()]
+    return {
+        "store": str(store.path),
+        "digest": store.spec.digest(),
+        "epochs": store.epochs,
+        "views": store.views.num_records,
+        "shards": sum(split["shards"] for split in splits),
+        "bytes": sum(split["bytes"] for split in splits),
+        "bytes_a_view": splits[0]["bytes_a_view"],
+        "splits": splits,
+        "unpublished": _unpublished(store),
+        "spec": {"identity": store.spec.identity(), "provenance": store.spec.provenance},
+    }
+
+
+def find_problems(store: Store, *, checksums: bool) -> list[str]:
+    """What is wrong with each published shard that is not as the manifest says; a line each.
+
+    Args:
+      store: the store.
+      checksums: reads every shard and compares its SHA-256, too.
+    """
+    if not checksums:
+        return list(store.file_problems())
+    problems = []
+    total = sum(reader.manifest.bytes for reader in store.readers())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", dynamic_ncols=True) as bar:
+        for reader in store.readers():
+            for number, info in enumerate(reader.manifest.shards):
+                bar.set_postfix_str(shard_name(reader.split, number), refresh=False)
+                try:
+                    reader.verify(number).close()
+                except DataError as error:
+                    problems.append(str(error))
+                bar.update(info.bytes)
+    return problems
+
+
+def _wholeness(contents: Contents) -> str:
+    shards = contents["shards"]
+    if contents["whole"]:
+        how = (
+            "is as the manifest says, SHA-256 compared"
+            if contents["checksums"]
+            else "is there and as long as the manifest says; --checksums compares SHA-256"
+        )
+        return f"whole: each of {shards:,} shards {how}"
+    problems = contents["problems"]
+    lines = [f"not whole: {len(problems):,} of {shards:,} shards are not as the manifest says"]
+    lines += [f"  {problem}" for problem in problems[:10]]
+    if len(problems) > 10:
+        lines.append(f"  and {len(problems) - 10:,} more")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    """Text for a terminal: what is not printed, such as its control codes, is escaped."""
+    text = str(value)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def contents_text(contents: Contents) -> str:
+    """The contents for people."""
+    identity, provenance = contents["spec"]["identity"], contents["spec"]["provenance"]
+    dataset, policy, cost = identity["dataset"], identity["policy"], contents["splits"][0]
+    numbers = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
+    versions = provenance.get("versions")
+    tensorflow = versions.get("tensorflow") if isinstance(versions, dict) else None
+    facts = {
+        "store": f"{contents['store']}, format {identity['format']}, spec {contents['digest'][:16]}",
+        "data set": f"{dataset.get('name')}, split {dataset.get('split')}: {dataset['num_examples']:,} examples, "
+        f"{identity['num_classes']:,} classes",
+        "teacher": f"{provenance.get('teacher')}, fingerprint {str(identity['teacher'].get('fingerprint'))[:16]}",
+        "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
+        "written by": provenance.get("command"),
+        "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
+        "coverage": f"{contents['epochs']:,} epochs, {contents['views']:,} views",
+        "codec": f"{identity['codec']}, mean KL {cost['mean_kl']:.1e} at T = {identity['temperature']:g}, largest logit "
+        f"error {cost['max_logit_error']:.2g}",
+        "size": f"{bytes_text(contents['bytes'])} in {contents['shards']:,} shards",
+    }
+    if unpublished := contents["unpublished"]["files"]:
+        facts["unpublished"] = (
+            f"{unpublished:,} more shard files, {bytes_text(contents['unpublished']['bytes'])}: a run is writing them, or "
+            "one died; its command, run again, goes on from there"
+        )
+    lines = [f"{name:12}{_plain(value)}" for name, value in facts.items()]
+    lines += ["", f"{'split':12}{'of':12}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}"]
+    lines += [
+        f"{split['name']:12}{_plain(split['of']):12}{split['views']:>14,}{split['shards']:>8,}"
+        f"{bytes_text(split['bytes']):>10}{split['bytes_a_view']:>14,.0f}"
+        for split in contents["splits"]
+    ]
+    return "\n".join([*lines, "", _wholeness(contents)])

@@ -1,0 +1,112 @@
+"""What a store holds, and whether it is whole: `python -m pipeline.inspect --store=DIR`.
+
+    python -m pipeline.inspect --store=runs/mnist_5k/store                       # seconds: opens no shard
+    python -m pipeline.inspect --store=runs/mnist_5k/store --checksums           # reads every shard
+    python -m pipeline.inspect --store=runs/mnist_5k/store --html=store.html     # half a minute: replays 24 views
+
+The page needs no network: a gallery of replayed views with what the teacher made of them, and histograms over a
+seeded sample that is bounded, however large the store is. Exit code 3 if a published shard is not as the manifest
+says; all of them are listed.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("pipeline.inspect")
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.contents import Contents, contents_text, find_contents, find_problems
+from pipeline.errors import DataError, UserError
+from pipeline.flags import Parser, file_path, positive, whole
+from pipeline.pages.template import report_extra
+from pipeline.provenance import open_dataset
+from pipeline.sample import IMAGES, count_areas, count_records, sample_views, spread
+from pipeline.store.files import write_json, write_text
+from pipeline.store.reader import Store
+
+_MOST_VIEWS = 1000  # a page of more is too long for a browser
+
+
+def make_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        prog="python -m pipeline.inspect", description="Says what a store holds, and whether it is whole."
+    )
+    add = parser.add_argument
+    add("--store", type=file_path, required=True, help="directory of the store")
+    add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
+    add("--json", type=file_path, help="file to write all of it to")
+    add("--html", type=file_path, help="file to write a page with a gallery of views to")
+    add("--views", type=positive, default=24, help="in the gallery")
+    add("--seed", type=whole, default=0, help="of the sample and the gallery")
+    add("--data_dir", type=file_path, help="TFDS data directory, for --html; by default the precompute's")
+    return parser
+
+
+def write_page(store: Store, contents: Contents, path: Path, *, views: int, seed: int, data_dir: Any) -> None:
+    """Samples and replays, adds `sample` and `gallery` to the contents, and writes the page.
+
+    Raises:
+      UserError: the data set is not there, or the packages of the extra `report` are not installed.
+      DataError: a shard is damaged, or the data set is another.
+    """
+    with report_extra("the page"):
+        from pipeline.pages import charts, store_page  # noqa: F401  # Matplotlib is missed before the work
+    store.spec.check_renderer()
+    dataset = open_dataset(store, "views", data_dir=data_dir)
+    sampled = sample_views(store.views, seed=seed)
+    shown = spread(np.concatenate(sampled), views, seed=seed, stream="gallery")
+    total = sum(map(len, sampled))
+    with tqdm(
+        total=total + min(total, IMAGES) + len(shown), unit=" views", desc="sample", dynamic_ncols=True
+    ) as bar:
+        contents["sample"] = {
+            "seed": seed,
+            **count_records(store, sampled, on_views=bar.update),
+            "area": count_areas(store, dataset, sampled, seed=seed, on_views=bar.update),
+        }
+        gallery = store_page.make_gallery(store, dataset, shown, on_views=bar.update)
+    contents["gallery"] = [view.facts for view in gallery]
+    write_text(path, store_page.render_store(contents, gallery))
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    flags = make_parser().parse_strictly(argv)
+    if flags.views > _MOST_VIEWS:
+        raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
+    for flag in ("json", "html"):
+        path = getattr(flags, flag)
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"--{flag}={path}: no directory {Path(path).parent}; make it, or name another")
+    store = Store(flags.store)
+    contents = find_contents(store)
+    problems = find_problems(store, checksums=flags.checksums)
+    contents |= {"whole": not problems, "checksums": flags.checksums, "problems": problems}
+    print(contents_text(contents), flush=True)
+    if flags.html is not None and not problems:
+        write_page(
+            store,
+            contents,
+            Path(flags.html),
+            views=flags.views,
+            seed=flags.seed,
+            data_dir=flags.data_dir,
+        )
+        print(f"page: {flags.html}")
+    if flags.json is not None:
+        write_json(Path(flags.json), contents)
+    if problems:
+        page = f"; --html={flags.html} was not written" if flags.html is not None else ""
+        raise DataError(
+            f"{flags.store}: {len(problems)} of {contents['shards']} shards are not as the manifest says, first "
+            f"{problems[0]}{page}; bring them back from a copy, or run the precompute again with --repair"
+        )
+    return 0
