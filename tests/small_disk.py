@@ -29,3 +29,8 @@ def small_disk(path: Path, *, size: int, readonly: bool = False) -> Iterator[Pat
 def resize(disk: Path, *, size: int) -> None:
     """Gives a mounted disk another size, in bytes; what is on it stays."""
     subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+def set_readonly(disk: Path, *, readonly: bool) -> None:
+    """Lets a mounted disk be written, or not."""
+    subprocess.run(["mount", "-o", f"remount,{'ro' if readonly else 'rw'}", disk], check=True)

@@ -1,0 +1,328 @@
+"""Disturbs precomputes in every way, and looks whether the same command then makes the same store, byte for byte.
+
+    python -m tests.campaigns.precompute_faults                    # a quarter of an hour on 2 cores
+    python -m tests.campaigns.precompute_faults --kills=4 --every_step=9 --disks=2 --pairs=2 --orphans=0
+
+- SIGKILL at random moments, of new stores and of stores that grow, now and then of the run that mends another's
+  death. Kills that hit nothing (before the first shard is begun, or after the end) do not count.
+- SIGKILL between each two steps of publishing: before every mkdir, rename, fsync and rmdir in the store.
+- A disk that is full at random sizes, and one that turns read-only (a small tmpfs: needs root).
+- Two precomputes of one store at once, of the same spec and of another.
+- The main process killed, and its two worker processes left to go on beside the run that continues.
+
+Each kill is logged with what was published and what was in flight. Runs are forks of this process, which has imported
+everything, so that a kill hits work; those of orphaned workers are the command itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DataError, run_command
+from pipeline.flags import Parser, file_path, positive, whole
+from tests import stores
+from tests.campaigns.precompute_runs import (
+    DisturbedError,
+    check_same,
+    content_of,
+    end_of,
+    finish,
+    in_child,
+    kill_after,
+    start,
+    state_of,
+    watch_steps,
+)
+from tests.small_disk import resize, set_readonly, small_disk
+from tests.stores import Asked
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW, MANY = (2, 4), (100, 200)  # epochs of a new store, and of one that has grown
+LARGE = (
+    "--views_per_shard=400",
+    "--teacher_batch_size=32",
+)  # with MANY: shards of a quarter of a second or so
+WORKERS = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+MENDING = 0.3  # share of kills after which the run that mends is killed as well
+
+
+@dataclasses.dataclass(frozen=True)
+class Campaign:
+    """Where it is done, and what the stores have to be.
+
+    Attributes:
+      root: directory.
+      asked: flags, of a store that is named later.
+      expected: content of the undisturbed store by number of epochs.
+      seconds: that the undisturbed run took, by number of epochs.
+    """
+
+    root: Path
+    asked: Asked
+    expected: dict[int, dict[str, Any]]
+    seconds: dict[int, float]
+
+    @property
+    def log(self) -> Path:
+        """Output of the run at work."""
+        return self.root / "run.log"
+
+    def flags(self, store: Path, epochs: int, *others: str) -> list[str]:
+        """The command for a store."""
+        large = LARGE if epochs in MANY else ()
+        asked = dataclasses.replace(self.asked, store=store)
+        return asked.flags(*large, f"--epochs={epochs}", *others)
+
+
+def prepare(root: Path) -> Campaign:
+    """Data set, teacher and undisturbed stores."""
+
+    def make() -> None:
+        stores.prepare_photos(root / "data")
+        stores.save_teacher(root / "teacher")
+
+    if end_of(in_child(make, log=root / "run.log")):
+        raise DisturbedError((root / "run.log").read_text())
+    campaign = Campaign(root, Asked(root / "data", root / "teacher", root / "none"), {}, {})
+    for number, stages in enumerate((FEW, MANY)):
+        for epochs in stages:
+            store = root / f"undisturbed_{number}"
+            begun = time.monotonic()
+            finish(campaign.flags(store, epochs), log=campaign.log)
+            campaign.seconds[epochs] = time.monotonic() - begun
+            campaign.expected[epochs] = content_of(store)
+    return campaign
+
+
+def check_store(campaign: Campaign, store: Path, epochs: int) -> None:
+    """Runs the command to its end and compares."""
+    finish(campaign.flags(store, epochs), log=campaign.log)
+    check_same(store, campaign.expected[epochs])
+
+
+def random_kills(campaign: Campaign, *, kills: int, seed: int) -> dict[str, int]:
+    """Kills at random moments until as many have hit; counts of them."""
+    generator, store = random.Random(seed), campaign.root / "killed"
+    counts = {"random": 0, "growing": 0, "mending": 0, "missed": 0}
+    while counts["random"] < kills:
+        for epochs in MANY:
+            mending = False
+            while True:
+                delay = generator.uniform(0, 1.1 * campaign.seconds[epochs])
+                hit = kill_after(start(campaign.flags(store, epochs), log=campaign.log), delay)
+                state = state_of(store)
+                if not (hit and state.in_flight):
+                    counts["missed"] += 1
+                    break
+                counts["random"] += 1
+                counts["growing"] += epochs == MANY[1]
+                counts["mending"] += mending
+                what = f"{'growing' if epochs == MANY[1] else 'new'}{', mending' if mending else ''}"
+                print(f"kill {counts['random']} ({what}) after {delay:.2f} s: {state}", flush=True)
+                mending = True
+                if counts["random"] == kills or generator.random() > MENDING:
+                    break
+            check_store(campaign, store, epochs)
+            if counts["random"] == kills:
+                break
+        shutil.rmtree(store)
+    return counts
+
+
+def step_kills(campaign: Campaign, *, every: int) -> dict[str, int]:
+    """Kills before every step of publishing, or every `every`-th; counts of them."""
+    counts = {"steps": 0}
+    steps = campaign.root / "steps.log"
+    grown = campaign.root / "grown"
+    finish(campaign.flags(grown, FEW[0]), log=campaign.log)
+    for epochs in FEW:
+        number, store = every, campaign.root / "stepped"
+        while True:
+            if epochs == FEW[1]:
+                shutil.copytree(grown, store)
+            steps.write_text("")
+
+            def before(store: Path = store, number: int = number) -> None:
+                watch_steps(store, steps, die_before=number)
+
+            code = end_of(start(campaign.flags(store, epochs), log=campaign.log, before=before))
+            taken = steps.read_text().splitlines()
+            if code == 0:  # there are no more
+                check_same(store, campaign.expected[epochs])
+                shutil.rmtree(store)
+                break
+            if code != -signal.SIGKILL or len(taken) != number:
+                raise DisturbedError(
+                    f"exit code {code} after {len(taken)} steps: {campaign.log.read_text()[-2000:]}"
+                )
+            counts["steps"] += 1
+            what = "growing" if epochs == FEW[1] else "new"
+            print(f"step {number} ({what}) before {taken[-1]}: {state_of(store)}", flush=True)
+            check_store(campaign, store, epochs)
+            shutil.rmtree(store)
+            number += every
+    shutil.rmtree(grown)
+    return counts
+
+
+def refused(campaign: Campaign, flags: list[str], *words: str) -> bool:
+    """Runs a command that may fail, in one line of these words and with exit code 2; whether it did.
+
+    Raises:
+      DisturbedError: it failed otherwise.
+    """
+    code = end_of(start(flags, log=campaign.log))
+    text = campaign.log.read_text().replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    if code == 0:
+        return False
+    if code != 2 or len(lines) != 1 or not any(word in lines[0] for word in words) or "Traceback" in text:
+        raise DisturbedError(f"exit code {code}: {text[-2000:]}")
+    return True
+
+
+def full_disks(campaign: Campaign, *, disks: int, seed: int) -> dict[str, int]:
+    """Runs on disks that are full at random sizes, new stores and growing ones, and one that cannot be written."""
+    generator, counts = random.Random(seed), {"full": 0, "read_only": 0}
+    need = {
+        epochs: sum(len(v) for v in campaign.expected[epochs].values() if isinstance(v, bytes))
+        for epochs in FEW
+    }
+    with small_disk(campaign.root / "disk", size=4 * need[FEW[1]]) as disk:
+        store = disk / "store"
+        while counts["full"] < disks:
+            for epochs in FEW:
+                least = need[FEW[0]] if epochs == FEW[1] else 0
+                resize(disk, size=generator.randrange(least + 4096, need[epochs], 4096))
+                if refused(
+                    campaign, campaign.flags(store, epochs), "No space left on device", " are free there"
+                ):
+                    counts["full"] += 1
+                    print(f"full disk {counts['full']}, {epochs} epochs: {state_of(store)}", flush=True)
+                resize(disk, size=4 * need[FEW[1]])
+                check_store(campaign, store, epochs)
+            set_readonly(disk, readonly=True)
+            if not refused(campaign, campaign.flags(store, FEW[1] + 1), "Read-only file system"):
+                raise DisturbedError(f"{store}: written, though it is read-only")
+            counts["read_only"] += 1
+            set_readonly(disk, readonly=False)
+            check_same(store, campaign.expected[FEW[1]])
+            shutil.rmtree(store)
+    return counts
+
+
+def at_once(campaign: Campaign, *, pairs: int, seed: int) -> dict[str, int]:
+    """Two runs of one store at the same time: of one spec, and of two in turn; never a mixture."""
+    generator, counts = random.Random(seed), {"pairs": 0, "both": 0}
+    other_seed = campaign.root / "other_seed"
+    finish(campaign.flags(other_seed, FEW[0], "--seed=1"), log=campaign.log)
+    either = {0: campaign.expected[FEW[0]], 1: content_of(other_seed)}
+    shutil.rmtree(other_seed)
+    for number in range(pairs):
+        store, seeds = campaign.root / "shared", (0, number % 2)
+        logs = [campaign.root / f"run_{side}.log" for side in (0, 1)]
+        pids = []
+        for seed_of_run, log in zip(seeds, logs, strict=True):
+            pids.append(start(campaign.flags(store, FEW[0], f"--seed={seed_of_run}"), log=log))
+            time.sleep(generator.uniform(0, 0.6) * number / pairs * campaign.seconds[FEW[0]])
+        codes = [end_of(pid) for pid in pids]
+        texts = [log.read_text() for log in logs]
+        for code, text in zip(codes, texts, strict=True):
+            words = (
+                "is writing it",
+                "was made from another spec",
+                "is not empty",
+                "not a store and not empty",
+            )
+            if code and not (code in (2, 3) and any(word in text for word in words)):
+                raise DisturbedError(f"exit codes {codes}: {text[-2000:]}")
+        if 0 not in codes:
+            raise DisturbedError(f"exit codes {codes}: neither of two runs made the store: {texts}")
+        check_same(store, either[seeds[codes.index(0)]])
+        counts["pairs"] += 1
+        counts["both"] += codes == [0, 0]
+        print(f"pair {number + 1}, seeds {seeds}: exit codes {codes}", flush=True)
+        shutil.rmtree(store)
+    return counts
+
+
+def orphaned_workers(campaign: Campaign, *, orphans: int) -> dict[str, int]:
+    """The command with two worker processes; its main process is killed, and the same command runs beside them."""
+    counts, store = {"orphaned": 0}, campaign.root / "orphaned"
+    for _ in range(orphans):
+        flags = campaign.flags(store, MANY[0], *WORKERS)
+        with subprocess.Popen(
+            [sys.executable, "-m", "pipeline.precompute", *flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            while process.poll() is None and not state_of(store).half_written:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            if process.wait() != -signal.SIGKILL:
+                raise DisturbedError("ended before it could be killed")
+            print(f"main process killed, its workers go on: {state_of(store)}", flush=True)
+            finish(campaign.flags(store, MANY[0]), log=campaign.log)
+            with contextlib.suppress(ProcessLookupError):  # they ended by themselves
+                os.killpg(process.pid, signal.SIGKILL)
+        # What a worker was writing when it was killed is removed by the next run.
+        check_store(campaign, store, MANY[0])
+        counts["orphaned"] += 1
+        shutil.rmtree(store)
+    return counts
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = Parser(prog="python -m tests.campaigns.precompute_faults", description="Disturbs precomputes.")
+    add = parser.add_argument
+    add("--kills", type=whole, default=25, help="at random moments")
+    add("--every_step", type=positive, default=1, help="of publishing to be killed before")
+    add("--disks", type=whole, default=8, help="that are full")
+    add("--pairs", type=whole, default=8, help="of precomputes at once")
+    add("--orphans", type=whole, default=2, help="main processes killed beside their workers")
+    add("--seed", type=whole, default=0, help="of the moments and sizes")
+    add("--directory", type=file_path, help="for the stores; by default a temporary one")
+    flags = parser.parse_strictly(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(flags.directory or temporary).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            campaign = prepare(root)
+            counts = random_kills(campaign, kills=flags.kills, seed=flags.seed)
+            counts |= step_kills(campaign, every=flags.every_step)
+            try:
+                counts |= full_disks(campaign, disks=flags.disks, seed=flags.seed)
+            except pytest.skip.Exception as reason:
+                print(f"no full disks: {reason}", flush=True)
+                counts |= {"full": 0, "read_only": 0}
+            counts |= at_once(campaign, pairs=flags.pairs, seed=flags.seed)
+            counts |= orphaned_workers(campaign, orphans=flags.orphans)
+        except DisturbedError as error:
+            raise DataError(str(error).replace("\n", " | ")) from error
+    print(
+        f"all stores as undisturbed, byte for byte: {counts['random']} random kills ({counts['growing']} while growing, "
+        f"{counts['mending']} while mending, {counts['missed']} more that hit nothing), {counts['steps']} kills between "
+        f"steps of publishing, {counts['full']} full disks, {counts['read_only']} read-only, {counts['pairs']} pairs at "
+        f"once, {counts['orphaned']} main processes killed beside their workers"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

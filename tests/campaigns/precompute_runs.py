@@ -1,0 +1,213 @@
+"""Precomputes to be disturbed: forked from a process that has imported everything, so that a kill hits work.
+
+The campaign's own process must never run TensorFlow, only import it: a fork has none of its threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import run_command
+from pipeline.logs import show_warnings
+from pipeline.precompute import main
+from pipeline.store.files import TEMPORARY
+from pipeline.store.metadata import published_lengths
+from pipeline.store.reader import EVAL_DIRECTORY
+from pipeline.store.shards import PENDING
+from pipeline.store.spec import Spec
+from tests.stores import shard_files
+
+METADATA = ("manifest.json", "dataset_info.json", "features.json")
+STEPS = ("mkdir", "replace", "fsync", "rmdir")  # of `os`: what publishing consists of
+
+
+class DisturbedError(Exception):
+    """A store is not what it has to be, or a run did what it must not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a kill has left of a store.
+
+    Attributes:
+      published: views that readers see.
+      finished: shards on disk that are not published yet.
+      half_written: temporaries, shards and metadata.
+      claimed: the spec is there.
+    """
+
+    published: int
+    finished: list[str]
+    half_written: list[str]
+    claimed: bool
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether there is anything of a run that did not come to its end."""
+        return bool(self.finished or self.half_written or (self.claimed and not self.published))
+
+    def __str__(self) -> str:
+        half = ", ".join(name.split("-")[1] for name in self.half_written) or "nothing"
+        return f"{self.published} views published; {len(self.finished)} shards finished, half-written: {half}"
+
+
+def state_of(store: Path) -> State:
+    """Looks at a store without opening a shard."""
+    finished, half_written, views = [], [], 0
+    for directory in (store, store / EVAL_DIRECTORY):
+        if not directory.is_dir():
+            continue
+        lengths = published_lengths(directory)
+        views += sum(map(sum, lengths.values()))
+        for path in sorted(directory.iterdir()):
+            split, _, number = path.name.partition(".array_record-")
+            if path.name.startswith(TEMPORARY):
+                half_written.append(path.name)
+            elif number.isdigit() and int(number) >= len(lengths.get(split, ())):
+                finished.append(path.name)
+        half_written += [path.name for path in (directory / PENDING).glob(f"{TEMPORARY}*")]
+    return State(views, finished, half_written, (store / "spec.json").exists())
+
+
+def content_of(store: Path) -> dict[str, Any]:
+    """Everything that has to be the same: each shard's and metadata file's bytes, and the spec."""
+    names = [f"{directory}{name}" for directory in ("", f"{EVAL_DIRECTORY}/") for name in METADATA]
+    files = {name: (store / name).read_bytes() for name in names if (store / name).exists()}
+    return {**shard_files(store), **files, "spec": Spec.load(store).identity()}
+
+
+def check_same(store: Path, expected: dict[str, Any]) -> None:
+    """Compares a finished store with an undisturbed one, by byte; nothing may lie around.
+
+    Raises:
+      DisturbedError: names what differs.
+    """
+    found = content_of(store)
+    wrong = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+    wrong += [
+        str(path) for path in store.rglob("*") if path.name == PENDING or path.name.startswith(TEMPORARY)
+    ]
+    if wrong:
+        raise DisturbedError(f"{store}: not as undisturbed: {', '.join(sorted(wrong))}")
+
+
+def in_child(work: Callable[[], Any], *, log: Path) -> int:
+    """Forks, and runs a function there; returns the process id."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001  # a forked process must never return
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def start(flags: list[str], *, log: Path, before: Callable[[], Any] = lambda: None) -> int:
+    """Starts the command in a process of its own; returns its id.
+
+    Args:
+      flags: of `pipeline.precompute`.
+      log: file for its output.
+      before: called there, first.
+    """
+
+    def work() -> None:
+        sys.argv = ["precompute", *flags]
+        show_warnings()
+        before()
+        run_command(main, flags)
+
+    return in_child(work, log=log)
+
+
+def end_of(pid: int) -> int:
+    """Waits for a process; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def finish(flags: list[str], *, log: Path) -> None:
+    """Runs the command to its end.
+
+    Raises:
+      DisturbedError: it fails.
+    """
+    if code := end_of(start(flags, log=log)):
+        raise DisturbedError(f"exit code {code} of `precompute {' '.join(flags)}`: {log.read_text()[-2000:]}")
+
+
+def kill_after(pid: int, seconds: float) -> bool:
+    """SIGKILL after some time; whether it was still at work then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    return end_of(pid) == -signal.SIGKILL
+
+
+def watch_steps(store: Path, log: Path, *, die_before: int | None = None) -> None:
+    """For `start`: from here on the process writes each step on a path in the store to a file, and dies at one.
+
+    Args:
+      store: the store.
+      log: the file.
+      die_before: number of the step, from 1, before which it kills itself; None for never.
+    """
+    count = 0
+
+    def on_step(what: str) -> None:
+        nonlocal count
+        count += 1
+        with log.open("a") as file:
+            file.write(f"{what}\n")
+        if count == die_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            path = _path_of(arguments[0], named.get("dir_fd"))
+            if path.is_relative_to(store):
+                target = f" to {Path(arguments[1]).name}" if name == "replace" else ""
+                on_step(f"{name} {path.relative_to(store)}{target}")
+            return original(*arguments, **named)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, watched(name, getattr(os, name)))
+
+
+def _path_of(named: Any, directory: int | None) -> Path:
+    """The path that a call of `os` is about: given, or of a descriptor, or relative to one."""
+    if isinstance(named, int):
+        return _open_path(named)
+    return Path(named) if directory is None else _open_path(directory) / named
+
+
+def _open_path(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
