@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from pipeline.flags import make_directory
 from pipeline.options import PrecomputeOptions
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
 from pipeline.store.lock import LOCK_FILE
-from pipeline.store.metadata import INFO_FILE
+from pipeline.store.metadata import INFO_FILE, published_lengths
 from pipeline.store.reader import STORE_DIRECTORIES, Store
-from pipeline.store.shards import RECORD_BYTES, ShardTask
+from pipeline.store.shards import PENDING, RECORD_BYTES, ShardTask, parse_shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.store.untrusted import check_links
 from pipeline.worker import split_directory
@@ -51,15 +52,32 @@ def check_store(store: Path, spec: Spec, *, repair: bool = False) -> None:
       DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
     """
     check_links(store, *STORE_DIRECTORIES)
-    for directory in (store, split_directory(store, "eval")):
-        if directory.is_dir():
-            remove_temporaries(directory)
+    directories = [path for path in (store, split_directory(store, "eval")) if path.is_dir()]
+    for directory in directories:
+        remove_temporaries(directory)
     if (store / SPEC_FILE).exists():
         stored = Spec.load(store)
         stored.check_renderer()
         spec.check_same(stored, store=str(store))
+        for directory in directories:
+            _forget_published(directory)
         if (store / INFO_FILE).exists() and not repair:
             Store(store).check_files()
+
+
+def _forget_published(directory: Path) -> None:
+    """Removes notes on shards that are published: the run died after its metadata, before its last step."""
+    pending = directory / PENDING
+    if not pending.is_dir():
+        return
+    remove_temporaries(pending)
+    lengths = published_lengths(directory)
+    for path in pending.iterdir():
+        named = parse_shard_name(path.stem)
+        if named is not None and named[1] < len(lengths.get(named[0], ())):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # notes on shards that this run can adopt
+        pending.rmdir()
 
 
 def claim_store(store: Path, spec: Spec) -> None:

@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.pages.figures import bytes_text
 from pipeline.store.files import TEMPORARY
 from pipeline.store.reader import SplitReader, Store
-from pipeline.store.shards import shard_name
+from pipeline.store.shards import parse_shard_name, shard_name
 
 Contents = dict[str, Any]
 
@@ -38,8 +38,8 @@ def _unpublished(store: Store) -> dict[str, int]:
     for directory in {reader.directory for reader in store.readers()}:
         with os.scandir(directory) as entries:
             for entry in entries:
-                split, _, number = entry.name.partition(".array_record-")
-                finished = number.isdigit() and int(number) >= published.get(split, 0)
+                named = parse_shard_name(entry.name)
+                finished = named is not None and named[1] >= published.get(named[0], 0)
                 if finished or (entry.name.startswith(TEMPORARY) and ".array_record-" in entry.name):
                     found.append(entry.stat().st_size)
     return {"files": len(found), "bytes": sum(found)}

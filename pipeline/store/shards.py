@@ -36,6 +36,12 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}.array_record-{number:05d}"
 
 
+def parse_shard_name(name: str) -> tuple[str, int] | None:
+    """Split and number from a shard's file name; None of any other name."""
+    split, _, number = name.partition(".array_record-")
+    return (split, int(number)) if split and number.isascii() and number.isdigit() else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """A shard to be written: views `first .. first + records - 1` of `split`, as file `number`.

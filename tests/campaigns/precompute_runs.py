@@ -21,7 +21,7 @@ from pipeline.precompute import main
 from pipeline.store.files import TEMPORARY
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import EVAL_DIRECTORY
-from pipeline.store.shards import PENDING
+from pipeline.store.shards import PENDING, parse_shard_name
 from pipeline.store.spec import Spec
 from tests.stores import shard_files
 
@@ -68,10 +68,10 @@ def state_of(store: Path) -> State:
         lengths = published_lengths(directory)
         views += sum(map(sum, lengths.values()))
         for path in sorted(directory.iterdir()):
-            split, _, number = path.name.partition(".array_record-")
+            named = parse_shard_name(path.name)
             if path.name.startswith(TEMPORARY):
                 half_written.append(path.name)
-            elif number.isdigit() and int(number) >= len(lengths.get(split, ())):
+            elif named is not None and named[1] >= len(lengths.get(named[0], ())):
                 finished.append(path.name)
         half_written += [path.name for path in (directory / PENDING).glob(f"{TEMPORARY}*")]
     return State(views, finished, half_written, (store / "spec.json").exists())

@@ -49,6 +49,24 @@ def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path,
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.parametrize("below", ["", "eval"])
+def test_notes_on_published_shards_are_forgotten(store: Path, spec: Spec, below: str) -> None:
+    """A run was killed between its metadata and its last step."""
+    pending = store / below / "pending"
+    split, last = ("test", 0) if below else ("views", 2)
+    pending.mkdir()
+    left = [f"{split}.array_record-{last + 1:05d}.json", "other.array_record-00000.json"]
+    for name in (f"{split}.array_record-{last:05d}.json", f"{split}.array_record-{last:05d}.progress", *left):
+        (pending / name).touch()
+    check_store(store, spec)
+    assert sorted(path.name for path in pending.iterdir()) == sorted(left)
+    for name in left:
+        (pending / name).unlink()
+    (pending / ".tmp-views.array_record-00003.json-1-ab").touch()
+    check_store(store, spec)
+    assert not pending.exists()
+
+
 def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: Spec) -> None:
     other = dataclasses.replace(spec, seed=9, codec="float32")
     before = (store / SPEC_FILE).read_bytes()

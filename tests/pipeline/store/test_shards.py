@@ -20,6 +20,7 @@ from pipeline.store.shards import (
     adopt_shard,
     open_shard,
     parse,
+    parse_shard_name,
     record_features,
     serialize,
     shard_name,
@@ -155,6 +156,15 @@ def test_open_shard_refuses_missing_truncated_and_longer_files(tmp_path: Path) -
 def test_names_sort_as_numbers_up_to_the_limit() -> None:
     assert shard_name("views", 0) == "views.array_record-00000"
     assert shard_name("views", 99_998) == "views.array_record-99998"
+    assert parse_shard_name("views.array_record-99998") == ("views", 99_998)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["spec.json", "views.array_record-", "views.array_record-1x", ".array_record-1", "v.array_record-²"],
+)
+def test_other_names_are_no_shard_s(name: str) -> None:
+    assert parse_shard_name(name) is None
 
 
 @pytest.mark.parametrize(
