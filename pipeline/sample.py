@@ -46,8 +46,9 @@ def sample_views(
     ]
 
 
-def _histogram(values: np.ndarray, *, high: float) -> dict[str, Any]:
-    counts, edges = np.histogram(values, bins=_BINS, range=(0.0, high))
+def _histogram(values: np.ndarray, limits: tuple[float, float] | None = (0.0, 1.0)) -> dict[str, Any]:
+    """Of values [n]; from the least to the greatest without limits."""
+    counts, edges = np.histogram(values, bins=_BINS, range=limits)
     return {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(values.mean())}
 
 
@@ -81,9 +82,10 @@ def count_records(store: Store, views: list[np.ndarray], *, on_views: Count) -> 
     return {
         "shards": len(views),
         "views": sum(map(len, views)),
-        "ratio": _histogram(np.concatenate(ratios), high=1.0),
-        "entropy": _histogram(np.concatenate(entropies[1.0]), high=most),
-        "entropy_at_temperature": _histogram(np.concatenate(entropies[store.spec.temperature]), high=most),
+        "ratio": _histogram(np.concatenate(ratios)),
+        "entropy": _histogram(np.concatenate(entropies[1.0]), (0.0, most)),
+        # A high temperature makes them all alike, and near the greatest that there can be.
+        "entropy_at_temperature": _histogram(np.concatenate(entropies[store.spec.temperature]), None),
     }
 
 
@@ -112,4 +114,4 @@ def count_areas(
             sizes = np.full((len(part), 2), policy.canvas_size, np.float64)
         shares.append(records.box[:, 2:].astype(np.float64).prod(axis=1) / sizes.prod(axis=1))
         on_views(len(part))
-    return {"views": len(some), **_histogram(np.concatenate(shares), high=1.0)}
+    return {"views": len(some), **_histogram(np.concatenate(shares))}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.pages.figures import leaves, look_up, show
-from pipeline.pages.template import render_page, report_extra, trusted
+from pipeline.pages.template import breakable, render_page, report_extra, trusted
 from pipeline.store.files import write_text
 from trainer.arm_styles import arm_key, arm_order
 from trainer.comparisons import Result, Run, evidence, find, load_result, main_epochs, paired_runs
@@ -129,7 +129,7 @@ def _render(result: Result, runs: Sequence[Run], charts: dict[str, str], views: 
         order=_in_order(result),
         arms=arm_order([run["arm"] for run in result["runs"]]),
         described=_ARMS,
-        joint=trusted(".<wbr>"),
+        breakable=breakable,
         arm_key=lambda arm: trusted(arm_key(arm)),
         charts={name: trusted(chart) for name, chart in charts.items()},
         views=[

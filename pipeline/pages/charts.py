@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,53 +51,27 @@ def add_legend(figure: Figure, axes: Axes) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Counted:
-    """A histogram's counts.
-
-    Attributes:
-      label: in the legend; empty for none.
-      counts: of each bin.
-      colour: name of a colour of `pipeline.pages.svg`.
-    """
-
-    label: str
-    counts: Sequence[int]
-    colour: str = "blue"
-
-
 @styled
 def histogram(
-    edges: Sequence[float], counted: Sequence[Counted], *, xlabel: str, percent: bool = False
+    edges: Sequence[float], counts: Sequence[int], *, xlabel: str, percent: bool = False, colour: str = "blue"
 ) -> Figure:
-    """Shares of a sample by bin; the first is filled, others are dashed outlines over it.
+    """Shares of a sample by bin.
 
     Args:
       edges: of the bins, one more than there are.
-      counted: over the same bins.
+      counts: of each bin.
       xlabel: with its unit.
       percent: whether the axis is of shares.
+      colour: name of a colour of `pipeline.pages.svg`.
     """
     figure, axes = make_axes(xlabel=xlabel, ylabel="share of the sample")
-    for number, one in enumerate(counted):
-        shares = np.asarray(one.counts, np.float64) / max(sum(one.counts), 1)
-        colour = DRAWN[one.colour]
-        filled = number == 0
-        axes.stairs(shares, edges, fill=filled, color=colour, alpha=0.35 if filled else 0, linewidth=0)
-        axes.stairs(
-            shares,
-            edges,
-            color=colour,
-            linewidth=1.5 if filled else 1.8,
-            linestyle="-" if filled else (0, (3.2, 1.6)),
-            label=one.label or None,
-        )
+    shares = np.asarray(counts, np.float64) / max(sum(counts), 1)
+    axes.stairs(shares, edges, fill=True, color=DRAWN[colour], alpha=0.35, linewidth=0)
+    axes.stairs(shares, edges, color=DRAWN[colour], linewidth=1.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if percent:
         axes.xaxis.set_major_formatter(PERCENT)
-    if any(one.label for one in counted):
-        add_legend(figure, axes)
     return figure

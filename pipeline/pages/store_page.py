@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipeline.dataset import Dataset
 from pipeline.pages.figures import leaves, look_up, show
-from pipeline.pages.template import render_page, trusted
+from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
@@ -148,36 +148,31 @@ def _source(dataset: Dataset, renderer: Renderer, example: int) -> Picture:
 
 
 def _draw_charts(contents: Facts) -> dict[str, str]:
-    from pipeline.pages.charts import Counted, histogram
+    from pipeline.pages.charts import histogram
     from pipeline.pages.svg import inline_svg
 
     sample, temperature = contents["sample"], contents["spec"]["identity"]["temperature"]
-    cold, warm = sample["entropy"], sample["entropy_at_temperature"]
-    entropies = [Counted("T = 1", cold["counts"])]
-    if temperature != 1:
-        entropies.append(Counted(f"T = {temperature:g}", warm["counts"], "orange"))
-    drawn = {
-        "ratio": (
-            histogram(
-                sample["ratio"]["edges"], [Counted("", sample["ratio"]["counts"])], xlabel="mixup ratio"
-            ),
-            "Histogram of mixup ratios",
-        ),
-        "area": (
-            histogram(
-                sample["area"]["edges"],
-                [Counted("", sample["area"]["counts"])],
-                xlabel="share of the image that the box covers",
-                percent=True,
-            ),
-            "Histogram of the boxes' shares of their images",
-        ),
-        "entropy": (
-            histogram(cold["edges"], entropies, xlabel="entropy of the teacher (nats)"),
-            "Histogram of the teacher's entropy",
-        ),
+    axes = {
+        "ratio": "mixup ratio",
+        "area": "share of the image that the box covers",
+        "entropy": "entropy of the teacher at T = 1 (nats)",
     }
-    return {name: inline_svg(figure, name, title=title) for name, (figure, title) in drawn.items()}
+    if temperature != 1:
+        axes["entropy_at_temperature"] = f"entropy of the teacher at T = {temperature:g} (nats)"
+    return {
+        name: inline_svg(
+            histogram(
+                sample[name]["edges"],
+                sample[name]["counts"],
+                xlabel=xlabel,
+                percent=name == "area",
+                colour="orange" if name == "entropy_at_temperature" else "blue",
+            ),
+            name,
+            title=f"Histogram: {xlabel}",
+        )
+        for name, xlabel in axes.items()
+    }
 
 
 def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
@@ -192,7 +187,7 @@ def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
         at=functools.partial(look_up, contents),
         show=functools.partial(show, contents),
         leaves=functools.partial(leaves, contents),
-        joint=trusted(".<wbr>"),
+        breakable=breakable,
         charts={name: trusted(chart) for name, chart in _draw_charts(contents).items()},
         gallery=gallery,
     )

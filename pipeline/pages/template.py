@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,11 @@ def trusted(text: str) -> Markup:
     from markupsafe import Markup
 
     return Markup(text)
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name, escaped, that a narrow column may break after each dot and underscore."""
+    return trusted(re.sub(r"([._])", r"\1<wbr>", html.escape(name)))
 
 
 def render_page(template: Path, **values: Any) -> str:

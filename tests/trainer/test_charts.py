@@ -1,73 +1,9 @@
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-from pipeline import pages
-from pipeline.pages.svg import COLOURS, DRAWN, inline_svg, save_svg
+from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
 from trainer import charts
-
-
-def test_a_file_reads_on_any_page_and_is_the_same_each_time(tmp_path: Path) -> None:
-    result = results.full_result()
-    files = []
-    for name in ("a.svg", "b.svg"):
-        figure = charts.accuracy_by_epochs(result["arms"], result["runs"], teacher=0.81)
-        assert figure is not None
-        save_svg(figure, tmp_path / name, name="patience")
-        files.append((tmp_path / name).read_text())
-    assert files[0] == files[1]
-    assert "var(" not in files[0]
-    assert 'fill="#ffffff"' in files[0]
-    assert not any(drawn in files[0] for drawn in DRAWN.values())
-    shown = words(files[0])
-    assert {"offline", "online", "teacher", "30", "100", "300", "accuracy"} <= set(shown)
-    assert "epochs of training (logarithmic)" in shown
-
-
-def test_inline_takes_colours_from_the_page_and_ids_of_its_own() -> None:
-    runs = results.full_result()["runs"]
-    svgs = []
-    for column in ("top1", "agreement"):
-        figure = charts.over_time(runs, column, ylabel=column)
-        assert figure is not None
-        svgs.append(inline_svg(figure, column, title='<"title">'))
-    for svg in svgs:
-        assert not re.search(r"#[0-9a-f]{6}\b", svg)
-        assert set(re.findall(r"var\(--([\w-]+)\)", svg)) <= set(COLOURS)
-        assert "<metadata" not in svg
-    first, second = ({*re.findall(r' id="([^"]+)"', svg)} for svg in svgs)
-    assert first
-    assert not first & second
-
-
-def contrast(colour: str, ground: str) -> float:
-    """WCAG's ratio of luminances."""
-
-    def luminance(text: str) -> float:
-        values = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722])
-
-    high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("theme", [0, 1])
-def test_colours_of_the_page_can_be_read(theme: int) -> None:
-    css = (Path(pages.__file__).parent / "templates" / "page.css").read_text()
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split(":root {")[1 + theme].split("}")[0]))
-    if theme == 0:
-        assert COLOURS.items() <= colours.items()
-    for name in colours.keys() - {"rule", "ground", "raised", "part"}:
-        assert contrast(colours[name], colours["ground"]) >= 4.5, name
-    assert contrast(colours["muted"], colours["raised"]) >= 4.5
-    assert contrast(colours["part"], colours["ground"]) >= 3
 
 
 def test_nothing_to_draw_is_no_chart() -> None:

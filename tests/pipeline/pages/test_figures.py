@@ -1,0 +1,78 @@
+"""pipeline.pages.figures: what a reader sees of a number, and where on the page it is from."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.pages.figures import KINDS, bytes_text, duration_text, join, leaves, look_up, number_text, show
+
+TREE = {"runs": [{"top1": 0.5, "a.b": {"c": None, "d": {}}}], "name": '<b>"x"</b>', "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (12_345, "12,345"),
+        (1234.5, "1,234"),
+        (0.5, "0.5"),
+        (-0.25, "\N{MINUS SIGN}0.25"),
+        (1.2e-10, "1.20\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}10⁻¹⁰"),
+        (3e7, "3.00\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}10⁷"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_durations_and_bytes() -> None:
+    assert [duration_text(s) for s in (0, 0.25, 90, 600, 9000)] == [
+        "0 s",
+        "250 ms",
+        "90 s",
+        "10 min",
+        "2.5 h",
+    ]
+    assert [bytes_text(n) for n in (0, 999, 1e3, 22.7e6, 4e12)] == ["0 B", "999 B", "1 kB", "22.7 MB", "4 TB"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("percent", 0.32774, "32.77%"),
+        ("points", -0.00001, "0.00"),
+        ("points", -0.012, "\N{MINUS SIGN}1.20"),
+        ("date", "2026-01-02T03:04:00+00:00", "2 January 2026, 03:04 UTC"),
+        ("date", "one day", "one day"),
+        ("list", ["a", 1], "a, 1"),
+        ("text", [1, 2], "[1, 2]"),
+        ("command", "run --a=1 --b", "run \\\n    --a=1 \\\n    --b"),
+    ],
+)
+def test_kinds(kind: str, value: object, text: str) -> None:
+    assert KINDS[kind](value) == text
+
+
+def test_paths_name_a_place_in_a_tree() -> None:
+    assert look_up(TREE, "runs.0.top1") == 0.5
+    assert look_up(TREE, "runs.7.top1") is None
+    assert look_up(TREE, "name.first") is None
+    found = dict(leaves(TREE["runs"][0], join("a.b")))
+    assert found == {"a\\.b.c": "c", "a\\.b.d": "d"}
+    assert look_up(TREE, join("runs", 0, "a.b", "d")) == {}
+    assert not list(leaves(TREE, "runs"))
+
+
+def test_a_figure_says_where_it_is_from_and_is_escaped() -> None:
+    assert show(TREE, "runs.0.top1", "percent") == (
+        '<span class="number" data-figure="runs.0.top1" data-value="0.5">50.00%</span>'
+    )
+    assert "<b>" not in show(TREE, "name")
+    assert ">true<" in show(TREE, "ok")
+
+
+def test_what_is_not_there_is_said() -> None:
+    assert ">not measured<" in show(TREE, "runs.0.seconds", "seconds")
+    assert ">not known<" in show(TREE, "nowhere")
+    assert ">none<" in show(TREE, "nowhere", absent="none")
+    assert ">not measured<" in show(TREE, "ok", "number")
