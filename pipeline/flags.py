@@ -72,6 +72,22 @@ def file_path(text: str) -> str:
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
+def output_path(text: str) -> Path:
+    """argparse type: a file to be written, so that what it cannot be is said before the work and not after it."""
+    path = Path(file_path(text))
+    try:
+        if not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{path}: no directory {path.parent}; make it, or name another")
+        if path.exists() and not path.is_file():  # a device such as /dev/null would be replaced
+            raise argparse.ArgumentTypeError(f"{path}: is there, and not a file; name another")
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{path}: cannot be written ({error.strerror}); {remedy(error.errno)}"
+        ) from error
+    return path
+
+
 def seed(text: str) -> int:
     """argparse type: what NumPy's and TensorFlow's global generators take as a seed, 0 to 2**32 - 1."""
     return _integer(text, at_least=0, at_most=2**32 - 1)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pipeline.contents import Contents, contents_text, find_contents, find_problems
 from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, file_path, positive, whole
+from pipeline.flags import Parser, file_path, output_path, positive, whole
 from pipeline.pages.template import report_extra
 from pipeline.provenance import open_dataset
 from pipeline.sample import IMAGES, count_areas, count_records, sample_views, spread
@@ -42,8 +42,8 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--store", type=file_path, required=True, help="directory of the store")
     add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
-    add("--json", type=file_path, help="file to write all of it to")
-    add("--html", type=file_path, help="file to write a page with a gallery of views to")
+    add("--json", type=output_path, help="file to write all of it to")
+    add("--html", type=output_path, help="file to write a page with a gallery of views to")
     add("--views", type=positive, default=24, help="in the gallery")
     add("--seed", type=whole, default=0, help="of the sample and the gallery")
     add("--data_dir", type=file_path, help="TFDS data directory, for --html; by default the precompute's")
@@ -82,10 +82,6 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     if flags.views > _MOST_VIEWS:
         raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
-    for flag in ("json", "html"):
-        path = getattr(flags, flag)
-        if path is not None and not Path(path).parent.is_dir():
-            raise UserError(f"--{flag}={path}: no directory {Path(path).parent}; make it, or name another")
     store = Store(flags.store)
     contents = find_contents(store)
     problems = find_problems(store, checksums=flags.checksums)
@@ -95,14 +91,14 @@ def main(argv: list[str]) -> int:
         write_page(
             store,
             contents,
-            Path(flags.html),
+            flags.html,
             views=flags.views,
             seed=flags.seed,
             data_dir=flags.data_dir,
         )
         print(f"page: {flags.html}")
     if flags.json is not None:
-        write_json(Path(flags.json), contents)
+        write_json(flags.json, contents)
     if problems:
         page = f"; --html={flags.html} was not written" if flags.html is not None else ""
         raise DataError(

@@ -26,14 +26,13 @@ import math
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, positive, positive_number
+from pipeline.flags import Parser, output_path, positive, positive_number
 from pipeline.options import announce_demo, check_flags, find_eval_splits, make_parser, resolve
 from pipeline.pages.figures import bytes_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
@@ -242,7 +241,7 @@ def _parser() -> Parser:
     add("--num_examples", type=positive, help="with --num_classes, in place of --dataset")
     add("--num_classes", type=positive, help="with --num_examples, in place of --dataset")
     add("--calibrate_seconds", type=positive_number, default=_SECONDS, help="to measure for")
-    add("--json", type=file_path, help="file to write the plan to as well")
+    add("--json", type=output_path, help="file to write the plan to as well")
     return parser
 
 
@@ -331,5 +330,5 @@ def main(argv: list[str]) -> int:
     plan = make_plan(task, rates, students=flags.students, workers=flags.workers, logits=logits)
     print(table(plan))
     if flags.json is not None:
-        write_json(Path(flags.json), plan)
+        write_json(flags.json, plan)
     return 0

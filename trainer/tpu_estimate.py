@@ -24,13 +24,12 @@ import argparse
 import dataclasses
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, batch_size, file_path, positive, positive_number
+from pipeline.flags import Parser, batch_size, output_path, positive, positive_number
 from pipeline.store.files import write_json
 from trainer import models
 from trainer.distiller import Distiller
@@ -291,7 +290,7 @@ def make_parser() -> Parser:
         default=14_000,
         help="what the input's one Python call a batch lets through: 7,000 to 14,000 measured, on two cores",
     )
-    add("--json", type=file_path, help="file for the figures")
+    add("--json", type=output_path, help="file for the figures")
     return parser
 
 
@@ -363,5 +362,5 @@ def main(argv: list[str]) -> int:
         "through: the step would wait for it"
     )
     if flags.json is not None:
-        write_json(Path(flags.json), [dataclasses.asdict(row) for row in rows])
+        write_json(flags.json, [dataclasses.asdict(row) for row in rows])
     return 0

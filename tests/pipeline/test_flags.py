@@ -15,6 +15,7 @@ from pipeline.flags import (
     file_path,
     make_directory,
     number,
+    output_path,
     positive,
     positive_number,
     seed,
@@ -149,6 +150,22 @@ def test_a_read_only_file_system_is_refused(readonly: Path) -> None:
     reason = "(Read-only file system); name a directory that can be written"
     assert refusal(readonly) == f"--workdir={readonly}: cannot be written {reason}"
     assert "cannot be made (Read-only file system: " in refusal(readonly / "a")
+
+
+def test_a_file_to_be_written_is_tried_before_the_work(tmp_path: Path, readonly: Path) -> None:
+    assert output_path(str(tmp_path / "new.json")) == tmp_path / "new.json"
+    (tmp_path / "old.json").touch()
+    assert output_path(str(tmp_path / "old.json")) == tmp_path / "old.json"
+    for path, words in (
+        (tmp_path / "no" / "a.json", f"no directory {tmp_path / 'no'}; make it"),
+        (tmp_path, "is there, and not a file"),
+        (Path("/dev/null"), "is there, and not a file"),
+        (readonly / "a.json", "cannot be written (Read-only file system); name a directory"),
+        (tmp_path / ("a" * 300), "cannot be written (File name too long); name a shorter path"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError) as caught:
+            output_path(str(path))
+        assert str(caught.value).startswith(f"{path}: {words}")
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/store", "s3://bucket/store"])

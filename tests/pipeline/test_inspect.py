@@ -82,7 +82,7 @@ def test_whole_with_checksums(published_store: Path, capsys: pytest.CaptureFixtu
     [
         (["--views=0"], "expected 1 or more"),
         (["--views=5000"], "--views=5000: expected 1000 or less"),
-        (["--html=no/such/page.html"], "--html=no/such/page.html: no directory no/such"),
+        (["--html=no/such/page.html"], "--html: no/such/page.html: no directory no/such"),
         (["--json=no/such/a.json"], "no directory no/such"),
         (["--store=nowhere"], "no spec.json there"),
         (["--htm=x"], "did you mean --html"),
