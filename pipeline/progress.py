@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -14,18 +17,23 @@ _POLL_SECONDS = 0.5
 
 
 class Progress:
-    """A bar over the views of all pending shards, from what the workers note beside the store."""
+    """A bar over the views of all pending shards, from what the workers note beside the store.
+
+    Of a large store there are tens of thousands: directories are listed, and notes on finished shards read once.
+    """
 
     def __init__(self, store: str, tasks: list[ShardTask]) -> None:
-        self._paths = [progress_path(store, task) for task in tasks]
-        self._total = sum(task.records for task in tasks)
+        paths = {progress_path(store, task): task.records for task in tasks}
+        self._records = {str(path): records for path, records in paths.items()}
+        self._directories = {path.parent for path in paths}
+        self._total = sum(self._records.values())
+        self._finished: set[str] = set()
         self._ended = threading.Event()
         self._whole = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
-        for path in self._paths:  # of a run that died
-            path.unlink(missing_ok=True)
+        self._remove_notes()  # of a run that died
         self._thread.start()
         return self
 
@@ -33,11 +41,21 @@ class Progress:
         self._whole = kind is None
         self._ended.set()
         self._thread.join()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-        for directory in {path.parent for path in self._paths}:
+        self._remove_notes()
+        for directory in self._directories:
             with contextlib.suppress(OSError):  # not there, or with notes on shards for the next run
                 directory.rmdir()
+
+    def _notes(self) -> Iterator[str]:
+        """Paths of the notes that are there."""
+        for directory in self._directories:
+            with contextlib.suppress(OSError):  # not there yet, or published and gone
+                names = os.listdir(directory)  # noqa: PTH208  # a path object each would take ten times as long
+                yield from filter(self._records.__contains__, (f"{directory}/{name}" for name in names))
+
+    def _remove_notes(self) -> None:
+        for path in self._notes():
+            Path(path).unlink(missing_ok=True)
 
     def _watch(self) -> None:
         with tqdm(total=self._total, unit=" views", desc="precompute", dynamic_ncols=True) as bar:
@@ -46,12 +64,20 @@ class Progress:
             self._show(bar)
 
     def _show(self, bar: tqdm) -> None:
-        # Published shards' notes are gone.
-        done = self._total if self._whole else 0
-        for path in self._paths:
-            try:
-                done += int(path.read_text() or 0)
-            except (OSError, ValueError):  # not begun; or published, and its notes gone
+        begun = 0
+        for path in self._notes():
+            if path in self._finished:
                 continue
-        if min(done, self._total) > bar.n:
-            bar.update(min(done, self._total) - bar.n)
+            try:
+                count = int(Path(path).read_text() or 0)
+            except (OSError, ValueError):  # being written; or published, and its notes gone
+                continue
+            if count == self._records[path]:
+                self._finished.add(path)
+            else:
+                begun += count
+        done = begun + sum(self._records[path] for path in self._finished)
+        # Published shards' notes are gone.
+        done = self._total if self._whole else min(done, self._total)
+        if done > bar.n:
+            bar.update(done - bar.n)

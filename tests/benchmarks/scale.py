@@ -1,0 +1,210 @@
+"""What 14 million examples and 300 epochs cost before the first shard, and when a store of 64,000 shards is resumed.
+
+    python tests/benchmarks/scale.py                          # no images, no teacher; about a minute
+
+Pending shards, the order and the boxes of a shard, and Beam's graph up to the first shard are the project's own code;
+in place of a teacher, a worker that finishes a shard at once, so that all of them can be published. The shards' files
+are then made with nothing in them but their length: whoever opens one fails, and every open is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import resource
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
+
+from pipeline.claim import check_store, claim_store
+from pipeline.contents import find_contents, find_problems
+from pipeline.errors import run_command
+from pipeline.flags import Parser, positive
+from pipeline.options import PrecomputeOptions
+from pipeline.pending import pending_tasks
+from pipeline.precompute import run_pipeline
+from pipeline.progress import Progress
+from pipeline.sample import sample_views
+from pipeline.store.reader import Store
+from pipeline.store.shards import ShardInfo, ShardTask, shard_name
+from pipeline.store.spec import Spec
+from pipeline.views.order import example_of_view
+from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
+from pipeline.views.render import EvalCrop, render_probe
+from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
+
+BYTES = 140  # of a record of `topk:16`, about
+
+
+def measured(what: str, work: Callable[[], Any], *, rounds: int = 1) -> Any:
+    """Prints the seconds of the best of some rounds and, of one more, the peak of what it allocates."""
+    seconds = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        out = work()
+        seconds.append(time.perf_counter() - begun)
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{what}: {min(seconds):.2f} s, {peak / 1e6:,.0f} MB", flush=True)
+    return out
+
+
+def make_spec(examples: int) -> Spec:
+    """Of a data set that nobody has."""
+    return Spec(
+        dataset={
+            "name": "synthetic:1.0.0",
+            "split": "train",
+            "num_examples": examples,
+            "fingerprint": "0" * 32,
+        },
+        seed=0,
+        policy=ViewPolicy(),
+        eval_crop=EvalCrop(),
+        teacher={"fingerprint": "0" * 64, "value_range": "0..1", "signature": "none", "batch_size": 64},
+        num_classes=21_841,
+        codec="topk:16",
+        temperature=1.0,
+        render_probe=render_probe(),
+    )
+
+
+class NoTeacher:
+    """A `ShardWorker` that finishes each shard at once.
+
+    Attributes:
+      begun: when the first one was asked for, of `time.perf_counter`; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.begun = 0.0
+
+    def run(self, task: ShardTask) -> ShardResult:
+        """A result as of a shard that was written."""
+        self.begun = self.begun or time.perf_counter()
+        digest = hashlib.sha256(task.name.encode()).hexdigest()
+        info = ShardInfo(
+            records=task.records, bytes=BYTES * task.records, sha256=digest, kl=1e-3, max_error=0.1
+        )
+        return ShardResult(task=task, info=info, adopted=False, seconds=1.0)
+
+
+def first_shard(spec: Spec, tasks: list[ShardTask]) -> None:
+    """Order, boxes, flips and ratios of the first shard, and of one in the middle of the last epoch."""
+    for where, task in (("the first shard", tasks[0]), ("a shard of the last epoch", tasks[-100])):
+        views = np.arange(task.first, task.first + task.records)
+        sizes = np.random.default_rng(0).integers(200, 800, (len(views), 2))
+        for name, work in (
+            ("order", lambda v=views: example_of_view(v, num_examples=spec.num_examples, seed=0)),
+            ("boxes", lambda v=views, s=sizes: draw_boxes(spec.policy, v, seed=0, sizes=s)),
+            (
+                "flips and ratios",
+                lambda v=views: (draw_flips(spec.policy, v, seed=0), draw_ratios(spec.policy, v, seed=0)),
+            ),
+        ):
+            measured(f"{name} of {len(views):,} views, {where}", work)
+
+
+def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
+    """Beam's graph over all shards, from its start to the first shard and to the published metadata."""
+    job = PrecomputeJob(
+        store=options.store, spec=options.spec.to_json(), data_dir=None, teacher="none", image_cache_bytes=0
+    )
+    shared, worker = Shared(), NoTeacher()
+    shared.acquire(lambda: worker, tag=job)
+    begun = time.perf_counter()
+    with Progress(options.store, tasks):
+        run_pipeline(
+            tasks,
+            job,
+            {VIEWS_SPLIT: options.spec.dataset},
+            shared=shared,
+            options=PipelineOptions(["--runner=FnApiRunner"]),
+        )
+    ended = time.perf_counter()
+    print(
+        f"Beam's graph over {len(tasks):,} shards: {worker.begun - begun:.2f} s to the first one, {ended - worker.begun:.2f} s "
+        "from there to the published metadata, all shards taking no time"
+    )
+
+
+def make_files(store: Path, lengths: list[int]) -> None:
+    """The shards' files: holes of the right length."""
+    for number, records in enumerate(lengths):
+        with (store / shard_name(VIEWS_SPLIT, number)).open("wb") as file:
+            file.truncate(BYTES * records)
+
+
+def resume(options: PrecomputeOptions) -> None:
+    """What the precompute and `inspect` do with a store of many shards before they write or read any."""
+    store, opened = Path(options.store), []
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and ".array_record-" in str(arguments[0]):
+            opened.append(arguments[0])
+
+    sys.addaudithook(audit)
+    longer = dataclasses.replace(options, epochs=options.epochs + 1)
+    measured("resuming: spec, sizes of all files", lambda: check_store(store, options.spec))
+    tasks, _ = measured("resuming: pending shards of one more epoch", lambda: pending_tasks(longer))
+    found = measured("a reader: opening the store", lambda: Store(store))
+    contents = measured("inspect: contents", lambda: find_contents(found))
+    problems = measured("inspect: sizes of all files", lambda: find_problems(found, checksums=False))
+    sampled = measured("inspect: choosing a sample", lambda: sample_views(found.views, seed=0))
+    print(
+        f"{contents['shards']:,} published shards, {contents['views']:,} views, {len(problems)} not whole, {len(tasks)} "
+        f"pending, {sum(map(len, sampled)):,} sampled; shard files opened: {len(opened)}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = Parser(prog="scale.py")
+    parser.add_argument("--examples", type=positive, default=14_000_000)
+    parser.add_argument("--epochs", type=positive, default=300)
+    parser.add_argument("--views_per_shard", type=positive, default=65_536)
+    flags = parser.parse_strictly(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        options = PrecomputeOptions(
+            is_demo=False,
+            store=scratch,
+            data_dir=None,
+            teacher="none",
+            epochs=flags.epochs,
+            views_per_shard=flags.views_per_shard,
+            image_cache_bytes=0,
+            eval_splits=(),
+            repair=False,
+            spec=make_spec(flags.examples),
+        )
+        print(f"peak of the process after its imports: {_peak() / 1e6:,.0f} MB")
+        tasks, _ = measured("pending shards", lambda: pending_tasks(options))
+        first_shard(options.spec, tasks)
+        claim_store(Path(scratch), options.spec)
+        print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")
+        run_graph(options, tasks)
+        print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")
+        make_files(Path(scratch), [task.records for task in tasks])
+        resume(options)
+        size = sum(entry.stat().st_size for entry in os.scandir(scratch) if entry.name.endswith(".json"))
+        print(f"metadata: {size / 1e6:,.1f} MB")
+    return 0
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    run_command(main)
