@@ -52,17 +52,21 @@ def check_store(store: Path, spec: Spec, *, repair: bool = False) -> None:
       DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
     """
     check_links(store, *STORE_DIRECTORIES)
-    directories = [path for path in (store, split_directory(store, "eval")) if path.is_dir()]
-    for directory in directories:
-        remove_temporaries(directory)
+    remove_leftovers(store)
     if (store / SPEC_FILE).exists():
         stored = Spec.load(store)
         stored.check_renderer()
         spec.check_same(stored, store=str(store))
-        for directory in directories:
-            _forget_published(directory)
         if (store / INFO_FILE).exists() and not repair:
             Store(store).check_files()
+
+
+def remove_leftovers(store: Path) -> None:
+    """Under the lock: removes temporaries of writers that died, and notes that are of no more use."""
+    for directory in (store, split_directory(store, "eval")):
+        if directory.is_dir():
+            remove_temporaries(directory)
+            _forget_published(directory)
 
 
 def _forget_published(directory: Path) -> None:

@@ -32,7 +32,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
 from pipeline import beam_worker
-from pipeline.claim import check_space, check_store, claim_store, open_store
+from pipeline.claim import check_space, check_store, claim_store, open_store, remove_leftovers
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.options import (
@@ -55,8 +55,24 @@ from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker
 _METRICS = "precompute"
 
 
+# A ShardTask as Beam ships it, its fields in their order: plain tuples are not pickled one by one, and of a large store
+# there are tens of thousands before the first shard is begun.
+Element = tuple[str, int, int, int, str | None]
+
+
+def to_element(task: ShardTask) -> Element:
+    """The task as a plain tuple."""
+    return task.split, task.number, task.first, task.records, task.sha256
+
+
+def from_element(element: Element) -> ShardTask:
+    """The task that a tuple was made of."""
+    split, number, first, records, sha256 = element
+    return ShardTask(split=split, number=number, first=first, records=records, sha256=sha256)
+
+
 class ComputeShard(beam.DoFn):
-    """ShardTask to ShardResult; teacher and data set are held once a process."""
+    """A ShardTask's tuple to its ShardResult; teacher and data set are held once a process."""
 
     def __init__(self, job: PrecomputeJob, shared: Shared) -> None:
         self._job = job
@@ -67,8 +83,9 @@ class ComputeShard(beam.DoFn):
         job = self._job
         self._worker: ShardWorker = self._shared.acquire(lambda: ShardWorker(job), tag=job)
 
-    def process(self, task: ShardTask) -> Iterator[ShardResult]:
+    def process(self, element: Element) -> Iterator[ShardResult]:
         """Writes one shard."""
+        task = from_element(element)
         result = self._worker.run(task)
         if not result.adopted:
             Metrics.counter(_METRICS, "views").inc(task.records)
@@ -151,9 +168,9 @@ def run_pipeline(
     pipeline = beam.Pipeline(make_runner(options), options=options)
     _ = (
         pipeline
-        | "CreatePendingShards" >> beam.Create(tasks)
+        | "CreatePendingShards" >> beam.Create([to_element(task) for task in tasks])
         | "Reshuffle" >> beam.Reshuffle()
-        # ShardTask
+        # a tuple for each ShardTask
         | "ComputeShard" >> beam.ParDo(ComputeShard(job, shared))
         # ShardResult
         | "CollectShards" >> beam.combiners.ToList()
@@ -261,5 +278,6 @@ def main(argv: list[str]) -> int:
         begun = time.monotonic()
         with Progress(options.store, tasks), beam_worker.workers_end_with_command():
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
+        remove_leftovers(store)  # of workers that were lost, whose shards others wrote
         print(summarize(options.store, options.spec, counters, time.monotonic() - begun))
     return 0

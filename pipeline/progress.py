@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.store.shards import ShardTask
-from pipeline.worker import progress_path
+from pipeline.store.shards import PENDING, ShardTask
+from pipeline.worker import progress_name, split_directory
 
 _POLL_SECONDS = 0.5
 
@@ -23,9 +23,12 @@ class Progress:
     """
 
     def __init__(self, store: str, tasks: list[ShardTask]) -> None:
-        paths = {progress_path(store, task): task.records for task in tasks}
-        self._records = {str(path): records for path, records in paths.items()}
-        self._directories = {path.parent for path in paths}
+        directories = {
+            split: split_directory(store, split) / PENDING for split in {task.split for task in tasks}
+        }
+        # Text: a path object each would take seconds.
+        self._records = {f"{directories[task.split]}/{progress_name(task)}": task.records for task in tasks}
+        self._directories = set(directories.values())
         self._total = sum(self._records.values())
         self._finished: set[str] = set()
         self._ended = threading.Event()

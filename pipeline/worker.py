@@ -75,9 +75,14 @@ def split_directory(store: str | Path, split: str) -> Path:
     return Path(store) if split == VIEWS_SPLIT else Path(store) / EVAL_DIRECTORY
 
 
+def progress_name(task: ShardTask) -> str:
+    """Name of the file in which a worker says how many views of a shard are done."""
+    return f"{task.name}.progress"
+
+
 def progress_path(store: str | Path, task: ShardTask) -> Path:
-    """The file in which a worker says how many views of a shard are done."""
-    return split_directory(store, task.split) / PENDING / f"{task.name}.progress"
+    """The path of that file."""
+    return split_directory(store, task.split) / PENDING / progress_name(task)
 
 
 @dataclasses.dataclass

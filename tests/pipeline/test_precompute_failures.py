@@ -16,7 +16,10 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, UserError, find_error, run_command
 from pipeline.options import announce_demo, make_parser, resolve
+from pipeline.pages.views import replay_views
 from pipeline.precompute import describe_plan, main
+from pipeline.provenance import open_dataset
+from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -42,6 +45,12 @@ def test_a_teacher_of_another_number_of_classes(asked: Asked, tmp_path: Path) ->
     error = refusal(asked, save_teacher(tmp_path / "t", module=PlainTeacher(7)))
     assert isinstance(error, UserError)
     assert "gives (4, 7), expected (4, 5): the data set has 5 classes" in str(error)
+
+
+def test_a_teacher_whose_output_has_another_shape(asked: Asked, tmp_path: Path) -> None:
+    module = PlainTeacher()
+    teacher = save_teacher(tmp_path / "t", lambda image: {"logits": module(image)[:, None]}, module=module)
+    assert "gives (4, 1, 5), expected (4, 5)" in str(refusal(asked, teacher))
 
 
 def test_a_teacher_whose_logits_are_not_finite(asked: Asked, tmp_path: Path) -> None:
@@ -113,6 +122,23 @@ def test_an_image_that_cannot_be_decoded_is_named(
     if kind == "huge" and not cache_bytes:
         assert "more pixels than are ever decoded" in str(found)
     assert not list(asked.store.rglob("dataset_info.json"))
+    assert not list(asked.store.rglob(".tmp-*"))
+
+
+def test_an_image_of_one_pixel_is_its_only_box(asked: Asked, tmp_path: Path) -> None:
+    """No box of its least area and right shape is there to be drawn; as in TensorFlow, the whole image is."""
+    images = encoded_images(TRAIN_IMAGES)
+    pixel = tf.io.encode_png(np.array([[[250, 30, 7]]], np.uint8)).numpy()
+    data_dir = prepare_dataset(tmp_path / "data", {"train": [*images[:5], pixel, *images[6:]]})
+    asked = dataclasses.replace(asked, data_dir=data_dir)
+    assert main(asked.flags("--eval_splits=train")) == 0
+    store = Store(asked.store)
+    records = store.views.read(np.arange(store.views.num_records))
+    (of_pixel,) = np.nonzero(records.example == 5)
+    assert records.box[of_pixel].tolist() == [[0, 0, 1, 1]] * len(of_pixel) == [[0, 0, 1, 1]] * 3
+    views = of_pixel[:1]
+    (shown,) = replay_views(store, open_dataset(store, "views", data_dir=str(data_dir)), views)
+    assert (shown.own.pixels == [250, 30, 7]).all()
 
 
 # --- time and room

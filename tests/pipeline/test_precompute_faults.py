@@ -1,0 +1,37 @@
+"""The campaign of faults in a short form; in a process of its own, which must never have run TensorFlow to fork."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_disturbed_precomputes_end_in_the_same_bytes(tmp_path: Path) -> None:
+    flags = [
+        "--kills=3",
+        "--every_step=13",
+        "--disks=2",
+        "--pairs=2",
+        "--orphans=1",
+        f"--directory={tmp_path}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.campaigns.precompute_faults", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("all stores as undisturbed, byte for byte: 3 random kills (")
+    steps = re.search(r"(\d+) kills between steps of publishing", last)
+    assert steps is not None
+    assert int(steps[1]) >= 5
+    assert "2 pairs at once, 1 main processes killed" in last
