@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three minutes of both cores
 def test_disturbed_precomputes_end_in_the_same_bytes(tmp_path: Path) -> None:
     flags = [
-        "--kills=3",
-        "--every_step=13",
-        "--disks=2",
+        "--kills=2",
+        "--every_step=16",
+        "--disks=1",
         "--pairs=2",
         "--orphans=1",
         f"--directory={tmp_path}",
@@ -30,8 +30,8 @@ def test_disturbed_precomputes_end_in_the_same_bytes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("all stores as undisturbed, byte for byte: 3 random kills (")
+    assert last.startswith("all stores as undisturbed, byte for byte: 2 random kills (")
     steps = re.search(r"(\d+) kills between steps of publishing", last)
     assert steps is not None
-    assert int(steps[1]) >= 5
+    assert int(steps[1]) >= 4
     assert "2 pairs at once, 1 main processes killed" in last
