@@ -1,38 +1,55 @@
-"""A store's directory before the work: whether it may be written, and whose it is."""
+"""A store's place before the work: whether it may be written, and whose it is; on a file system or in a bucket."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.buckets.directory import BucketDirectory, is_url
+from pipeline.buckets.lease import hold_lease
 from pipeline.errors import UserError
 from pipeline.flags import make_directory
 from pipeline.options import PrecomputeOptions
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
-from pipeline.store.lock import LOCK_FILE
+from pipeline.store.layout import EVAL_DIRECTORY, PENDING, STORE_DIRECTORIES
+from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.metadata import INFO_FILE, published_lengths
-from pipeline.store.reader import STORE_DIRECTORIES, Store
-from pipeline.store.shards import PENDING, RECORD_BYTES, ShardTask, parse_shard_name
+from pipeline.store.metadata_copy import MetadataCopy, naming
+from pipeline.store.reader import Store
+from pipeline.store.shards import RECORD_BYTES, ShardTask, parse_shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
-from pipeline.store.untrusted import check_links
-from pipeline.worker import split_directory
+from pipeline.store.untrusted import SPEC_LIMIT, check_links
 
 
-def open_store(path: str) -> Path:
-    """Makes the store's directory; leaves the decision on its spec to `claim_store`.
+def open_store(location: str) -> None:
+    """Makes the store's directory; leaves the decision on its spec to `Claim.write_spec`.
 
     Raises:
       UserError: something else is there, or it cannot be made or written.
     """
-    store = make_directory(Path(path), flag="--store")
-    if not (store / SPEC_FILE).exists():
-        foreign = sorted(entry.name for entry in store.iterdir() if not _is_ours(entry.name))
-        if foreign:
-            raise UserError(
-                f"--store={store}: not a store and not empty ({foreign[0]}, ...); name another directory"
-            )
-    return store
+    if is_url(location):
+        bucket = BucketDirectory(location)
+        try:
+            bucket.read(SPEC_FILE, limit=SPEC_LIMIT)
+        except FileNotFoundError:
+            names = list(bucket.objects())
+        except ValueError:  # told with the other damage
+            return
+        else:
+            return
+    else:
+        store = make_directory(Path(location), flag="--store")
+        if (store / SPEC_FILE).exists():
+            return
+        names = [entry.name for entry in store.iterdir()]
+    if foreign := sorted(name for name in names if not _is_ours(name)):
+        raise UserError(
+            f"--store={location}: not a store and not empty ({foreign[0]}, ...); name another directory"
+        )
 
 
 def _is_ours(name: str) -> bool:
@@ -40,62 +57,121 @@ def _is_ours(name: str) -> bool:
     return name == LOCK_FILE or name.startswith(f"{TEMPORARY}{SPEC_FILE}")
 
 
-def check_store(store: Path, spec: Spec, *, repair: bool = False) -> None:
-    """Under the lock: compares the spec that is there, and the published shards' files with the manifest.
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A store that this process alone writes.
 
-    Args:
-      store: its directory.
-      spec: that is asked for.
-      repair: leaves damaged shards to `damaged_tasks`.
+    Attributes:
+      location: path or URL.
+      path: directory of its metadata, the store's own or a copy's; workers of this machine note their progress there.
+      lease: of a store in a bucket: what its workers know the lock by.
+    """
+
+    location: str
+    path: Path
+    lease: str | None = None
+    copy: MetadataCopy | None = None
+
+    def check(self, spec: Spec, *, repair: bool = False) -> None:
+        """Compares the spec that is there, and the published shards' sizes with the manifest.
+
+        Args:
+          spec: that is asked for.
+          repair: leaves damaged shards to `damaged_tasks`.
+
+        Raises:
+          DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
+        """
+        check_links(self.path, *STORE_DIRECTORIES)
+        self.remove_leftovers()
+        if (self.path / SPEC_FILE).exists():
+            with naming(self.path, self.location):
+                stored = Spec.load(self.path)
+            stored.check_renderer()
+            spec.check_same(stored, store=self.location)
+            if self.is_published and not repair:
+                Store(self.location).check_files()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether readers find anything."""
+        return (self.path / INFO_FILE).exists()
+
+    def write_spec(self, spec: Spec) -> None:
+        """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
+        if not (self.path / SPEC_FILE).exists():
+            write_text(self.path / SPEC_FILE, spec.to_json())
+            if self.copy is not None:
+                BucketDirectory(self.location).write(SPEC_FILE, spec.to_json().encode())
+        (self.path / EVAL_DIRECTORY).mkdir(exist_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Removes what writers that died left, and of what is published the notes: those were to go in the last step."""
+        for directory in (self.path, self.path / EVAL_DIRECTORY):
+            if not directory.is_dir():
+                continue
+            _remove_leftovers(directory)
+            if self.copy is not None:
+                lengths = published_lengths(directory)
+                bucket = BucketDirectory(self.location)
+                notes = f"{directory.relative_to(self.path).as_posix()}/{PENDING}".removeprefix("./")
+                for name in bucket.objects(notes):
+                    if _is_published(Path(name).stem, lengths):
+                        bucket.remove(name)
+
+    def refresh(self) -> None:
+        """Before what was published by workers elsewhere is read."""
+        if self.copy is not None:
+            self.copy.refresh()
+
+
+@contextlib.contextmanager
+def claimed(location: str) -> Iterator[Claim]:
+    """Holds the lock of a store.
 
     Raises:
-      DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
+      UserError: somebody else holds it; says who, since when, and how to break it.
     """
-    check_links(store, *STORE_DIRECTORIES)
-    remove_leftovers(store)
-    if (store / SPEC_FILE).exists():
-        stored = Spec.load(store)
-        stored.check_renderer()
-        spec.check_same(stored, store=str(store))
-        if (store / INFO_FILE).exists() and not repair:
-            Store(store).check_files()
+    if not is_url(location):
+        with writer_lock(Path(location)):
+            yield Claim(location, Path(location))
+        return
+    bucket = BucketDirectory(location)
+    with hold_lease(bucket) as lease:
+        copy = MetadataCopy(bucket)
+        yield Claim(location, copy.path, lease, copy)
 
 
-def remove_leftovers(store: Path) -> None:
-    """Under the lock: removes temporaries of writers that died, and notes that are of no more use."""
-    for directory in (store, split_directory(store, "eval")):
-        if directory.is_dir():
-            remove_temporaries(directory)
-            _forget_published(directory)
-
-
-def _forget_published(directory: Path) -> None:
-    """Removes notes on shards that are published: the run died after its metadata, before its last step."""
+def _remove_leftovers(directory: Path) -> None:
+    """Removes temporaries of writers that died, and notes on shards that are published."""
+    remove_temporaries(directory)
     pending = directory / PENDING
     if not pending.is_dir():
         return
     remove_temporaries(pending)
     lengths = published_lengths(directory)
     for path in pending.iterdir():
-        named = parse_shard_name(path.stem)
-        if named is not None and named[1] < len(lengths.get(named[0], ())):
+        if _is_published(path.stem, lengths):
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # notes on shards that this run can adopt
         pending.rmdir()
 
 
-def claim_store(store: Path, spec: Spec) -> None:
-    """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
-    if not (store / SPEC_FILE).exists():
-        write_text(store / SPEC_FILE, spec.to_json())
-    split_directory(store, "eval").mkdir(exist_ok=True)
+def _is_published(shard: str, lengths: Mapping[str, Sequence[int]]) -> bool:
+    named = parse_shard_name(shard)
+    return named is not None and named[1] < len(lengths.get(named[0], ()))
 
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
-    """Refuses a run that the disk cannot hold, before it begins."""
-    needed = sum(task.records for task in tasks) * (options.spec.make_codec().bytes_per_view + RECORD_BYTES)
-    free = shutil.disk_usage(options.store).free
+    """Refuses a run that the disk cannot hold, before it begins: all shards, or one on its way to a bucket."""
+    views = [task.records for task in tasks]
+    remote = is_url(options.store)
+    place = tempfile.gettempdir() if remote else options.store
+    bytes_per_view = options.spec.make_codec().bytes_per_view + RECORD_BYTES
+    needed = (max(views) if remote else sum(views)) * bytes_per_view
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free there"
+            f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed{f' in {place}' if remote else ''}, "
+            f"{free / 1e6:,.1f} MB are free there"
         )

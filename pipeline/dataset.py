@@ -33,6 +33,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
+from pipeline.buckets.copies import copied_dataset
+from pipeline.buckets.directory import is_url
+from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 
 _LABELS_AT_ONCE = 256  # with their images
@@ -134,6 +137,12 @@ class _File:
 class Dataset:
     """One split of a prepared data set.
 
+    Args:
+      name: `NAME[/CONFIG][:VERSION]`.
+      split: such as `train` or `train[:90%]`.
+      data_dir: TFDS data directory, or the URL of one, which is copied to this machine once; None for TFDS's own.
+      data_cache_bytes: of such copies.
+
     Attributes:
       name: `NAME[/CONFIG]:VERSION`.
       split: as given, sub-splits such as `train[:90%]` included.
@@ -142,8 +151,18 @@ class Dataset:
       class_names: list of `num_classes` strings.
     """
 
-    def __init__(self, name: str, split: str, *, data_dir: str | Path | None = None) -> None:
-        builder = load_builder(name, data_dir)
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | Path | None = None,
+        data_cache_bytes: int = DATA_CACHE_BYTES,
+    ) -> None:
+        place = data_dir
+        if data_dir is not None and is_url(data_dir):
+            place = copied_dataset(name, str(data_dir), limit=data_cache_bytes)
+        builder = load_builder(name, place)
         info = builder.info
         try:
             split_info = info.splits[split]
@@ -155,6 +174,7 @@ class Dataset:
         self.name = f"{'/'.join(filter(None, [info.name, info.config_name]))}:{info.version}"
         self.split = split
         self.data_dir = str(data_dir) if data_dir else None
+        self.data_cache_bytes = data_cache_bytes
         self.path = str(builder.data_dir)
         self.split_names = sorted(info.splits)
         self.num_examples = int(split_info.num_examples)
@@ -178,7 +198,7 @@ class Dataset:
         self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.name, self.split, self.data_dir)
+        return _reopen, (self.name, self.split, self.data_dir, self.data_cache_bytes)
 
     def identity(self) -> dict[str, Any]:
         """Name, split, N and a cheap fingerprint from TFDS's metadata; content is checked view by view."""
@@ -271,8 +291,8 @@ def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:
     return DataError(f"{path}: not a whole ArrayRecord file; prepare the data set again")
 
 
-def _reopen(name: str, split: str, data_dir: str | None) -> Dataset:
-    return Dataset(name, split, data_dir=data_dir)
+def _reopen(name: str, split: str, data_dir: str | None, data_cache_bytes: int) -> Dataset:
+    return Dataset(name, split, data_dir=data_dir, data_cache_bytes=data_cache_bytes)
 
 
 def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import sys
 import time
@@ -23,6 +22,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm.keras import TqdmCallback
 
+from pipeline.cache import cache_dir
 from pipeline.dataset import without_announcements
 from pipeline.errors import UserError
 from pipeline.store.files import put_directory
@@ -42,19 +42,6 @@ _INSTALL = "pip install 'view-distill[demo]'"
 _TEACHER_EPOCHS = 20
 _TEACHER_BATCH_SIZE = 100
 _TEACHER_PEAK_LEARNING_RATE = 4e-3
-
-
-def cache_dir() -> Path:
-    """Where the embedded default is kept.
-
-    Returns:
-      `$VIEW_DISTILL_CACHE`, else `$XDG_CACHE_HOME/view-distill`, else `~/.cache/view-distill`. An empty
-      variable counts as unset. The directory need not exist.
-    """
-    if own := os.environ.get("VIEW_DISTILL_CACHE"):
-        return Path(own).expanduser()
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg).expanduser() if xdg else Path.home() / ".cache") / "view-distill"
 
 
 def prepare_dataset(data_dir: Path | None = None) -> Path:

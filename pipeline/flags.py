@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.buckets.directory import check_url, is_url
 from pipeline.errors import UserError, remedy
 
 
@@ -64,11 +65,8 @@ def file_path(text: str) -> str:
     """argparse type: a path; `~` is the home directory, which shells leave alone after `--flag=`."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
-    if "://" in text:  # it would be taken for a directory of that name
-        raise argparse.ArgumentTypeError(
-            f"{text} is a URL, and stores in buckets are not supported yet; expected a path of this machine, such as "
-            "that of a mounted bucket"
-        )
+    if is_url(text):  # it would be taken for a directory of that name
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine")
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
@@ -86,6 +84,17 @@ def output_path(text: str) -> Path:
             f"{path}: cannot be written ({error.strerror}); {remedy(error.errno)}"
         ) from error
     return path
+
+
+def place(text: str) -> str:
+    """argparse type: a path, or the URL of a directory in a bucket."""
+    if not is_url(text):
+        return file_path(text)
+    try:
+        check_url(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text.rstrip("/")
 
 
 def seed(text: str) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import demo, machine
+from pipeline.cache import add_data_cache_flag
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, batch_size, file_path, positive, positive_number, whole
+from pipeline.flags import Parser, batch_size, place, positive, positive_number, whole
 from pipeline.store.codecs import CODECS, check_codec
 from pipeline.store.spec import Spec
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, Teacher
@@ -43,12 +44,13 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
     add("--split", default="train", help="split that views are of")
-    add("--data_dir", type=file_path, help="TFDS data directory")
-    add("--teacher", type=file_path, help="SavedModel directory or .keras file")
+    add("--data_dir", type=place, help="TFDS data directory, or its URL in a bucket")
+    add_data_cache_flag(parser)
+    add("--teacher", type=place, help="SavedModel directory or .keras file, or its URL")
     add("--teacher_signature", default=DEFAULT_SIGNATURE, help="of a SavedModel")
     add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
     add("--teacher_batch_size", type=batch_size, default=64, help="views the teacher sees at once")
-    add("--store", type=file_path, help="directory of the store")
+    add("--store", type=place, help="directory of the store, or its URL in a bucket")
     add("--epochs", type=positive, default=demo.EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")
     add("--recipe", help=f"view half of a recipe: {', '.join(VIEW_RECIPES)}; flags override it")
@@ -77,10 +79,11 @@ class PrecomputeOptions:
 
     Attributes:
       is_demo: the embedded default is used.
-      store, data_dir, teacher: paths.
+      store, data_dir, teacher: paths or URLs.
       epochs: that the store shall hold, in all.
       views_per_shard: at most.
       image_cache_bytes: per process.
+      data_cache_bytes: for copies of data sets in buckets.
       eval_splits: to store evaluation logits of.
       repair: whether published shards are read, and computed again where they are damaged.
       spec: of the store.
@@ -93,6 +96,7 @@ class PrecomputeOptions:
     epochs: int
     views_per_shard: int
     image_cache_bytes: int
+    data_cache_bytes: int
     eval_splits: tuple[str, ...]
     repair: bool
     spec: Spec
@@ -133,7 +137,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
     if is_demo:
         dataset_name, data_dir = demo.DATASET, str(demo.prepare_dataset())
         teacher = str(demo.prepare_teacher())
-    dataset = Dataset(dataset_name, flags.split, data_dir=data_dir)
+    dataset = Dataset(dataset_name, flags.split, data_dir=data_dir, data_cache_bytes=flags.data_cache_bytes)
     loaded = Teacher(
         teacher,
         image_size=recipe.policy.image_size,
@@ -161,6 +165,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         epochs=flags.epochs,
         views_per_shard=flags.views_per_shard,
         image_cache_bytes=flags.image_cache_bytes,
+        data_cache_bytes=flags.data_cache_bytes,
         eval_splits=find_eval_splits(flags.eval_splits, dataset),
         repair=flags.repair,
         spec=spec,

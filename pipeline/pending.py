@@ -7,14 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.buckets.lease import check_lease
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.options import PrecomputeOptions
+from pipeline.outlet import note_name
+from pipeline.store.layout import PENDING, VIEWS_SPLIT, below, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
+from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.reader import Store
-from pipeline.store.shards import MAX_SHARDS, PENDING, ShardTask
+from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import Spec, differences
-from pipeline.worker import VIEWS_SPLIT, ShardResult, split_directory
+from pipeline.worker import ShardResult
 
 SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 Identity = dict[str, Any]  # of a data set
@@ -67,17 +72,23 @@ def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
     return found
 
 
-def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str, Identity]]:
+def pending_tasks(options: PrecomputeOptions, store: Path) -> tuple[list[ShardTask], dict[str, Identity]]:
     """Shards to be written, views last, and the data set identities of their splits.
+
+    Args:
+      options: of the precompute.
+      store: directory of the store's metadata.
 
     Raises:
       DataError: what is published of a split is of another data set.
     """
-    store, spec = Path(options.store), options.spec
+    spec = options.spec
     identities = {VIEWS_SPLIT: spec.dataset}
     totals = {}
     for split in options.eval_splits:
-        dataset = Dataset(spec.dataset["name"], split, data_dir=options.data_dir)
+        dataset = Dataset(
+            spec.dataset["name"], split, data_dir=options.data_dir, data_cache_bytes=options.data_cache_bytes
+        )
         identities[split], totals[split] = dataset.identity(), dataset.num_examples
     totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
     tasks: list[ShardTask] = []
@@ -95,9 +106,43 @@ def pending_tasks(options: PrecomputeOptions) -> tuple[list[ShardTask], dict[str
     return tasks, identities
 
 
-def publish_results(
-    store: str, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
+def publish_to_bucket(
+    bucket: BucketDirectory,
+    spec: Spec,
+    results: Iterable[ShardResult],
+    identities: dict[str, Identity],
+    *,
+    lease: str,
 ) -> None:
+    """`publish_results` of a store in a bucket, by way of a copy of its metadata.
+
+    Args:
+      lease: the lock under which the run writes.
+
+    Raises:
+      DataError: of `publish_results`; or a finished shard is not there as it was written.
+      TryAgainError: another run has taken the store over.
+    """
+    results = list(results)
+    check_lease(bucket, lease)
+    there = bucket.objects()
+    for task, info in ((result.task, result.info) for result in results):
+        name = f"{below(task.split)}/{task.name}".lstrip("/")
+        if (size := there[name].size if name in there else None) != info.bytes:
+            raise DataError(f"{bucket.place(name)}: {size} bytes there, {info.bytes} were written")
+    copy = MetadataCopy(bucket)
+    with naming(copy.path, bucket.url):
+        changed = publish_results(copy.path, spec, results, identities)
+    check_lease(bucket, lease)
+    for directory in changed:
+        copy.publish(directory)
+    for result in results:
+        bucket.remove(note_name(result.task))
+
+
+def publish_results(
+    store: Path, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
+) -> list[Path]:
     """Appends finished shards to what is published, and then forgets the notes on them; repaired ones are there.
 
     Args:
@@ -105,6 +150,9 @@ def publish_results(
       spec: its spec.
       results: in any order.
       identities: `Dataset.identity()` by split.
+
+    Returns:
+      The directories whose metadata changed, in the order in which they were written.
 
     Raises:
       DataError: a shard before one of them is missing, or is published as another.
@@ -133,6 +181,8 @@ def publish_results(
             shards[result.task.number :] = [result.info, *shards[result.task.number + 1 :]]
         directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
     # The store's own directory last: with its metadata the store exists.
-    for directory in sorted(directories, key=lambda d: d == Path(store)):
+    changed = sorted(directories, key=lambda directory: directory == store)
+    for directory in changed:
         publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
         shutil.rmtree(directory / PENDING, ignore_errors=True)
+    return changed

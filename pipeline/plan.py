@@ -38,8 +38,9 @@ from pipeline.pages.figures import bytes_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
 from pipeline.store.codecs import fidelity, make_codec
 from pipeline.store.files import write_json
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.shards import MAX_SHARDS, RECORD_BYTES, ShardTask
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker, Totals
+from pipeline.worker import PrecomputeJob, ShardWorker, Totals
 
 _CODECS = ("float32", "bfloat16", "float16", "int8", "topk:10", "topk:100")
 _SECONDS = 10.0  # of calibration, start-up excluded

@@ -32,7 +32,8 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
 from pipeline import beam_worker
-from pipeline.claim import check_space, check_store, claim_store, open_store, remove_leftovers
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.claim import Claim, check_space, claimed, open_store
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.options import (
@@ -43,14 +44,21 @@ from pipeline.options import (
     make_parser,
     resolve,
 )
-from pipeline.pending import SHARD_SECONDS, Identity, damaged_tasks, pending_tasks, publish_results
+from pipeline.pending import (
+    SHARD_SECONDS,
+    Identity,
+    damaged_tasks,
+    pending_tasks,
+    publish_results,
+    publish_to_bucket,
+)
 from pipeline.progress import Progress
-from pipeline.store.lock import writer_lock
-from pipeline.store.metadata import INFO_FILE, load_manifest
+from pipeline.store.layout import VIEWS_SPLIT
+from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import Spec
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker
+from pipeline.worker import PrecomputeJob, ShardResult, ShardWorker
 
 _METRICS = "precompute"
 
@@ -107,7 +115,11 @@ class PublishStore(beam.DoFn):
     def process(self, results: list[ShardResult]) -> Iterable[ShardResult]:
         """Publishes, and gives the results on for the summary."""
         spec = Spec.from_json(self._job.spec, where="the job's spec")
-        publish_results(self._job.store, spec, results, self._identities)
+        if self._job.lease is None:
+            publish_results(Path(self._job.store), spec, results, self._identities)
+        else:
+            bucket = BucketDirectory(self._job.store)
+            publish_to_bucket(bucket, spec, results, self._identities, lease=self._job.lease)
         return results
 
 
@@ -209,12 +221,12 @@ def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: Pr
     return line
 
 
-def summarize(store: str, spec: Spec, counters: dict[str, int] | None, seconds: float) -> str:
+def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds: float) -> str:
     """The lines at the end; see `run_pipeline` for the counters."""
-    views = load_manifest(Path(store), digest=spec.digest())[VIEWS_SPLIT]
+    views = load_manifest(claim.path, digest=spec.digest())[VIEWS_SPLIT]
     cost = views.fidelity()
     text = (
-        f"store: {store}: {views.records:,} views ({views.records // spec.num_examples} epochs of "
+        f"store: {claim.location}: {views.records:,} views ({views.records // spec.num_examples} epochs of "
         f"{spec.num_examples:,} examples), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
         f"codec {spec.codec}: mean KL {cost['mean_kl']:.2e} at T={spec.temperature:g}, largest logit error "
         f"{cost['max_logit_error']:.2e}"
@@ -234,11 +246,11 @@ def summarize(store: str, spec: Spec, counters: dict[str, int] | None, seconds: 
     return text
 
 
-def repair_tasks(options: PrecomputeOptions) -> list[ShardTask]:
+def repair_tasks(claim: Claim) -> list[ShardTask]:
     """With `--repair`, the published shards to be computed again; says which, and why."""
-    if not options.repair or not (Path(options.store) / INFO_FILE).exists():
+    if not claim.is_published:
         return []
-    damaged = damaged_tasks(Store(options.store))
+    damaged = damaged_tasks(Store(claim.location))
     for _, what in damaged:
         print(f"to be computed again: {what}")
     if not damaged:
@@ -253,15 +265,16 @@ def main(argv: list[str]) -> int:
     runner_options = beam_options(rest, parser)
     is_demo = announce_demo(flags)
     check_flags(flags)
-    store = open_store(flags.store or DEMO_STORE)
+    open_store(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
-    with writer_lock(store):
-        check_store(store, options.spec, repair=options.repair)
-        tasks, identities = pending_tasks(options)
-        tasks = [*repair_tasks(options), *tasks]
+    with claimed(options.store) as claim:
+        claim.check(options.spec, repair=options.repair)
+        tasks, identities = pending_tasks(options, claim.path)
+        if options.repair:
+            tasks = [*repair_tasks(claim), *tasks]
         if not tasks:
             print(f"nothing to do: {options.epochs} epochs or more are published")
-            print(summarize(options.store, options.spec, {}, 0.0))
+            print(summarize(claim, options.spec, {}, 0.0))
             return 0
         check_space(tasks, options)
         job = PrecomputeJob(
@@ -270,14 +283,18 @@ def main(argv: list[str]) -> int:
             data_dir=options.data_dir,
             teacher=options.teacher,
             image_cache_bytes=options.image_cache_bytes,
+            data_cache_bytes=options.data_cache_bytes,
+            lease=claim.lease,
+            progress=str(claim.path),
         )
         shared = Shared()
         worker = shared.acquire(lambda: ShardWorker(job), tag=job)
         print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
-        claim_store(store, options.spec)
+        claim.write_spec(options.spec)
         begun = time.monotonic()
-        with Progress(options.store, tasks), beam_worker.workers_end_with_command():
+        with Progress(claim.path, tasks), beam_worker.workers_end_with_command():
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
-        remove_leftovers(store)  # of workers that were lost, whose shards others wrote
-        print(summarize(options.store, options.spec, counters, time.monotonic() - begun))
+        claim.refresh()
+        claim.remove_leftovers()  # of workers that were lost, whose shards others wrote
+        print(summarize(claim, options.spec, counters, time.monotonic() - begun))
     return 0

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.store.shards import PENDING, ShardTask
-from pipeline.worker import progress_name, split_directory
+from pipeline.store.layout import PENDING, split_directory
+from pipeline.store.shards import ShardTask
+from pipeline.worker import progress_name
 
 _POLL_SECONDS = 0.5
 
@@ -22,7 +23,7 @@ class Progress:
     Of a large store there are tens of thousands: directories are listed, and notes on finished shards read once.
     """
 
-    def __init__(self, store: str, tasks: list[ShardTask]) -> None:
+    def __init__(self, store: Path, tasks: list[ShardTask]) -> None:
         directories = {
             split: split_directory(store, split) / PENDING for split in {task.split for task in tasks}
         }

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import demo
+from pipeline.buckets.directory import is_url
+from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
@@ -18,7 +20,7 @@ from pipeline.teacher import Teacher
 def _candidates(spec: Spec, path: str) -> list[str]:
     """Where a path of the provenance may be: where the precompute ran, or, if all has moved together, here."""
     directory = spec.provenance.get("directory")
-    if directory is None or "://" in path:
+    if directory is None or is_url(path):
         return [path]
     return list(dict.fromkeys([str(Path(directory, path)), path]))
 
@@ -30,7 +32,7 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
       UserError: the embedded default's data set is not in the directory given, or the precompute's is not there.
     """
     if spec.provenance.get("embedded_default"):
-        if given is not None and not Path(given, demo.DATASET).is_dir():
+        if given is not None and not is_url(given) and not Path(given, demo.DATASET).is_dir():
             raise UserError(
                 f"--data_dir={given}: no {demo.DATASET} there, which is the embedded default's and is made here when "
                 "it is needed; leave --data_dir out"
@@ -40,14 +42,16 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
     if given is not None or path is None:
         return given
     for candidate in _candidates(spec, path):
-        if "://" in candidate or Path(candidate).is_dir():
+        if is_url(candidate) or Path(candidate).is_dir():
             return candidate
     raise UserError(
         f"--data_dir is missing: the store was made with {_candidates(spec, path)[0]}, which is not on this machine"
     )
 
 
-def open_dataset(store: Store, split: str, *, data_dir: str | None) -> Dataset:
+def open_dataset(
+    store: Store, split: str, *, data_dir: str | None, data_cache_bytes: int = DATA_CACHE_BYTES
+) -> Dataset:
     """The data set of a store's views (`split="views"`) or of one of its evaluation splits, compared.
 
     Raises:
@@ -56,18 +60,19 @@ def open_dataset(store: Store, split: str, *, data_dir: str | None) -> Dataset:
     """
     stored = store.spec.dataset
     name = stored["split"] if split == "views" else split
-    dataset = Dataset(stored["name"], name, data_dir=find_data_dir(store.spec, data_dir))
+    found = find_data_dir(store.spec, data_dir)
+    dataset = Dataset(stored["name"], name, data_dir=found, data_cache_bytes=data_cache_bytes)
     store.check_dataset(dataset.identity(), split=split)
     return dataset
 
 
-def find_teacher(spec: Spec, given: str | None, *, store: str | Path) -> str:
+def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
     """Path of the teacher: as given, the embedded default's, or where the precompute found it.
 
     Args:
       spec: of the store.
       given: as asked for.
-      store: its directory. A teacher in it may have come with it, and a SavedModel is code.
+      store: its location. A teacher in it may have come with it, and a SavedModel is code.
 
     Raises:
       UserError: none of them is there, or it is in the store.
@@ -78,16 +83,32 @@ def find_teacher(spec: Spec, given: str | None, *, store: str | Path) -> str:
         return str(demo.prepare_teacher())
     candidates = _candidates(spec, str(spec.provenance.get("teacher")))
     for candidate in candidates:
-        if Path(candidate).resolve().is_relative_to(Path(store).resolve()):
+        if _is_inside(candidate, store):
             raise UserError(
                 f"--teacher is missing: the store names {candidate}, inside of itself; a teacher is code that is run: pass "
                 "--teacher with its path if you trust where it came from"
             )
-        if Path(candidate).exists():
+        if is_url(candidate) or Path(candidate).exists():
             return candidate
     raise UserError(
         f"--teacher is missing: the store was made with {candidates[0]}, which is not on this machine"
     )
+
+
+def check_teacher_exists(path: str) -> None:
+    """Refuses a path where nothing is, before it is needed; what a URL leads to is seen when it is.
+
+    Raises:
+      UserError: there is nothing.
+    """
+    if not is_url(path) and not Path(path).exists():
+        raise UserError(f"--teacher={path}: no such file or directory")
+
+
+def _is_inside(candidate: str, store: str) -> bool:
+    if is_url(store) or is_url(candidate):
+        return f"{candidate.rstrip('/')}/".startswith(f"{store.rstrip('/')}/")
+    return Path(candidate).resolve().is_relative_to(Path(store).resolve())
 
 
 def load_teacher(spec: Spec, path: str) -> Teacher:

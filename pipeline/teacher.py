@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.buckets.copies import copied_teacher
+from pipeline.buckets.directory import is_url
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.views.mix import mix
 
@@ -38,7 +40,7 @@ class Teacher:
     """A classifier: views float32 [B, S, S, 3] in 0..255 to logits float32 [B, C].
 
     Attributes:
-      path: of the SavedModel directory or `.keras` file.
+      path: of the SavedModel directory or `.keras` file; for a URL, of its copy on this machine.
       signature: of the SavedModel that is called.
       value_range: that the model wants its input in; one of `VALUE_RANGES`.
     """
@@ -54,7 +56,7 @@ class Teacher:
     ) -> None:
         if value_range not in VALUE_RANGES:
             raise UserError(f"--teacher_value_range={value_range}: expected one of {', '.join(VALUE_RANGES)}")
-        self.path = Path(path)
+        self.path = copied_teacher(str(path)) if is_url(path) else Path(path)
         self.signature = signature
         self.value_range = value_range
         self._image_size = image_size

@@ -20,13 +20,15 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.cache import add_cache_flags
 from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, file_path, number, whole
+from pipeline.flags import Parser, number, place, whole
 from pipeline.provenance import find_data_dir, find_teacher
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardTask
 from pipeline.views.keys import random_words, stream_key, unit_float64
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker, Totals, found_records
+from pipeline.worker import PrecomputeJob, ShardWorker, Totals, found_records
 
 # float32 sums in another order: oneDNN on another processor, or another number of threads. Relative to the
 # largest logit of the view; on the machine that wrote the store the difference is 0.
@@ -107,13 +109,14 @@ def make_parser() -> Parser:
     """The command's flags."""
     parser = Parser(prog="python -m pipeline.verify", description="Verifies a store against its teacher.")
     add = parser.add_argument
-    add("--store", type=file_path, required=True, help="directory of the store")
+    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
     add(
         "--teacher",
-        type=file_path,
+        type=place,
         help="SavedModel or .keras file; by default where the precompute found it",
     )
-    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
+    add("--data_dir", type=place, help="TFDS data directory; by default the precompute's")
+    add_cache_flags(parser)
     add("--fraction", type=number, default=0.01, help="of the views that are run again, 0 to 1")
     add("--seed", type=whole, default=0, help="of the sample")
     return parser
@@ -124,7 +127,7 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     if flags.fraction > 1:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
-    store = Store(flags.store)
+    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
     for reader in store.readers():
         for shard_number in range(len(reader.manifest.shards)):
             reader.verify(shard_number)
@@ -134,6 +137,7 @@ def main(argv: list[str]) -> int:
         data_dir=find_data_dir(store.spec, flags.data_dir),
         teacher=find_teacher(store.spec, flags.teacher, store=flags.store),
         image_cache_bytes=0,
+        data_cache_bytes=flags.data_cache_bytes,
     )
     worker = ShardWorker(job)
     batch_size = int(store.spec.teacher["batch_size"])

@@ -14,27 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, of_the_system
+from pipeline.outlet import Outlet, open_outlet
 from pipeline.provenance import load_teacher
 from pipeline.store.codecs import fidelity
-from pipeline.store.reader import EVAL_DIRECTORY
-from pipeline.store.shards import (
-    PENDING,
-    ShardInfo,
-    ShardTask,
-    adopt_shard,
-    serialize,
-    write_note,
-    write_shard,
-)
+from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
+from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
 from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 
-VIEWS_SPLIT = "views"
 _PROGRESS_SECONDS = 0.5
 _WARM_UP_BATCHES = 3
 
@@ -44,11 +37,14 @@ class PrecomputeJob:
     """What a worker has to be told; small, and made of plain values, so that any runner can ship it.
 
     Attributes:
-      store: directory of the store.
+      store: directory of the store, or its URL.
       spec: text of spec.json.
-      data_dir: TFDS data directory or None.
-      teacher: path of the teacher.
+      data_dir: TFDS data directory, its URL, or None.
+      teacher: path of the teacher, or its URL.
       image_cache_bytes: for decoded images, per process.
+      data_cache_bytes: for copies of data sets in buckets.
+      lease: of a store in a bucket: the lock under which it is written.
+      progress: directory in which progress is noted, where there is it; by default the store.
     """
 
     store: str
@@ -56,6 +52,9 @@ class PrecomputeJob:
     data_dir: str | None
     teacher: str
     image_cache_bytes: int
+    data_cache_bytes: int = DATA_CACHE_BYTES
+    lease: str | None = None
+    progress: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,11 +67,6 @@ class ShardResult:
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     input_seconds: float = 0.0
-
-
-def split_directory(store: str | Path, split: str) -> Path:
-    """Where a split's shards live: the store itself, or its `eval/`."""
-    return Path(store) if split == VIEWS_SPLIT else Path(store) / EVAL_DIRECTORY
 
 
 def progress_name(task: ShardTask) -> str:
@@ -106,7 +100,7 @@ class ShardWorker:
         self.job = job
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
-        self._digest = self.spec.digest()
+        self._outlet: Outlet | None = None
         self._batch_size = int(self.spec.teacher["batch_size"])
         self.teacher = load_teacher(self.spec, job.teacher)
         self._inputs: dict[str, ViewInput] = {}
@@ -119,7 +113,12 @@ class ShardWorker:
 
     def _training_input(self) -> ViewInput:
         spec = self.spec
-        dataset = Dataset(spec.dataset["name"], spec.dataset["split"], data_dir=self.job.data_dir)
+        dataset = Dataset(
+            spec.dataset["name"],
+            spec.dataset["split"],
+            data_dir=self.job.data_dir,
+            data_cache_bytes=self.job.data_cache_bytes,
+        )
         if lines := differences(dataset.identity(), spec.dataset, sides=("here", "in the spec")):
             raise DataError(f"this worker sees another data set: {'; '.join(lines)}")
         records = SampledViews(
@@ -133,7 +132,12 @@ class ShardWorker:
 
     def _eval_input(self, split: str) -> ViewInput:
         spec = self.spec
-        dataset = Dataset(spec.dataset["name"], split, data_dir=self.job.data_dir)
+        dataset = Dataset(
+            spec.dataset["name"],
+            split,
+            data_dir=self.job.data_dir,
+            data_cache_bytes=self.job.data_cache_bytes,
+        )
         records = EvalViews(
             eval_crop=spec.eval_crop,
             image_size=spec.policy.image_size,
@@ -167,6 +171,11 @@ class ShardWorker:
         """Logits float32 [B, C] of a batch."""
         return self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][: self._batch_size])
 
+    def _open_outlet(self) -> Outlet:
+        if self._outlet is None:
+            self._outlet = open_outlet(self.job.store, digest=self.spec.digest(), lease=self.job.lease)
+        return self._outlet
+
     def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
         """Writes a shard, or adopts the one that a run that died left. A shard to be repaired is never adopted.
 
@@ -175,15 +184,15 @@ class ShardWorker:
           on_views: called with the number of views of each finished batch.
         """
         begun = time.perf_counter()
-        directory = split_directory(self.job.store, task.split)
-        info = None if task.sha256 else adopt_shard(directory, task, digest=self._digest)
+        outlet = self._open_outlet()
+        info = None if task.sha256 else outlet.adopt(task)
         if info is not None:
             if on_views is not None:
                 on_views(task.records)
             return ShardResult(task=task, info=info, adopted=True)
         totals = Totals()
         chunks = self._chunks(task, totals, on_views)
-        size, sha256 = write_shard(directory / task.name, chunks, task.records, expected=task.sha256)
+        size, sha256 = outlet.write(task, chunks)
         info = ShardInfo(
             records=task.records,
             bytes=size,
@@ -192,7 +201,7 @@ class ShardWorker:
             max_error=totals.max_error,
         )
         if not task.sha256:  # else it is in the metadata already
-            write_note(directory, task, info, digest=self._digest)
+            outlet.note(task, info)
         return ShardResult(
             task=task,
             info=info,
@@ -225,6 +234,15 @@ class ShardWorker:
             totals.input_seconds += time.perf_counter() - begun
             yield start, batch
 
+    def _progress_path(self, task: ShardTask) -> Path | None:
+        """Where to note progress; None on a machine that does not see the one that shows it."""
+        place = self.job.progress or self.job.store
+        if not Path(place).is_dir():
+            return None
+        path = progress_path(place, task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def run(self, task: ShardTask) -> ShardResult:
         """`compute`, with the progress noted beside the store now and then.
 
@@ -232,15 +250,14 @@ class ShardWorker:
           UserError: the disk is full, or cannot be written.
           DataError: an image cannot be decoded, a logit is not finite, or a repaired shard is another.
         """
-        path = progress_path(self.job.store, task)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._progress_path(task)
         done, noted = 0, 0.0
 
         def note(count: int) -> None:
             nonlocal done, noted
             done += count
             now = time.monotonic()
-            if now - noted >= _PROGRESS_SECONDS or done == task.records:
+            if path is not None and (now - noted >= _PROGRESS_SECONDS or done == task.records):
                 path.write_text(str(done))
                 noted = now
 

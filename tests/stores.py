@@ -16,15 +16,15 @@ import tensorflow_datasets as tfds
 from pipeline.dataset import Dataset
 from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import write_text
+from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
 from pipeline.store.reader import Store
-from pipeline.store.shards import PENDING
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import ViewRecords
 from pipeline.views.render import EvalCrop, render_probe
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult, ShardWorker, split_directory
+from pipeline.worker import PrecomputeJob, ShardResult, ShardWorker
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 
 DATASET = "small_photos"
@@ -187,7 +187,7 @@ def write_store(
         published = [shard.records for shard in manifest[split].shards] if split in manifest else []
         tasks = cut_shards(split, published=published, total=total, views_per_shard=views_per_shard)
         results += [worker.run(task) for task in tasks]
-    publish_results(str(store), spec, results, identities)
+    publish_results(store, spec, results, identities)
     return results
 
 

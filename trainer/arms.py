@@ -58,7 +58,7 @@ class Arm:
             _fixed_targets(store)
         if self.name == "independent" and store.epochs < 2:
             raise UserError(
-                f"the arm `independent` takes the teacher's crops from another epoch, and {store.path} holds one alone; "
+                f"the arm `independent` takes the teacher's crops from another epoch, and {store.location} holds one alone; "
                 "precompute --epochs=2 or more"
             )
 
@@ -202,7 +202,7 @@ def _fixed_targets(store: Store) -> SplitReader:
         if name in store.eval_splits:
             return store.eval_reader(name)
     raise UserError(
-        f"the arm `fixed` needs the teacher's evaluation logits of the training split {split}; {store.path} has those of "
+        f"the arm `fixed` needs the teacher's evaluation logits of the training split {split}; {store.location} has those of "
         f"{', '.join(store.eval_splits) or 'no split'}: precompute with --eval_splits={','.join([*store.eval_splits, whole])} "
         "(all of them by default)"
     )

@@ -29,9 +29,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, make_directory, positive
+from pipeline.flags import Parser, file_path, make_directory, place, positive
 from pipeline.flags import seed as seed_number
-from pipeline.provenance import find_data_dir, find_teacher, open_dataset
+from pipeline.provenance import check_teacher_exists, find_data_dir, find_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
@@ -52,7 +52,14 @@ COMPARISON_FILE = "comparison.json"  # what the runs have in common
 COST_FILE = "cost.json"  # what `trainer.measure` wrote
 RUNS_DIRECTORY = "runs"
 # Flags that may differ from command to command in one directory: no figure depends on them.
-_FREE = ("data_dir", "image_cache_bytes", "eval_batch_size", "checkpoint_every")
+_FREE = (
+    "data_dir",
+    "data_cache_bytes",
+    "shard_cache_bytes",
+    "image_cache_bytes",
+    "eval_batch_size",
+    "checkpoint_every",
+)
 
 
 def _list_of(parse: Any) -> Any:
@@ -77,7 +84,7 @@ def make_parser() -> Parser:
         description="Trains one student on stored logits, on a live teacher's, and otherwise; compares the runs.",
     )
     add = parser.add_argument
-    add("--store", type=file_path, help="directory of the store; with --from by default the runs' own")
+    add("--store", type=place, help="directory of the store; with --from by default the runs' own")
     add("--workdir", type=file_path, required=True, help="directory for the runs, result.json and the report")
     add(
         "--from",
@@ -88,7 +95,7 @@ def make_parser() -> Parser:
     )
     add(
         "--teacher",
-        type=file_path,
+        type=place,
         help="SavedModel or .keras file; by default where the precompute found it",
     )
     add("--arms", type=_list_of(_arm), default="offline,online", help=f"some of {','.join(ARMS)}")
@@ -121,7 +128,7 @@ def main(argv: list[str]) -> int:
     _check_workdir(workdir, earlier=flags.earlier)
     if flags.earlier is not None:
         return _compare_earlier(flags, workdir)
-    store = Store(_checked(flags))
+    store = Store(_checked(flags), shard_cache_bytes=flags.shard_cache_bytes)
     store.check_files()
     planned = plan_runs(flags, store)
     _check_same(flags, store, workdir)
@@ -138,7 +145,9 @@ def main(argv: list[str]) -> int:
             run_jobs([cost], parallel=1, on_finished=lambda _: None)
         result = _summarize(store, _finished_below(workdir), workdir, _measured(workdir))
         if not (workdir / VIEWS_FILE).exists():
-            dataset = open_dataset(store, "views", data_dir=flags.data_dir)
+            dataset = open_dataset(
+                store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
+            )
             save_views(store, dataset, workdir / VIEWS_FILE)
         _finish(result, workdir)
     return 0
@@ -190,9 +199,9 @@ def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
       UserError: one of them cannot work: before any is begun.
     """
     live = any(ARMS[arm].live for arm in flags.arms)
-    teacher = find_teacher(store.spec, flags.teacher, store=store.path) if live else None
-    if teacher is not None and not Path(teacher).exists():
-        raise UserError(f"--teacher={teacher}: no such file or directory")
+    teacher = find_teacher(store.spec, flags.teacher, store=store.location) if live else None
+    if teacher is not None:
+        check_teacher_exists(teacher)
     # Here, for several children at once would each make the embedded default.
     find_data_dir(store.spec, flags.data_dir)
     jobs = []
@@ -211,7 +220,7 @@ def _plan_run(
     options = resolve(make_train_parser().parse_strictly([*argv, f"--workdir={flags.workdir}"]), store)
     if options.eval_split is None:
         raise UserError(
-            f"{store.path} has no evaluation logits of a validation or test split, by which students are compared; "
+            f"{store.location} has no evaluation logits of a validation or test split, by which students are compared; "
             "precompute with --eval_splits=all (the default), or name one with --eval_split"
         )
     epochs = epochs or int(options.recipe.epochs or store.epochs)

@@ -7,8 +7,19 @@ import dataclasses
 import math
 from typing import Any, get_args
 
+from pipeline.cache import add_cache_flags
 from pipeline.errors import UserError
-from pipeline.flags import Parser, batch_size, file_path, number, positive, positive_number, seed, whole
+from pipeline.flags import (
+    Parser,
+    batch_size,
+    file_path,
+    number,
+    place,
+    positive,
+    positive_number,
+    seed,
+    whole,
+)
 from pipeline.store.reader import Store
 from trainer.arms import ARMS, OFFLINE, Arm
 from trainer.models import PRECISIONS, STUDENTS
@@ -41,14 +52,14 @@ def make_parser() -> Parser:
         description="Trains a student on the views and teacher logits of a store.",
     )
     add = parser.add_argument
-    add("--store", type=file_path, required=True, help="directory of the store")
+    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
     add(
         "--workdir",
         type=file_path,
         required=True,
         help="directory for checkpoints, metrics and the trained student",
     )
-    add("--teacher", type=file_path, help="SavedModel or .keras file, to go on online where the store ends")
+    add("--teacher", type=place, help="SavedModel or .keras file, to go on online where the store ends")
     add(
         "--arm",
         default=OFFLINE.name,
@@ -76,7 +87,8 @@ def make_parser() -> Parser:
 def add_shared_flags(parser: Parser) -> None:
     """Flags that one run and a comparison of several take alike."""
     add = parser.add_argument
-    add("--data_dir", type=file_path, help="TFDS data directory; by default the precompute's")
+    add("--data_dir", type=place, help="TFDS data directory; by default the precompute's")
+    add_cache_flags(parser)
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
     add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")

@@ -46,7 +46,7 @@ def summarize(
         "versions": machine.versions(),
         "processor": machine.processor(),
         "store": {
-            "path": str(store.path),
+            "path": store.location,
             "digest": spec.digest(),
             "views": store.views.num_records,
             "examples": spec.num_examples,
@@ -100,7 +100,7 @@ def check_comparable(store: Store, runs: Sequence[FinishedRun]) -> None:
             raise UserError(f"runs that are not to be compared: {'; '.join(lines)}; leave one of them out")
         if here["spec"] != store.spec.digest():
             raise UserError(
-                f"{run.directory}: trained on the store {here['spec'][:16]}, {store.path} is {store.spec.digest()[:16]}; "
+                f"{run.directory}: trained on the store {here['spec'][:16]}, {store.location} is {store.spec.digest()[:16]}; "
                 "pass the --store that it was trained on"
             )
 

@@ -23,7 +23,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import Interrupted, UserError
-from pipeline.provenance import find_teacher, load_teacher, open_dataset
+from pipeline.provenance import check_teacher_exists, find_teacher, load_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
@@ -77,7 +77,9 @@ class Run:
         self.options, self.store = options, store
         self.evaluated: dict[str, dict[str, Any]] = {}
         self.workdir = Path(flags["workdir"])
-        self.dataset = open_dataset(store, "views", data_dir=flags["data_dir"])
+        self.dataset = open_dataset(
+            store, "views", data_dir=flags["data_dir"], data_cache_bytes=flags["data_cache_bytes"]
+        )
         self.teacher = self._load_teacher()
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = int(self.strategy.num_replicas_in_sync)
@@ -153,12 +155,11 @@ class Run:
     def _load_teacher(self) -> Teacher | None:
         path = self.options.flags["teacher"]
         if self.options.arm.live:
-            path = find_teacher(self.store.spec, path, store=self.store.path)
+            path = find_teacher(self.store.spec, path, store=self.store.location)
         if path is None:
             return None
         if self.options.length.online_from == self.options.length.steps:
-            if not Path(path).exists():
-                raise UserError(f"--teacher={path}: no such file or directory")
+            check_teacher_exists(path)
             print(f"--teacher={path} is not needed: the store holds every view of this run", flush=True)
             return None
         return load_teacher(self.store.spec, path)
@@ -181,7 +182,12 @@ class Run:
         """The evaluator of a split that the store has the teacher's logits of."""
         return Evaluator(
             self.store,
-            open_dataset(self.store, split, data_dir=self.options.flags["data_dir"]),
+            open_dataset(
+                self.store,
+                split,
+                data_dir=self.options.flags["data_dir"],
+                data_cache_bytes=self.options.flags["data_cache_bytes"],
+            ),
             batch_size=self.options.flags["eval_batch_size"],
             temperature=self.options.temperature,
             temperature_squared=self.options.recipe.temperature_squared,
@@ -321,7 +327,9 @@ def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = make_parser().parse_strictly(argv)
     strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
-    with opened_store(flags.store, write_back=flags.write_back) as store:
+    with opened_store(
+        flags.store, write_back=flags.write_back, shard_cache_bytes=flags.shard_cache_bytes
+    ) as store:
         return _train_on(store, flags, strategy)
 
 

@@ -32,9 +32,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.buckets.directory import is_url
+from pipeline.cache import SHARD_CACHE_BYTES
 from pipeline.errors import DataError, Interrupted, UserError
 from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import remove_temporaries
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
@@ -43,7 +46,7 @@ from pipeline.teacher import Teacher
 from pipeline.verify import ARITHMETIC, arithmetic_slack
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
-from pipeline.worker import VIEWS_SPLIT, ShardResult, Totals, encode_records, found_records
+from pipeline.worker import ShardResult, Totals, encode_records, found_records
 from trainer.preemption import Preemption
 
 RECORD = (
@@ -182,7 +185,7 @@ class WriteBack:
 
     def _publish(self) -> None:
         identities = {VIEWS_SPLIT: self._spec.dataset}
-        publish_results(str(self._store.path), self._spec, self._results, identities)
+        publish_results(self._store.path, self._spec, self._results, identities)
         self._lengths += [result.info.records for result in self._results]
         self._plan()
 
@@ -376,16 +379,23 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 
 
 @contextlib.contextmanager
-def opened_store(path: str, *, write_back: bool) -> Iterator[Store]:
+def opened_store(
+    path: str, *, write_back: bool, shard_cache_bytes: int = SHARD_CACHE_BYTES
+) -> Iterator[Store]:
     """Opens a store, and holds its lock if it is to be written.
 
     Raises:
-      UserError: there is none, or somebody else is writing it.
+      UserError: there is none, somebody else is writing it, or it is to be written in a bucket.
       DataError: it is damaged.
     """
     if not write_back:
-        yield Store(path)
+        yield Store(path, shard_cache_bytes=shard_cache_bytes)
         return
+    if is_url(path):
+        raise UserError(
+            f"--write_back: appends to a store on this machine's file systems, --store={path} is in a bucket; copy it here, "
+            "or grow it with pipeline.precompute"
+        )
     Spec.load(path)  # before a lock is made where no store is
     with writer_lock(Path(path)):
         yield Store(path)

@@ -51,6 +51,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, atomically."""
+    with publish(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_json(path: Path, tree: Any) -> None:
     """Writes a JSON file, atomically; NaN and infinities, which JSON has not, are a ValueError."""
     write_text(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import collections
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
+from pipeline.buckets.directory import BucketDirectory, is_url
+from pipeline.cache import SHARD_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
-from pipeline.store.files import sha256_of
+from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest
-from pipeline.store.shards import PENDING, open_shard, parse, shard_name
+from pipeline.store.metadata_copy import MetadataCopy, naming
+from pipeline.store.openers import BucketOpener, DiskOpener, Opener, ShardCache
+from pipeline.store.shards import parse
 from pipeline.store.spec import Spec, differences
 from pipeline.store.untrusted import check_links
 from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
-
-EVAL_DIRECTORY = "eval"
-STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
-_OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
 
 
 class SplitReader:
@@ -33,17 +30,19 @@ class SplitReader:
     A shard's size and SHA-256 are compared with the manifest when it is first opened.
 
     Attributes:
+      split: its name.
       num_records: views that are published.
       num_examples, num_classes: of the spec.
       manifest: the split's.
+      opener: of its shards.
     """
 
     def __init__(
-        self, directory: Path, split: str, manifest: SplitManifest, *, codec: Codec, num_examples: int
+        self, split: str, manifest: SplitManifest, opener: Opener, *, codec: Codec, num_examples: int
     ) -> None:
-        self.directory = directory
         self.split = split
         self.manifest = manifest
+        self.opener = opener
         self.codec = codec
         self.num_examples = num_examples
         self.num_classes = codec.num_classes
@@ -51,41 +50,14 @@ class SplitReader:
         lengths = [shard.records for shard in manifest.shards]
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
-        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
-        self._verified: set[int] = set()
-        self._lock = threading.Lock()
 
-    def _reader(self, number: int) -> ArrayRecordReader:
-        with self._lock:
-            if number not in self._readers:
-                if number in self._verified:
-                    path = self.directory / shard_name(self.split, number)
-                    self._readers[number] = open_shard(path, self.manifest.shards[number].records)
-                else:
-                    self._readers[number] = self.verify(number)
-                    self._verified.add(number)
-                if len(self._readers) > _OPEN_SHARDS:
-                    self._readers.popitem(last=False)  # closed when its last user lets go of it
-            self._readers.move_to_end(number)
-            return self._readers[number]
-
-    def verify(self, number: int) -> ArrayRecordReader:
-        """Opens a shard after comparing size, SHA-256 and count with the manifest.
+    def verify(self, number: int) -> None:
+        """Compares a shard's size, SHA-256 and count with the manifest.
 
         Raises:
           DataError: any of them differs; both sides are shown.
         """
-        path = self.directory / shard_name(self.split, number)
-        info = self.manifest.shards[number]
-        if not path.is_file():
-            raise DataError(f"{path}: no such shard; the metadata name it")
-        if (size := path.stat().st_size) != info.bytes:
-            raise DataError(f"{path}: {size} bytes here, {info.bytes} in the manifest; the file is damaged")
-        if (digest := sha256_of(path)) != info.sha256:
-            raise DataError(
-                f"{path}: sha256 is {digest[:16]} here, {info.sha256[:16]} in the manifest; the file is damaged"
-            )
-        return open_shard(path, info.records)
+        self.opener.verify(number)
 
     def read(self, views: np.ndarray) -> ViewRecords:
         """Records of views int64 [n], in any order, duplicates allowed.
@@ -101,12 +73,11 @@ class SplitReader:
         for number in np.unique(shards):
             wanted = distinct[shards == number] - self._starts[number]
             try:
-                serialized += self._reader(int(number)).read(wanted.tolist())
+                serialized += self.opener.open(int(number)).read(wanted.tolist())
             except (RuntimeError, IndexError, ValueError) as error:
-                path = self.directory / shard_name(self.split, int(number))
                 first = int(distinct[shards == number][0])
                 raise DataError(
-                    f"{path}: records from view {first} on cannot be read: {first_line(error)}"
+                    f"{self.opener.place(int(number))}: records from view {first} on cannot be read: {first_line(error)}"
                 ) from error
         return parse(serialized, self.codec).take(inverse)
 
@@ -119,51 +90,91 @@ class SplitReader:
         records = self.read(views)
         if (wrong := (records.example < 0) | (records.example >= source.images.num_examples)).any():
             row = int(np.argmax(wrong))
+            shard = int(np.searchsorted(self._ends, views[row], side="right"))
             raise DataError(
-                f"{self.directory}: view {views[row]} is of example {records.example[row]}, the data set has "
+                f"{self.opener.place(shard)}: view {views[row]} is of example {records.example[row]}, the data set has "
                 f"{source.images.num_examples}"
             )
         return records, source.load(records.example)
 
 
 class Store:
-    """A published store.
+    """A published store, on a file system of this machine or in a bucket.
+
+    Args:
+      location: its directory, or the URL of one.
+      shard_cache_bytes: of a store in a bucket: for its shards, which are fetched ahead of need.
 
     Attributes:
-      path: its directory.
+      location: as given.
+      path: directory of its metadata: the store's own, or that of a copy.
       spec: its spec.
       views: reader of the training views.
       eval_splits: names of the splits that have evaluation logits.
+
+    Raises:
+      UserError: there is no store, or none that is published, or the cache is too small for it.
+      DataError: its metadata are damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        check_links(self.path, *STORE_DIRECTORIES)
-        self.spec = Spec.load(path)
+    def __init__(self, location: str | Path, *, shard_cache_bytes: int = SHARD_CACHE_BYTES) -> None:
+        self.location = str(location)
+        self._bucket = BucketDirectory(self.location) if is_url(location) else None
+        if self._bucket is None:
+            self.path = Path(location)
+            check_links(self.path, *STORE_DIRECTORIES)
+        else:
+            self._copy = MetadataCopy(self._bucket)
+            self.path = self._copy.path
+            self._cache = ShardCache(shard_cache_bytes)
+        with naming(self.path, self.location):
+            self._load()
+        if self._bucket is not None:
+            self._check_cache()
+
+    def _load(self) -> None:
+        self.spec = Spec.load(self.path)
         self._codec = self.spec.make_codec()
         digest = self.spec.digest()
         manifest = load_manifest(self.path, digest=digest)
-        if "views" not in manifest or not manifest["views"].shards:
+        if VIEWS_SPLIT not in manifest or not manifest[VIEWS_SPLIT].shards:
             raise UserError(
-                f"--store={path}: nothing is published there yet; finish it by running its precompute again: "
+                f"--store={self.path}: nothing is published there yet; finish it by running its precompute again: "
                 f"{self.spec.provenance.get('command', 'python -m pipeline.precompute ...')}"
             )
-        self.views = self._split(self.path, "views", manifest["views"])
+        self.views = self._split(VIEWS_SPLIT, manifest[VIEWS_SPLIT])
         if self.views.num_records % self.spec.num_examples:
             raise DataError(
-                f"{path}: {self.views.num_records} views are not whole epochs of {self.spec.num_examples}"
+                f"{self.path}: {self.views.num_records} views are not whole epochs of {self.spec.num_examples}"
             )
         self._eval = load_manifest(self.path / EVAL_DIRECTORY, digest=digest)
         self.eval_splits = sorted(self._eval)
 
-    def _split(self, directory: Path, name: str, manifest: SplitManifest) -> SplitReader:
+    def _split(self, name: str, manifest: SplitManifest) -> SplitReader:
+        views = name == VIEWS_SPLIT
+        opener: Opener
+        if self._bucket is None:
+            opener = DiskOpener(split_directory(self.path, name), name, manifest.shards)
+        else:
+            bucket = BucketDirectory(self._bucket.place(below(name)))
+            epoch = self.spec.num_examples if views else 0
+            opener = BucketOpener(bucket, name, manifest.shards, cache=self._cache, epoch=epoch)
         return SplitReader(
-            directory,
             name,
             manifest,
+            opener,
             codec=self._codec,
-            num_examples=self.spec.num_examples if name == "views" else manifest.records,
+            num_examples=self.spec.num_examples if views else manifest.records,
         )
+
+    def _check_cache(self) -> None:
+        """A shard, the next, and the one with the epoch's first views: less would be fetched for every batch."""
+        largest = max(shard.bytes for shard in self.views.manifest.shards)
+        if self._cache.capacity < (needed := 3 * largest):
+            raise UserError(
+                f"--shard_cache_bytes={self._cache.capacity}: {self.location} has shards of {largest} bytes, of which "
+                f"three have to fit: {needed} or more"
+            )
 
     def readers(self) -> Iterator[SplitReader]:
         """The readers of all splits: the training views, then the evaluation splits."""
@@ -174,11 +185,12 @@ class Store:
     def file_problems(self) -> Iterator[str]:
         """What is wrong with each published shard that is missing or not as long as the manifest says; opens none."""
         for reader in self.readers():
-            for number, info in enumerate(reader.manifest.shards):
-                path = reader.directory / shard_name(reader.split, number)
-                size = path.stat().st_size if path.is_file() else "no"
+            for number, (size, info) in enumerate(
+                zip(reader.opener.sizes(), reader.manifest.shards, strict=True)
+            ):
                 if size != info.bytes:
-                    yield f"{path}: {size} bytes here, {info.bytes} in the manifest"
+                    found = "no" if size is None else size
+                    yield f"{reader.opener.place(number)}: {found} bytes here, {info.bytes} in the manifest"
 
     def check_files(self) -> None:
         """Whether every published shard is there and as long as the manifest says; opens none.
@@ -210,19 +222,19 @@ class Store:
         """
         if split not in self._eval:
             raise UserError(
-                f"--eval_split={split}: {self.path} has evaluation logits of {', '.join(self.eval_splits) or 'no split'}"
+                f"--eval_split={split}: {self.location} has evaluation logits of {', '.join(self.eval_splits) or 'no split'}"
             )
-        return self._split(self.path / EVAL_DIRECTORY, split, self._eval[split])
+        return self._split(split, self._eval[split])
 
-    def check_dataset(self, found: dict[str, Any], *, split: str = "views") -> None:
+    def check_dataset(self, found: dict[str, Any], *, split: str = VIEWS_SPLIT) -> None:
         """Compares a data set's identity with the one that the store was made from.
 
         Raises:
           DataError: they differ; both sides are shown.
         """
-        stored = self.spec.dataset if split == "views" else self._eval[split].dataset
+        stored = self.spec.dataset if split == VIEWS_SPLIT else self._eval[split].dataset
         if lines := differences(found, stored, sides=("here", "in the store")):
             raise DataError(
-                f"this is not the data set that {self.path} was made from: {'; '.join(lines)}; pass the --data_dir "
+                f"this is not the data set that {self.location} was made from: {'; '.join(lines)}; pass the --data_dir "
                 "that the teacher saw"
             )

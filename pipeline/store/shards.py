@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.files import publish, sha256_of, write_text
+from pipeline.store.layout import PENDING
 from pipeline.store.untrusted import NOTE_LIMIT, is_whole, read_json
 from pipeline.views.records import ViewRecords
 
@@ -28,7 +29,6 @@ RECORD_BYTES = 24
 FILENAME_TEMPLATE = "{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 MAX_SHARDS = 99_999  # TFDS pads the index to the total's width, five digits at least
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-PENDING = "pending"  # directory of notes on shards that are on disk but not yet in the metadata
 
 
 def shard_name(split: str, number: int) -> str:
@@ -191,21 +191,27 @@ def _values(found: np.ndarray, column: Column) -> np.ndarray:
     return np.frombuffer(b"".join(found), column.dtype).reshape(len(found), column.size)
 
 
-def open_shard(path: Path, records: int) -> ArrayRecordReader:
+def open_shard(path: Path, records: int, *, place: str | None = None) -> ArrayRecordReader:
     """A reader of a whole shard.
+
+    Args:
+      path: of the file.
+      records: that it has to have.
+      place: that it is a copy of, for people.
 
     Raises:
       DataError: missing, truncated, or another number of records.
     """
+    place = place or str(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such shard; the metadata name it")
+        raise DataError(f"{place}: no such shard; the metadata name it")
     reader = ArrayRecordReader(str(path))
     usable = reader.ok()
     count = reader.num_records() if usable else 0  # 0 for anything truncated or unclosed, too
     if count != records:
         if usable:  # else closing raises what opening did not
             reader.close()
-        raise DataError(f"{path}: {count} readable records, expected {records}; the file is damaged")
+        raise DataError(f"{place}: {count} readable records, expected {records}; the file is damaged")
     return reader
 
 
@@ -286,24 +292,38 @@ def _note_path(store: Path, task: ShardTask) -> Path:
 
 def write_note(store: Path, task: ShardTask, info: ShardInfo, *, digest: str) -> None:
     """Notes what a shard on disk holds, so that a run that dies before its metadata loses nothing."""
-    text = json.dumps({"spec": digest, "task": dataclasses.asdict(task), "info": dataclasses.asdict(info)})
     path = _note_path(store, task)
     path.parent.mkdir(exist_ok=True)
-    write_text(path, text)
+    write_text(path, note_text(task, info, digest=digest))
+
+
+def note_text(task: ShardTask, info: ShardInfo, *, digest: str) -> str:
+    """A note on a shard."""
+    return json.dumps({"spec": digest, "task": dataclasses.asdict(task), "info": dataclasses.asdict(info)})
+
+
+def noted_shard(note: Any, task: ShardTask, *, digest: str) -> ShardInfo | None:
+    """The shard that a note is on, if it is exactly `task` under this spec, else None."""
+    try:
+        info = ShardInfo(**note["info"])
+        same = note["spec"] == digest and note["task"] == dataclasses.asdict(task)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return info if same and info.records == task.records else None
 
 
 def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:
     """The shard that a run that died left behind, if it verifies as exactly `task` under this spec, else None."""
     try:
-        note: dict[str, Any] = read_json(_note_path(store, task), limit=NOTE_LIMIT)
-        info = ShardInfo(**note["info"])
-    except (OSError, ValueError, KeyError, TypeError):
+        info = noted_shard(read_json(_note_path(store, task), limit=NOTE_LIMIT), task, digest=digest)
+    except (OSError, ValueError):
         return None
     path = store / task.name
-    if note.get("spec") != digest or note.get("task") != dataclasses.asdict(task):
-        return None
-    if info.records != task.records:
-        return None
-    if not path.is_file() or path.stat().st_size != info.bytes or sha256_of(path) != info.sha256:
+    if (
+        info is None
+        or not path.is_file()
+        or path.stat().st_size != info.bytes
+        or sha256_of(path) != info.sha256
+    ):
         return None
     return info

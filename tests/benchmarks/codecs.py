@@ -31,6 +31,7 @@ from pipeline.errors import run_command
 from pipeline.flags import Parser, positive
 from pipeline.store.codecs import fidelity, log_softmax, make_codec
 from pipeline.store.metadata import SplitManifest
+from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.views.records import ViewRecords
@@ -77,7 +78,11 @@ def ours(name: str, records: ViewRecords, directory: Path, *, temperature: float
     size, sha256 = write_shard(directory / shard_name("views", 0), chunks, count)
     shard = ShardInfo(records=count, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
     reader = SplitReader(
-        directory, "views", SplitManifest(dataset={}, shards=(shard,)), codec=codec, num_examples=count
+        "views",
+        SplitManifest(dataset={}, shards=(shard,)),
+        DiskOpener(directory, "views", [shard]),
+        codec=codec,
+        num_examples=count,
     )
     return size / count, lambda views: reader.read(views).logits
 

@@ -19,8 +19,9 @@ from alternate import measure, median, ratio
 
 from pipeline.errors import run_command
 from pipeline.options import announce_demo, make_parser, resolve
-from pipeline.store.shards import PENDING, ShardTask
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker
+from pipeline.store.layout import PENDING, VIEWS_SPLIT
+from pipeline.store.shards import ShardTask
+from pipeline.worker import PrecomputeJob, ShardWorker
 
 
 def main(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.claim import check_space, check_store, claim_store, open_store
+from pipeline.claim import check_space, claimed, open_store
 from pipeline.errors import DataError, UserError
 from pipeline.options import announce_demo, make_parser, resolve
 from pipeline.store.shards import ShardTask
@@ -42,9 +42,10 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path, spec: Spec) -> None:
     (tmp_path / ".lock").write_text("{}")
     (tmp_path / ".tmp-spec.json-1-ab").write_text("{")
-    assert open_store(str(tmp_path)) == tmp_path
-    check_store(tmp_path, spec)
-    claim_store(tmp_path, spec)
+    open_store(str(tmp_path))
+    with claimed(str(tmp_path)) as claim:
+        claim.check(spec)
+        claim.write_spec(spec)
     assert Spec.load(tmp_path) == spec
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -70,8 +71,8 @@ def test_notes_on_published_shards_are_forgotten(store: Path, spec: Spec, below:
 def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: Spec) -> None:
     other = dataclasses.replace(spec, seed=9, codec="float32")
     before = (store / SPEC_FILE).read_bytes()
-    with pytest.raises(DataError) as caught:
-        check_store(store, other)
+    with pytest.raises(DataError) as caught, claimed(str(store)) as claim:
+        claim.check(other)
     assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
     assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
     assert (store / SPEC_FILE).read_bytes() == before

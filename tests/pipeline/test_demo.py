@@ -42,17 +42,6 @@ def contents(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def test_cache_dir_order_of_precedence(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path / "own"))
-    assert demo.cache_dir() == tmp_path / "own"
-    monkeypatch.setenv("VIEW_DISTILL_CACHE", "")
-    assert demo.cache_dir() == tmp_path / "xdg" / "view-distill"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert demo.cache_dir() == tmp_path / "home" / ".cache" / "view-distill"
-
-
 def test_split_is_stratified_and_disjoint(digits):
     for split, size in (("train", 4_000), ("test", 1_000)):
         images, labels = digits[split]

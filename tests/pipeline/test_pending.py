@@ -124,7 +124,7 @@ def unpublish(store: Path, *lengths: int) -> None:
 def test_results_are_published_in_the_order_of_their_numbers(store: Path) -> None:
     spec, results = Spec.load(store), results_of(store, 2, 0, 1)
     unpublish(store)
-    publish_results(str(store), spec, results, {"views": spec.dataset})
+    publish_results(store, spec, results, {"views": spec.dataset})
     assert published_lengths(store) == {"views": [20, 20, 11]}
     Store(store).views.read(np.arange(51))
 
@@ -138,7 +138,7 @@ def test_publishing_twice_is_publishing_once(store: Path) -> None:
         "test": load_manifest(store / "eval", digest=spec.digest())["test"].dataset,
     }
     before = {name: (store / name).read_bytes() for name in ("dataset_info.json", "eval/dataset_info.json")}
-    publish_results(str(store), spec, results, identities)
+    publish_results(store, spec, results, identities)
     assert {name: (store / name).read_bytes() for name in before} == before
 
 
@@ -146,7 +146,7 @@ def test_a_gap_is_never_published(store: Path) -> None:
     spec, results = Spec.load(store), results_of(store, 2)
     unpublish(store, 20)
     with pytest.raises(DataError, match=r"views.array_record-00002: finished, but only 1 shards precede it"):
-        publish_results(str(store), spec, results, {"views": spec.dataset})
+        publish_results(store, spec, results, {"views": spec.dataset})
     assert published_lengths(store) == {"views": [20]}
 
 
@@ -155,7 +155,7 @@ def test_a_published_shard_is_never_another(store: Path) -> None:
     other = dataclasses.replace(result, info=dataclasses.replace(result.info, sha256="0" * 64))
     before = (store / "manifest.json").read_bytes()
     with pytest.raises(DataError, match=r"views.array_record-00001: published already, and not as it was"):
-        publish_results(str(store), spec, [other], {"views": spec.dataset})
+        publish_results(store, spec, [other], {"views": spec.dataset})
     assert (store / "manifest.json").read_bytes() == before
 
 

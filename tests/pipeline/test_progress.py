@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.progress import Progress
-from pipeline.store.shards import PENDING, ShardTask
+from pipeline.store.layout import PENDING
+from pipeline.store.shards import ShardTask
 from pipeline.worker import progress_path
 
 TASKS = [

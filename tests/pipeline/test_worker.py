@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
+from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardTask, open_shard, shard_name
 from pipeline.store.spec import Spec
@@ -122,7 +123,13 @@ def test_a_view_does_not_depend_on_how_shards_are_cut(
     infos = tuple(moved.run(task).info for task in tasks)
     published = Store(published_store).views
     manifest = dataclasses.replace(published.manifest, shards=infos)
-    reader = SplitReader(tmp_path / "store", "views", manifest, codec=published.codec, num_examples=N)
+    reader = SplitReader(
+        "views",
+        manifest,
+        DiskOpener(tmp_path / "store", "views", manifest.shards),
+        codec=published.codec,
+        num_examples=N,
+    )
     here, there = reader.read(np.arange(3 * N)), published.read(np.arange(3 * N))
     for name in ("example", "box", "flip", "ratio", "crop_hash", "source_hash"):
         np.testing.assert_array_equal(getattr(here, name), getattr(there, name), err_msg=name)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.claim import check_store
+from pipeline.claim import claimed
 from pipeline.errors import DataError, UserError
 from pipeline.provenance import find_teacher
+from pipeline.store.layout import PENDING
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE
 from pipeline.store.reader import Store
-from pipeline.store.shards import PENDING, ShardTask, adopt_shard
+from pipeline.store.shards import ShardTask, adopt_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.store.untrusted import SPEC_LIMIT
 from tests import stores
@@ -151,12 +152,12 @@ def test_a_link_out_of_the_store_is_refused_by_readers_and_writers(
     expected = rf"{path}: a link to {outside}, outside of the store"
     with pytest.raises(DataError, match=expected):
         Store(store)
-    with pytest.raises(DataError, match=expected):
-        check_store(store, spec)
+    with pytest.raises(DataError, match=expected), claimed(str(store)) as claim:
+        claim.check(spec)
     path.unlink()
     path.symlink_to(tmp_path / "nowhere")  # to be made by a writer
-    with pytest.raises(DataError, match="outside of the store"):
-        check_store(store, spec)
+    with pytest.raises(DataError, match="outside of the store"), claimed(str(store)) as claim:
+        claim.check(spec)
 
 
 def test_links_inside_the_store_and_to_the_store_are_followed(store: Path, tmp_path: Path) -> None:

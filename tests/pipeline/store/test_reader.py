@@ -82,12 +82,12 @@ def test_views_outside_the_store(published_store: Path, view: int) -> None:
 
 
 def test_more_shards_than_are_kept_open(published_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.reader._OPEN_SHARDS", 1)
+    monkeypatch.setattr("pipeline.store.openers._OPEN_SHARDS", 1)
     views = Store(published_store).views
     expected = Store(published_store).views.read(np.arange(VIEWS))
     for _ in range(2):
         np.testing.assert_array_equal(views.read(np.arange(VIEWS)).logits, expected.logits)
-    assert len(views._readers) == 1
+    assert len(views.opener._readers) == 1
 
 
 def test_readable_by_tfds_without_our_code(published_store: Path, tmp_path: Path) -> None:

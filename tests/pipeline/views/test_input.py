@@ -11,6 +11,7 @@ import tensorflow as tf
 from pipeline.errors import DataError, find_error
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
+from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.views.batches import plan_batch
@@ -120,9 +121,9 @@ def test_draw_store_read_back_render(tmp_path, cache_bytes: int) -> None:
     size, sha256 = write_shard(tmp_path / shard_name("views", 0), chunks, total)
     info = ShardInfo(records=total, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
     reader = SplitReader(
-        tmp_path,
         "views",
         SplitManifest(dataset={}, shards=(info,)),
+        DiskOpener(tmp_path, "views", [info]),
         codec=codec,
         num_examples=len(images),
     )

@@ -1,0 +1,209 @@
+"""A directory in a bucket: its objects listed, read and written whole, and tried again when the link fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.buckets.retry import IncompleteError, with_retries
+from pipeline.errors import UserError, first_line
+
+EXTRAS = {"s3": "s3", "gs": "gcs"}  # scheme to the extra of this project that reads it
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is a URL rather than a path of this machine."""
+    return "://" in str(place)
+
+
+def check_url(url: str) -> None:
+    """Refuses what is no URL of a directory in a bucket.
+
+    Raises:
+      UserError: another scheme, or no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in EXTRAS or not rest.strip("/"):
+        schemes = " or ".join(f"{name}://BUCKET/DIRECTORY" for name in EXTRAS)
+        raise UserError(f"{url}: expected {schemes}, or a path of this machine")
+
+
+def _filesystem(scheme: str) -> Any:
+    import fsspec
+
+    try:
+        # No listing is kept: another machine writes there, too.
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        raise UserError(
+            f"{scheme}:// needs the extra `{EXTRAS[scheme]}`: pip install 'view-distill[{EXTRAS[scheme]}]'"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """What a listing says of an object.
+
+    Attributes:
+      size: in bytes.
+      version: a text that changes with its content.
+    """
+
+    size: int
+    version: str
+
+
+class BucketDirectory:
+    """A directory in a bucket; names are relative to it, with `/` between their parts.
+
+    Credentials, endpoint and region are the business of the bucket's library: its environment variables and files.
+
+    Attributes:
+      url: of the directory, without a `/` at the end.
+
+    Raises:
+      UserError: no such kind of URL, or its library is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_url(url)
+        self.url = url.rstrip("/")
+        self._scheme = self.url.partition("://")[0]
+        self._connect()
+
+    def _connect(self) -> None:
+        self._files = _filesystem(self._scheme)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_scheme": self._scheme}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect()
+
+    def place(self, name: str) -> str:
+        """The URL of an object."""
+        return f"{self.url}/{name}"
+
+    def objects(self, below: str = "") -> dict[str, Object]:
+        """All objects by name, or those below a directory of this one; empty where there is nothing."""
+        root = self._files._strip_protocol(self.place(below).rstrip("/"))
+
+        def find() -> dict[str, dict[str, Any]]:
+            found: dict[str, dict[str, Any]] = self._files.find(root, detail=True)
+            return found
+
+        top = self._files._strip_protocol(self.url)
+        try:
+            found = with_retries(f"{self.place(below)}: cannot be listed", find)
+        except FileNotFoundError:
+            return {}
+        return {
+            path[len(top) + 1 :]: Object(int(info["size"]), str(info.get("ETag") or info.get("etag")))
+            for path, info in found.items()
+            if path != top
+        }
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """A small object's content.
+
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: longer than `limit` bytes.
+        """
+
+        def read() -> bytes:
+            if (size := self._files.info(self.place(name), refresh=True)["size"]) > limit:
+                raise ValueError(f"longer than {limit:,} bytes")
+            data: bytes = self._files.cat_file(self.place(name))
+            if len(data) != size:
+                raise IncompleteError(f"{len(data):,} bytes came of {size:,}")
+            return data
+
+        return with_retries(f"{self.place(name)}: cannot be read", read)
+
+    def write(self, name: str, data: bytes, *, create: bool = False) -> None:
+        """Puts an object there, whole or not at all.
+
+        Raises:
+          FileExistsError: there is one, and `create` wants none.
+        """
+        mode = {"mode": "create"} if create else {}
+        self._put(name, lambda: self._files.pipe_file(self.place(name), data, **mode))
+
+    def upload(self, path: Path, name: str) -> None:
+        """Puts a file there, whole or not at all."""
+        self._put(name, lambda: self._files.put_file(str(path), self.place(name)))
+
+    def _put(self, name: str, put: Callable[[], Any]) -> None:
+        try:
+            with_retries(f"{self.place(name)}: cannot be written", put)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.url}: {first_line(error)}; make the bucket first, or correct its name"
+            ) from error
+
+    def download(self, name: str, path: Path, *, size: int) -> None:
+        """Copies an object to a file.
+
+        Raises:
+          FileNotFoundError: there is none.
+        """
+
+        def get() -> None:
+            self._files.get_file(self.place(name), str(path))
+            if (came := path.stat().st_size) != size:
+                raise IncompleteError(f"{came:,} bytes came of {size:,}")
+
+        with_retries(f"{self.place(name)}: cannot be read", get)
+
+    def fetch(self, name: str, *, size: int, sha256: str, scratch: Path | None = None) -> IO[bytes]:
+        """A verified copy of an object in a file that has no name, and that nothing is left of when it is closed.
+
+        Args:
+          name: of the object.
+          size: in bytes.
+          sha256: of its content.
+          scratch: directory of whose file system the space is.
+
+        Raises:
+          FileNotFoundError: there is none.
+          DataError: other bytes than those came, several times.
+        """
+
+        def get() -> IO[bytes]:
+            file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
+            try:
+                self._files.get_file(self.place(name), named(file))
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if (came := file.tell()) != size or digest != sha256:
+                    raise IncompleteError(
+                        f"{came:,} bytes with sha256 {digest[:16]} came, {size:,} with {sha256[:16]} in the manifest"
+                    )
+            except BaseException:
+                file.close()
+                raise
+            return file
+
+        return with_retries(f"{self.place(name)}: cannot be read", get)
+
+    def remove(self, name: str) -> None:
+        """Removes an object, if it is there."""
+
+        def remove() -> None:
+            try:
+                self._files.rm_file(self.place(name))
+            except FileNotFoundError:
+                return
+
+        with_retries(f"{self.place(name)}: cannot be removed", remove)
+
+
+def named(file: IO[bytes]) -> str:
+    """A path by which this process can open a file that has no name."""
+    return f"/proc/self/fd/{file.fileno()}"

@@ -1,0 +1,105 @@
+"""What is tried again when a link or a server fails for a moment, and what is told when it does not recover."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline.errors import DataError, TryAgainError, UserError, chain, first_line, of_the_system
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 8
+DAMAGED_ATTEMPTS = 4  # of what comes, but is not what it should be: in the end it is that in the bucket
+FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds; doubled each time: about half a minute in all
+
+# Libraries whose exceptions tell of the link or the server. Named, for a bucket's library is an extra.
+_LIBRARIES = {
+    "aiohttp",
+    "aiobotocore",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "requests",
+    "s3fs",
+    "urllib3",
+}
+# Of botocore and google.auth: nobody said who asks, or for what.
+_CREDENTIALS = {
+    "ClientError",  # what s3fs does not know as an OSError: a bad key, a clock that is wrong
+    "DefaultCredentialsError",
+    "NoCredentialsError",
+    "NoRegionError",
+    "ParamValidationError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "RefreshError",
+}
+_OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_log = logging.getLogger(__name__)
+
+
+class IncompleteError(OSError):
+    """Fewer or other bytes came than were sent."""
+
+
+def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEMPTS) -> Result:
+    """The result of a call over the network, tried again with growing pauses.
+
+    Args:
+      what: such as `s3://bucket/store/spec.json: cannot be read`; begins the error.
+      call: without side effects that a repetition would double.
+      attempts: in all.
+
+    Raises:
+      FileNotFoundError, FileExistsError: of the call, at once.
+      UserError: access is refused, or this machine's disk is full, at once.
+      DataError: other bytes came than should, several times.
+      TryAgainError: it failed each time.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return call()
+        except (FileNotFoundError, FileExistsError, UserError, DataError):
+            raise
+        except Exception as error:
+            if (refused := _refusal(what, error)) is not None:
+                raise refused from error
+            if not _is_passing(error):
+                raise
+            if isinstance(error, IncompleteError) and attempt >= DAMAGED_ATTEMPTS:
+                raise DataError(f"{what}: {error}, {attempt} times in a row; it is damaged there") from error
+            if attempt == attempts:
+                raise TryAgainError(
+                    f"{what} ({first_line(error)}), {attempts} times in a row; run the same command again when the link is "
+                    "back: nothing published is lost"
+                ) from error
+            wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+            _log.warning("%s (%s); trying again", what, first_line(error))
+            # Workers that failed together do not come back together.
+            time.sleep(wait * (0.5 + secrets.randbelow(1000) / 1000))
+    raise AssertionError(attempts)
+
+
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _LIBRARIES
+
+
+def _refusal(what: str, error: Exception) -> UserError | None:
+    for link in chain(error):
+        library = type(link).__module__.split(".")[0]
+        if isinstance(link, OSError) and link.errno in _OF_THIS_MACHINE:
+            return of_the_system(link)
+        if isinstance(link, PermissionError) or (
+            library in _LIBRARIES and type(link).__name__ in _CREDENTIALS
+        ):
+            return UserError(
+                f"{what}: access refused ({first_line(link)}); give this machine the right to it, by the environment or "
+                "the files that the bucket's own tools take"
+            )
+    return None

@@ -1,0 +1,20 @@
+"""Which directory of a store has what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+VIEWS_SPLIT = "views"
+EVAL_DIRECTORY = "eval"  # a TFDS data set of its own: the teacher's logits on evaluation crops
+PENDING = "pending"  # directory of notes on shards that are there but not yet in the metadata
+STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
+
+
+def below(split: str) -> str:
+    """Where a split's shards live, relative to the store: in itself, or in `eval`."""
+    return "" if split == VIEWS_SPLIT else EVAL_DIRECTORY
+
+
+def split_directory(store: str | Path, split: str) -> Path:
+    """`below` a store on a file system."""
+    return Path(store, below(split))

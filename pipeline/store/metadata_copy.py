@@ -1,0 +1,69 @@
+"""The metadata of a store in a bucket, copied to a directory of this machine, where the readers of metadata are."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.errors import DataError, UserError
+from pipeline.store.files import write_bytes
+from pipeline.store.layout import EVAL_DIRECTORY
+from pipeline.store.metadata import FEATURES_FILE, INFO_FILE, MANIFEST_FILE
+from pipeline.store.spec import SPEC_FILE
+from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, SPEC_LIMIT
+
+# What says what is published comes before the manifest, which may be ahead of it and never behind.
+_FILES = {INFO_FILE: INFO_LIMIT, FEATURES_FILE: INFO_LIMIT, MANIFEST_FILE: MANIFEST_LIMIT}
+_PUBLISHED = (MANIFEST_FILE, FEATURES_FILE, INFO_FILE)
+
+
+class MetadataCopy:
+    """A copy of a store's metadata, for as long as this object lives.
+
+    Attributes:
+      path: of the copy.
+
+    Raises:
+      DataError: a file is longer than any of a store.
+    """
+
+    def __init__(self, bucket: BucketDirectory) -> None:
+        self._bucket = bucket
+        self._directory = tempfile.TemporaryDirectory(prefix="view-distill-")
+        self.path = Path(self._directory.name)
+        (self.path / EVAL_DIRECTORY).mkdir()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Copies what is there now."""
+        limits = {SPEC_FILE: SPEC_LIMIT}
+        limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()} | _FILES
+        for name, limit in limits.items():
+            try:
+                data = self._bucket.read(name, limit=limit)
+            except FileNotFoundError:
+                (self.path / name).unlink(missing_ok=True)
+                continue
+            except ValueError as error:
+                raise DataError(f"{self._bucket.place(name)}: not of a store ({error})") from error
+            write_bytes(self.path / name, data)
+
+    def publish(self, directory: Path) -> None:
+        """Puts one directory's metadata of the copy into the bucket, what says that it is published last."""
+        below = directory.relative_to(self.path)
+        for name in _PUBLISHED:
+            self._bucket.write((below / name).as_posix(), (directory / name).read_bytes())
+
+
+@contextlib.contextmanager
+def naming(path: Path, location: str) -> Iterator[None]:
+    """Errors name where a store is, rather than where a copy of its metadata is."""
+    try:
+        yield
+    except (UserError, DataError) as error:
+        if str(path) == location or str(path) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(path), location)) from error

@@ -1,0 +1,230 @@
+"""How a split's shards are opened, each verified against the manifest: from a disk, or from a bucket ahead of need."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from pipeline.buckets.directory import BucketDirectory, named
+from pipeline.errors import DataError
+from pipeline.store.files import sha256_of
+from pipeline.store.shards import ShardInfo, open_shard, shard_name
+
+_OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
+DOWNLOADS = 4  # at a time, and shards fetched ahead of need
+
+
+class Opener(Protocol):
+    """Opens the shards of a split."""
+
+    def place(self, number: int) -> str:
+        """Where a shard is, for people."""
+
+    def open(self, number: int) -> ArrayRecordReader:
+        """A reader of a shard; the first time, after comparing size, SHA-256 and count with the manifest.
+
+        Raises:
+          DataError: any of them differs, or there is no such shard; both sides are shown.
+        """
+
+    def verify(self, number: int) -> ArrayRecordReader:
+        """`open`, compared whether or not it was before."""
+
+    def sizes(self) -> list[int | None]:
+        """Bytes of each shard that the manifest names, None where there is none; opens none."""
+
+
+class DiskOpener:
+    """Of a store on this machine's file systems."""
+
+    def __init__(self, directory: Path, split: str, shards: Sequence[ShardInfo]) -> None:
+        self._directory, self._split, self._shards = directory, split, shards
+        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
+        self._verified: set[int] = set()
+        self._lock = threading.Lock()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / shard_name(self._split, number)
+
+    def place(self, number: int) -> str:
+        """Implements `Opener`."""
+        return str(self._path(number))
+
+    def open(self, number: int) -> ArrayRecordReader:
+        """Implements `Opener`."""
+        with self._lock:
+            if number not in self._readers:
+                if number in self._verified:
+                    reader = open_shard(self._path(number), self._shards[number].records)
+                else:
+                    reader = self.verify(number)
+                    self._verified.add(number)
+                self._readers[number] = reader
+                if len(self._readers) > _OPEN_SHARDS:
+                    self._readers.popitem(last=False)  # closed when its last user lets go of it
+            self._readers.move_to_end(number)
+            return self._readers[number]
+
+    def verify(self, number: int) -> ArrayRecordReader:
+        """Implements `Opener`."""
+        path, info = self._path(number), self._shards[number]
+        if not path.is_file():
+            raise DataError(f"{path}: no such shard; the metadata name it")
+        if (size := path.stat().st_size) != info.bytes:
+            raise DataError(f"{path}: {size} bytes here, {info.bytes} in the manifest; the file is damaged")
+        if (digest := sha256_of(path)) != info.sha256:
+            raise DataError(
+                f"{path}: sha256 is {digest[:16]} here, {info.sha256[:16]} in the manifest; the file is damaged"
+            )
+        return open_shard(path, info.records)
+
+    def sizes(self) -> list[int | None]:
+        """Implements `Opener`."""
+        paths = map(self._path, range(len(self._shards)))
+        return [path.stat().st_size if path.is_file() else None for path in paths]
+
+
+class ShardCache:
+    """Shards of a bucket in files of this machine that have no name: nothing is left of them, however a run ends.
+
+    Args:
+      capacity: bytes of all the files; a shard in use is kept beyond it.
+      scratch: directory of whose file system the space is; by default that of temporary files.
+    """
+
+    def __init__(self, capacity: int, *, scratch: Path | None = None) -> None:
+        self.capacity = capacity
+        self._scratch = scratch
+        self._kept: collections.OrderedDict[
+            tuple[str, int], tuple[int, concurrent.futures.Future[ArrayRecordReader]]
+        ] = collections.OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._pool = concurrent.futures.ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
+
+    def get(
+        self, bucket: BucketDirectory, split: str, shards: Sequence[ShardInfo], wanted: Sequence[int]
+    ) -> ArrayRecordReader:
+        """The reader of the first shard in `wanted`, waited for; the others are fetched as far as there is room.
+
+        Raises:
+          DataError: a shard is missing or damaged.
+          TryAgainError: the link is down.
+        """
+        with self._lock:
+            keys = [(bucket.place(split), number) for number in wanted]
+            for key in keys:
+                if key in self._kept and _failed(self._kept[key][1]):
+                    self._forget(key)  # to be tried again
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    continue
+                info = shards[key[1]]
+                if not self._make_room(info.bytes, keep=keys) and key != keys[0]:
+                    break
+                future = self._pool.submit(fetch_shard, bucket, split, key[1], info, self._scratch)
+                self._kept[key] = (info.bytes, future)
+                self._bytes += info.bytes
+            future = self._kept[keys[0]][1]
+        return future.result()
+
+    def _make_room(self, size: int, *, keep: Sequence[tuple[str, int]]) -> bool:
+        """Forgets the shards that were used longest ago until one of `size` bytes fits; whether it does."""
+        for key in list(self._kept):
+            if self._bytes + size <= self.capacity:
+                break
+            if key not in keep:
+                self._forget(key)
+        return self._bytes + size <= self.capacity
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        size, future = self._kept.pop(key)
+        future.cancel()
+        self._bytes -= size  # its file ends with its reader, when the last user lets go of that
+
+
+def _failed(future: concurrent.futures.Future[ArrayRecordReader]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
+
+
+def fetch_shard(
+    bucket: BucketDirectory, split: str, number: int, info: ShardInfo, scratch: Path | None = None
+) -> ArrayRecordReader:
+    """A reader of a verified copy of a shard.
+
+    Raises:
+      DataError: it is missing or damaged.
+      TryAgainError: the link is down.
+    """
+    name = shard_name(split, number)
+    try:
+        file = bucket.fetch(name, size=info.bytes, sha256=info.sha256, scratch=scratch)
+    except FileNotFoundError as error:
+        raise DataError(f"{bucket.place(name)}: no such shard; the metadata name it") from error
+    with file:
+        # Opens it once more: the content lives as long as the reader.
+        return open_shard(Path(named(file)), info.records, place=bucket.place(name))
+
+
+class BucketOpener:
+    """Of a store in a bucket: what follows is fetched while a shard is read.
+
+    Args:
+      bucket: directory of the split.
+      split: its name.
+      shards: of the manifest.
+      cache: where fetched shards are kept.
+      epoch: views an epoch, whose last views are mixed with its first; 0 for views without partners.
+    """
+
+    def __init__(
+        self,
+        bucket: BucketDirectory,
+        split: str,
+        shards: Sequence[ShardInfo],
+        *,
+        cache: ShardCache,
+        epoch: int,
+    ) -> None:
+        self._bucket, self._split, self._shards, self._cache = bucket, split, shards, cache
+        self._epoch = epoch
+        self._ends = np.cumsum([shard.records for shard in shards])
+
+    def place(self, number: int) -> str:
+        """Implements `Opener`."""
+        return self._bucket.place(shard_name(self._split, number))
+
+    def open(self, number: int) -> ArrayRecordReader:
+        """Implements `Opener`."""
+        return self._cache.get(self._bucket, self._split, self._shards, self._wanted(number))
+
+    def _wanted(self, number: int) -> list[int]:
+        """A shard, and those that will be needed after it, in that order."""
+        following = range(number, min(number + DOWNLOADS, len(self._shards)))
+        return list(dict.fromkeys(wanted for each in following for wanted in (each, *self._partners(each))))
+
+    def _partners(self, number: int) -> list[int]:
+        """Shards with the first view of an epoch that ends in this one: the partner of its last view."""
+        if not self._epoch:
+            return []
+        end = int(self._ends[number])
+        first = end - self._shards[number].records
+        starts = range(first // self._epoch * self._epoch, end - self._epoch + 1, self._epoch)
+        return np.unique(np.searchsorted(self._ends, np.asarray(starts, np.int64), side="right")).tolist()
+
+    def verify(self, number: int) -> ArrayRecordReader:
+        """Implements `Opener`."""
+        return fetch_shard(self._bucket, self._split, number, self._shards[number])
+
+    def sizes(self) -> list[int | None]:
+        """Implements `Opener`."""
+        found = self._bucket.objects()
+        names = [shard_name(self._split, number) for number in range(len(self._shards))]
+        return [found[name].size if name in found else None for name in names]

@@ -1,0 +1,238 @@
+"""A real S3 server on loopback (moto's, a process of its own), and a link to it that fails as links do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+BUCKET = "views"
+_SECONDS = 60
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(port: int) -> dict[str, str]:
+    """What points the S3 library of this and other processes at a server on loopback."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[int]:
+    """Runs a server with one bucket, `BUCKET`; gives its port."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 30)},
+    )
+    try:
+        end = time.monotonic() + _SECONDS
+        while True:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("PUT", f"/{BUCKET}", headers={"Host": "localhost"})
+                if connection.getresponse().status == 200:
+                    break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > end:
+                    raise
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclasses.dataclass
+class Fault:
+    """What a link does to a response.
+
+    Attributes:
+      latency: seconds before the first byte.
+      drop: closes the connection after half of the body.
+      truncate: sends half of the body as if that were all.
+      flip: changes one byte of the body.
+      status: sends this status instead, with no body; 0 for the server's.
+    """
+
+    latency: float = 0.0
+    drop: bool = False
+    truncate: bool = False
+    flip: bool = False
+    status: int = 0
+
+
+Faults = Callable[[str, str, int], Fault]
+
+
+class FaultyLink:
+    """A proxy between S3 clients and a server.
+
+    Args:
+      server: port of the server.
+      faults: method, path, and number of the request to what happens to its response.
+
+    Attributes:
+      port: to be used in place of the server's.
+      requests: (method, path) of each request, in order.
+      bytes_sent: of bodies, to clients.
+    """
+
+    def __init__(self, server: int, faults: Faults) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.bytes_sent = 0
+        self.faults = faults
+        link, lock = self, threading.Lock()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _forward(self) -> None:
+                with lock:
+                    number = len(link.requests)
+                    link.requests.append((self.command, self.path))
+                fault = link.faults(self.command, self.path, number)
+                time.sleep(fault.latency)
+                status, headers, body = _ask(server, self)
+                if fault.status:
+                    status, body = fault.status, b""
+                if fault.flip and body:
+                    body = bytes([body[0] ^ 1]) + body[1:]
+                if fault.truncate:
+                    body = body[: len(body) // 2]
+                self.send_response(status)
+                for name, value in headers:
+                    if name.lower() not in (
+                        "content-length",
+                        "transfer-encoding",
+                        "connection",
+                        "date",
+                        "server",
+                    ):
+                        self.send_header(name, value)
+                length = len(body)
+                if self.command == "HEAD":
+                    length = int({k.lower(): v for k, v in headers}.get("content-length", 0))
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                if fault.drop:
+                    self.wfile.write(body[: len(body) // 2])
+                    self.wfile.flush()
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+                    with lock:
+                        link.bytes_sent += len(body)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Says nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> FaultyLink:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def count(self, method: str, part: str) -> int:
+        """How many requests there were of a method, for paths with a part."""
+        return sum(asked == method and part in path for asked, path in self.requests)
+
+
+def _ask(port: int, handler: http.server.BaseHTTPRequestHandler) -> tuple[int, list[tuple[str, str]], bytes]:
+    """The server's own answer to a request."""
+    length = int(handler.headers.get("Content-Length", 0))
+    body: bytes | None = handler.rfile.read(length) if length else None
+    if handler.headers.get("Transfer-Encoding", "").lower() == "chunked":
+        body = _chunks(handler)
+    headers = {
+        k: v
+        for k, v in handler.headers.items()
+        if k.lower() not in ("transfer-encoding", "expect", "connection")
+    }
+    if body is not None:
+        headers["Content-Length"] = str(len(body))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(handler.command, handler.path, body=body, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+    finally:
+        connection.close()
+
+
+def _chunks(handler: http.server.BaseHTTPRequestHandler) -> bytes:
+    out = b""
+    while size := int(handler.rfile.readline().split(b";")[0], 16):
+        out += handler.rfile.read(size)
+        handler.rfile.readline()
+    while handler.rfile.readline().strip():
+        pass
+    return out
+
+
+def upload_tree(port: int, directory: Path, prefix: str) -> None:
+    """Puts a directory's files into the bucket, without this project's code."""
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        put_object(port, f"{prefix}/{path.relative_to(directory).as_posix()}", path.read_bytes())
+
+
+def put_object(port: int, name: str, data: bytes) -> None:
+    """Puts an object into the bucket."""
+    _request(port, "PUT", name, data)
+
+
+def get_object(port: int, name: str) -> bytes:
+    """An object's content."""
+    return _request(port, "GET", name)
+
+
+def delete_object(port: int, name: str) -> None:
+    """Removes an object."""
+    _request(port, "DELETE", name)
+
+
+def _request(port: int, method: str, name: str, data: bytes | None = None) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, f"/{BUCKET}/{name}", body=data, headers={"Host": "localhost"})
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {name}: {answer.status} {body[:200]!r}")
+        return body
+    finally:
+        connection.close()
