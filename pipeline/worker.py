@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, of_the_system
-from pipeline.outlet import Outlet, open_outlet
+from pipeline.outlet import open_outlet
 from pipeline.provenance import load_teacher
 from pipeline.store.codecs import fidelity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
@@ -100,7 +100,7 @@ class ShardWorker:
         self.job = job
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
-        self._outlet: Outlet | None = None
+        self._digest = self.spec.digest()
         self._batch_size = int(self.spec.teacher["batch_size"])
         self.teacher = load_teacher(self.spec, job.teacher)
         self._inputs: dict[str, ViewInput] = {}
@@ -171,11 +171,6 @@ class ShardWorker:
         """Logits float32 [B, C] of a batch."""
         return self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][: self._batch_size])
 
-    def _open_outlet(self) -> Outlet:
-        if self._outlet is None:
-            self._outlet = open_outlet(self.job.store, digest=self.spec.digest(), lease=self.job.lease)
-        return self._outlet
-
     def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
         """Writes a shard, or adopts the one that a run that died left. A shard to be repaired is never adopted.
 
@@ -184,7 +179,7 @@ class ShardWorker:
           on_views: called with the number of views of each finished batch.
         """
         begun = time.perf_counter()
-        outlet = self._open_outlet()
+        outlet = open_outlet(self.job.store, digest=self._digest, lease=self.job.lease)
         info = None if task.sha256 else outlet.adopt(task)
         if info is not None:
             if on_views is not None:

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import s3fs
+
 BUCKET = "views"
 _SECONDS = 60
 
@@ -36,6 +39,13 @@ def environment(port: int) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process and its children take a server, or a link, for S3."""
+    for name, value in environment(port).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # of another port
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from pipeline.buckets import retry
 from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
-from tests import stores
+from tests import buckets, stores
 
 
 def pytest_configure() -> None:
@@ -70,6 +71,21 @@ def published_store(
     worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=3)
     return store
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Port of a real S3 server on loopback, a process of its own, with one bucket."""
+    with buckets.s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """URL of a directory of the server's bucket, this test's own; this process and its children reach it."""
+    buckets.point_at(s3_port, monkeypatch)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    return f"s3://{buckets.BUCKET}/{abs(hash(request.node.nodeid)):x}"
 
 
 @pytest.fixture

@@ -87,7 +87,20 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
 
 
 def _is_passing(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _LIBRARIES
+    return (
+        isinstance(error, OSError)
+        or type(error).__module__.split(".")[0] in _LIBRARIES
+        or _raised_in(error) in _LIBRARIES
+    )
+
+
+def _raised_in(error: Exception) -> str:
+    """The library whose line raised an exception: some server errors are an AttributeError there (boto3's issue 4754)."""
+    trace, library = error.__traceback__, ""
+    while trace is not None:
+        library = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        trace = trace.tb_next
+    return library
 
 
 def _refusal(what: str, error: Exception) -> UserError | None:

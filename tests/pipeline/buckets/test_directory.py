@@ -1,0 +1,157 @@
+"""pipeline.buckets.directory against a real S3 server, with a link that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipeline.buckets.directory import BucketDirectory, check_url, is_url
+from pipeline.errors import DataError, TryAgainError, UserError
+from tests.buckets import BUCKET, Fault, FaultyLink, free_port, point_at
+
+
+@pytest.mark.parametrize("url", ["http://host/x", "s3://", "gs:///", "file:///tmp/x", "s3a://b/x"])
+def test_other_urls_are_refused(url: str) -> None:
+    assert is_url(url)
+    with pytest.raises(
+        UserError, match=r"expected s3://BUCKET/DIRECTORY or gs://BUCKET/DIRECTORY, or a path"
+    ):
+        check_url(url)
+
+
+def test_objects_are_listed_read_written_and_removed(s3: str) -> None:
+    bucket = BucketDirectory(f"{s3}/")
+    assert bucket.url == s3
+    assert bucket.objects() == {}
+    bucket.write("a.json", b"first")
+    bucket.write("below/b", b"second")
+    assert {name: found.size for name, found in bucket.objects().items()} == {"a.json": 5, "below/b": 6}
+    assert list(bucket.objects("below")) == ["below/b"]
+    assert bucket.read("a.json", limit=5) == b"first"
+    before = bucket.objects()["a.json"].version
+    bucket.write("a.json", b"other")
+    assert bucket.read("a.json", limit=5) == b"other"  # no listing or content is kept
+    assert bucket.objects()["a.json"].version != before
+    bucket.remove("a.json")
+    bucket.remove("a.json")
+    assert list(bucket.objects()) == ["below/b"]
+
+
+def test_what_is_not_there_or_too_long(s3: str) -> None:
+    bucket = BucketDirectory(s3)
+    with pytest.raises(FileNotFoundError):
+        bucket.read("nothing", limit=10)
+    bucket.write("long", b"x" * 11)
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        bucket.read("long", limit=10)
+
+
+def test_an_object_is_created_once(s3: str) -> None:
+    bucket = BucketDirectory(s3)
+    bucket.write("lock", b"mine", create=True)
+    with pytest.raises(FileExistsError):
+        bucket.write("lock", b"yours", create=True)
+    assert bucket.read("lock", limit=10) == b"mine"
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3: str) -> None:
+    with pytest.raises(
+        UserError, match=r"s3://no-such-bucket/x: .*make the bucket first, or correct its name"
+    ):
+        BucketDirectory("s3://no-such-bucket/x").write("a", b"")
+
+
+def test_no_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"access refused \(Unable to locate credentials\)"):
+        BucketDirectory(s3).write("a", b"")
+
+
+def test_a_missing_extra_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.filesystem", missing)
+    with pytest.raises(UserError, match=r"s3:// needs the extra `s3`: pip install 'view-distill\[s3\]'"):
+        BucketDirectory(s3)
+
+
+def test_crosses_processes_as_its_url(s3: str) -> None:
+    bucket = BucketDirectory(s3)
+    bucket.write("a", b"1")
+    assert pickle.loads(pickle.dumps(bucket)).read("a", limit=1) == b"1"
+
+
+CONTENT = bytes(range(256)) * 40_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def uploaded(s3: str, tmp_path: Path) -> str:
+    """URL of a directory with `shard`, of 10 MB."""
+    path = tmp_path / "shard"
+    path.write_bytes(CONTENT)
+    BucketDirectory(s3).upload(path, "shard")
+    return s3
+
+
+def test_a_fetched_file_has_no_name_and_leaves_nothing(uploaded: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with BucketDirectory(uploaded).fetch("shard", size=len(CONTENT), sha256=SHA256, scratch=scratch) as file:
+        file.seek(0)
+        assert file.read() == CONTENT
+        assert list(scratch.iterdir()) == []
+    kept = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [name for name in kept if str(scratch) in name]
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(drop=True), Fault(truncate=True), Fault(flip=True), Fault(status=503)], ids=str
+)
+def test_a_link_that_fails_now_and_then_is_not_noticed(
+    uploaded: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
+) -> None:
+    failed = []
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        if method == "GET" and path.endswith("/shard") and len(failed) < 2:
+            failed.append(number)
+            return fault
+        return Fault()
+
+    with FaultyLink(s3_port, faults) as link:
+        point_at(link.port, monkeypatch)
+        bucket = BucketDirectory(uploaded)
+        with bucket.fetch("shard", size=len(CONTENT), sha256=SHA256) as file:
+            file.seek(0)
+            assert file.read() == CONTENT
+        failed.clear()
+        if not fault.flip:  # which only a checksum shows
+            bucket.download("shard", tmp_path / "copy", size=len(CONTENT))
+            assert (tmp_path / "copy").read_bytes() == CONTENT
+        assert len(failed) == (2 if not fault.flip else 0)
+
+
+def test_an_object_that_is_damaged_in_the_bucket_is_fatal_with_both_sides(uploaded: str, s3: str) -> None:
+    bucket = BucketDirectory(s3)
+    bucket.write("shard", CONTENT[:-1] + b"\0")
+    with pytest.raises(
+        DataError, match=rf"/shard: cannot be read: 10,240,000 bytes with sha256 \w+ came, .*{SHA256[:16]}"
+    ):
+        bucket.fetch("shard", size=len(CONTENT), sha256=SHA256)
+
+
+def test_a_server_that_is_gone_is_told_after_a_while(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(free_port(), monkeypatch)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of botocore's own, within each of ours
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    with pytest.raises(
+        TryAgainError, match=rf"s3://{BUCKET}/.*cannot be read .*8 times in a row; run the same command"
+    ):
+        BucketDirectory(s3).read("a", limit=1)

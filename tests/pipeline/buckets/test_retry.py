@@ -1,0 +1,80 @@
+"""pipeline.buckets.retry: what is tried again, and what is told at once."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pipeline.buckets import retry
+from pipeline.buckets.retry import DAMAGED_ATTEMPTS, IncompleteError, with_retries
+from pipeline.errors import DataError, TryAgainError, UserError
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.0)
+
+
+class Failing:
+    """Raises so often, then returns."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times, self.calls = error, times, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return "done"
+
+
+def test_a_passing_failure_is_tried_again() -> None:
+    call = Failing(ConnectionResetError("reset"), 3)
+    assert with_retries("x", call) == "done"
+    assert call.calls == 4
+
+
+def test_a_lasting_failure_is_told_with_its_reason() -> None:
+    with pytest.raises(
+        TryAgainError, match=r"s3://b/x: cannot be read \(reset\), 3 times in a row; run the same"
+    ):
+        with_retries("s3://b/x: cannot be read", Failing(ConnectionResetError("reset"), 99), attempts=3)
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("x"), FileExistsError("x"), UserError("x"), DataError("x")]
+)
+def test_answers_are_not_failures(error: Exception) -> None:
+    call = Failing(error, 1)
+    with pytest.raises(type(error)):
+        with_retries("x", call)
+    assert call.calls == 1
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    call = Failing(TypeError("a defect"), 1)
+    with pytest.raises(TypeError, match="a defect"):
+        with_retries("x", call)
+    assert call.calls == 1
+
+
+def test_refused_access_is_told_at_once() -> None:
+    call = Failing(PermissionError("Access Denied"), 1)
+    with pytest.raises(UserError, match=r"x: access refused \(Access Denied\); give this machine the right"):
+        with_retries("x", call)
+    assert call.calls == 1
+
+
+def test_a_full_disk_here_is_told_at_once() -> None:
+    call = Failing(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), 1)
+    with pytest.raises(UserError, match="/tmp/x: No space left on device; make room"):
+        with_retries("x", call)
+    assert call.calls == 1
+
+
+def test_other_bytes_than_expected_are_damage_in_the_end() -> None:
+    call = Failing(IncompleteError("3 bytes came of 4"), 99)
+    with pytest.raises(DataError, match=r"x: 3 bytes came of 4, 4 times in a row; it is damaged there"):
+        with_retries("x", call)
+    assert call.calls == DAMAGED_ATTEMPTS
