@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from tqdm import tqdm
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from pipeline.errors import DataError
 from pipeline.pages.figures import bytes_text
 from pipeline.store.files import TEMPORARY
+from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import parse_shard_name, shard_name
 
@@ -35,13 +35,13 @@ def _unpublished(store: Store) -> dict[str, int]:
     """Shards that a run is writing, or that one left that died: files beyond what is published."""
     published = {reader.split: len(reader.manifest.shards) for reader in store.readers()}
     found = []
-    for directory in {reader.directory for reader in store.readers()}:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                named = parse_shard_name(entry.name)
-                finished = named is not None and named[1] >= published.get(named[0], 0)
-                if finished or (entry.name.startswith(TEMPORARY) and ".array_record-" in entry.name):
-                    found.append(entry.stat().st_size)
+    directories = {below(reader.split): reader for reader in store.readers()}
+    for reader in directories.values():
+        for name, size in reader.opener.files().items():
+            named = parse_shard_name(name)
+            finished = named is not None and named[1] >= published.get(named[0], 0)
+            if finished or (name.startswith(TEMPORARY) and ".array_record-" in name):
+                found.append(size)
     return {"files": len(found), "bytes": sum(found)}
 
 
@@ -49,12 +49,12 @@ def find_contents(store: Store) -> Contents:
     """Spec, coverage, sizes and fidelity from the metadata alone.
 
     Returns:
-      `store` (path), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
+      `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
       splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes).
     """
     splits = [_split_contents(reader) for reader in store.readers()]
     return {
-        "store": str(store.path),
+        "store": store.location,
         "digest": store.spec.digest(),
         "epochs": store.epochs,
         "views": store.views.num_records,
@@ -83,7 +83,7 @@ def find_problems(store: Store, *, checksums: bool) -> list[str]:
             for number, info in enumerate(reader.manifest.shards):
                 bar.set_postfix_str(shard_name(reader.split, number), refresh=False)
                 try:
-                    reader.verify(number).close()
+                    reader.verify(number)
                 except DataError as error:
                     problems.append(str(error))
                 bar.update(info.bytes)

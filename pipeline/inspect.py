@@ -17,14 +17,15 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("pipeline.inspect")
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.cache import add_cache_flags
 from pipeline.contents import Contents, contents_text, find_contents, find_problems
+from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, file_path, output_path, positive, whole
+from pipeline.flags import Parser, output_path, place, positive, whole
 from pipeline.pages.template import report_extra
 from pipeline.provenance import open_dataset
 from pipeline.sample import IMAGES, count_areas, count_records, sample_views, spread
@@ -40,17 +41,20 @@ def make_parser() -> Parser:
         prog="python -m pipeline.inspect", description="Says what a store holds, and whether it is whole."
     )
     add = parser.add_argument
-    add("--store", type=file_path, required=True, help="directory of the store")
+    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
     add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
     add("--json", type=output_path, help="file to write all of it to")
     add("--html", type=output_path, help="file to write a page with a gallery of views to")
     add("--views", type=positive, default=24, help="in the gallery")
     add("--seed", type=whole, default=0, help="of the sample and the gallery")
-    add("--data_dir", type=file_path, help="TFDS data directory, for --html; by default the precompute's")
+    add("--data_dir", type=place, help="TFDS data directory, for --html; by default the precompute's")
+    add_cache_flags(parser)
     return parser
 
 
-def write_page(store: Store, contents: Contents, path: Path, *, views: int, seed: int, data_dir: Any) -> None:
+def write_page(
+    store: Store, dataset: Dataset, contents: Contents, path: Path, *, views: int, seed: int
+) -> None:
     """Samples and replays, adds `sample` and `gallery` to the contents, and writes the page.
 
     Raises:
@@ -60,7 +64,6 @@ def write_page(store: Store, contents: Contents, path: Path, *, views: int, seed
     with report_extra("the page"):
         from pipeline.pages import charts, store_page  # noqa: F401  # Matplotlib is missed before the work
     store.spec.check_renderer()
-    dataset = open_dataset(store, "views", data_dir=data_dir)
     sampled = sample_views(store.views, seed=seed)
     shown = spread(np.concatenate(sampled), views, seed=seed, stream="gallery")
     total = sum(map(len, sampled))
@@ -82,20 +85,16 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     if flags.views > _MOST_VIEWS:
         raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
-    store = Store(flags.store)
+    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
     contents = find_contents(store)
     problems = find_problems(store, checksums=flags.checksums)
     contents |= {"whole": not problems, "checksums": flags.checksums, "problems": problems}
     print(contents_text(contents), flush=True)
     if flags.html is not None and not problems:
-        write_page(
-            store,
-            contents,
-            flags.html,
-            views=flags.views,
-            seed=flags.seed,
-            data_dir=flags.data_dir,
+        dataset = open_dataset(
+            store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
         )
+        write_page(store, dataset, contents, flags.html, views=flags.views, seed=flags.seed)
         print(f"page: {flags.html}")
     if flags.json is not None:
         write_json(flags.json, contents)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import s3fs
 
@@ -222,27 +223,25 @@ def upload_tree(port: int, directory: Path, prefix: str) -> None:
 
 def put_object(port: int, name: str, data: bytes) -> None:
     """Puts an object into the bucket."""
-    _request(port, "PUT", name, data)
+    _client(port).put_object(Bucket=BUCKET, Key=name, Body=data)
 
 
 def get_object(port: int, name: str) -> bytes:
     """An object's content."""
-    return _request(port, "GET", name)
+    body: bytes = _client(port).get_object(Bucket=BUCKET, Key=name)["Body"].read()
+    return body
 
 
 def delete_object(port: int, name: str) -> None:
     """Removes an object."""
-    _request(port, "DELETE", name)
+    _client(port).delete_object(Bucket=BUCKET, Key=name)
 
 
-def _request(port: int, method: str, name: str, data: bytes | None = None) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, f"/{BUCKET}/{name}", body=data, headers={"Host": "localhost"})
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {name}: {answer.status} {body[:200]!r}")
-        return body
-    finally:
-        connection.close()
+def _client(port: int) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )

@@ -56,26 +56,25 @@ def local_copy(
     listing = json.dumps([bucket.url, sorted((name, o.size, o.version) for name, o in objects.items())])
     root = cache_dir() / "copies"
     path = root / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if path in _in_use:
+        return path
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = _lock_of(path)
-        if path not in _in_use:
+        with contextlib.ExitStack() as refused:
+            lock = refused.enter_context(path.with_suffix(".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first copies, the others wait
             if not path.is_dir():
                 _make_room(root, needed, limit=limit, flag=flag)
                 _download(bucket, objects, path)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            _in_use[path] = lock
             os.utime(path)
+            _in_use[path] = lock
+            refused.pop_all()
     except OSError as error:
         raise UserError(
             f"{root}: cannot be written ({error.strerror}); set VIEW_DISTILL_CACHE to a directory that can"
         ) from error
     return path
-
-
-def _lock_of(path: Path) -> IO[str]:
-    return _in_use.get(path) or path.with_suffix(".lock").open("w")
 
 
 def _download(bucket: BucketDirectory, objects: Mapping[str, Object], path: Path) -> None:

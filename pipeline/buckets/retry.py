@@ -72,7 +72,7 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
                 raise refused from error
             if not _is_passing(error):
                 raise
-            if isinstance(error, IncompleteError) and attempt >= DAMAGED_ATTEMPTS:
+            if _is_damage(error) and attempt >= DAMAGED_ATTEMPTS:
                 raise DataError(f"{what}: {error}, {attempt} times in a row; it is damaged there") from error
             if attempt == attempts:
                 raise TryAgainError(
@@ -84,6 +84,11 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
             # Workers that failed together do not come back together.
             time.sleep(wait * (0.5 + secrets.randbelow(1000) / 1000))
     raise AssertionError(attempts)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether other bytes came than should; botocore compares a checksum of its own."""
+    return isinstance(error, IncompleteError) or type(error).__name__ == "FlexibleChecksumError"
 
 
 def _is_passing(error: Exception) -> bool:

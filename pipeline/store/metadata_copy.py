@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +34,8 @@ class MetadataCopy:
 
     def __init__(self, bucket: BucketDirectory) -> None:
         self._bucket = bucket
-        self._directory = tempfile.TemporaryDirectory(prefix="view-distill-")
-        self.path = Path(self._directory.name)
+        self.path = Path(tempfile.mkdtemp(prefix="view-distill-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         (self.path / EVAL_DIRECTORY).mkdir()
         self.refresh()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ class Opener(Protocol):
     def verify(self, number: int) -> ArrayRecordReader:
         """`open`, compared whether or not it was before."""
 
-    def sizes(self) -> list[int | None]:
-        """Bytes of each shard that the manifest names, None where there is none; opens none."""
+    def files(self) -> dict[str, int]:
+        """Name and bytes of each file in the split's directory, of other splits' too; opens none."""
 
 
 class DiskOpener:
@@ -85,10 +86,10 @@ class DiskOpener:
             )
         return open_shard(path, info.records)
 
-    def sizes(self) -> list[int | None]:
+    def files(self) -> dict[str, int]:
         """Implements `Opener`."""
-        paths = map(self._path, range(len(self._shards)))
-        return [path.stat().st_size if path.is_file() else None for path in paths]
+        with os.scandir(self._directory) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 class ShardCache:
@@ -223,8 +224,6 @@ class BucketOpener:
         """Implements `Opener`."""
         return fetch_shard(self._bucket, self._split, number, self._shards[number])
 
-    def sizes(self) -> list[int | None]:
+    def files(self) -> dict[str, int]:
         """Implements `Opener`."""
-        found = self._bucket.objects()
-        names = [shard_name(self._split, number) for number in range(len(self._shards))]
-        return [found[name].size if name in found else None for name in names]
+        return {name: found.size for name, found in self._bucket.objects().items() if "/" not in name}

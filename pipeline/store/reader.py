@@ -17,7 +17,7 @@ from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, load_manifest
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.openers import BucketOpener, DiskOpener, Opener, ShardCache
-from pipeline.store.shards import parse
+from pipeline.store.shards import parse, shard_name
 from pipeline.store.spec import Spec, differences
 from pipeline.store.untrusted import check_links
 from pipeline.views.records import ViewRecords
@@ -57,7 +57,7 @@ class SplitReader:
         Raises:
           DataError: any of them differs; both sides are shown.
         """
-        self.opener.verify(number)
+        self.opener.verify(number).close()
 
     def read(self, views: np.ndarray) -> ViewRecords:
         """Records of views int64 [n], in any order, duplicates allowed.
@@ -185,12 +185,10 @@ class Store:
     def file_problems(self) -> Iterator[str]:
         """What is wrong with each published shard that is missing or not as long as the manifest says; opens none."""
         for reader in self.readers():
-            for number, (size, info) in enumerate(
-                zip(reader.opener.sizes(), reader.manifest.shards, strict=True)
-            ):
-                if size != info.bytes:
-                    found = "no" if size is None else size
-                    yield f"{reader.opener.place(number)}: {found} bytes here, {info.bytes} in the manifest"
+            sizes = reader.opener.files()
+            for number, info in enumerate(reader.manifest.shards):
+                if (size := sizes.get(shard_name(reader.split, number), "no")) != info.bytes:
+                    yield f"{reader.opener.place(number)}: {size} bytes here, {info.bytes} in the manifest"
 
     def check_files(self) -> None:
         """Whether every published shard is there and as long as the manifest says; opens none.

@@ -19,9 +19,10 @@ from pipeline.errors import run_command
 from pipeline.logs import show_warnings
 from pipeline.precompute import main
 from pipeline.store.files import TEMPORARY
+from pipeline.store.layout import PENDING
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import EVAL_DIRECTORY
-from pipeline.store.shards import PENDING, parse_shard_name
+from pipeline.store.shards import parse_shard_name
 from pipeline.store.spec import Spec
 from tests.stores import shard_files
 

@@ -59,12 +59,14 @@ def test_notes_on_published_shards_are_forgotten(store: Path, spec: Spec, below:
     left = [f"{split}.array_record-{last + 1:05d}.json", "other.array_record-00000.json"]
     for name in (f"{split}.array_record-{last:05d}.json", f"{split}.array_record-{last:05d}.progress", *left):
         (pending / name).touch()
-    check_store(store, spec)
+    with claimed(str(store)) as claim:
+        claim.check(spec)
     assert sorted(path.name for path in pending.iterdir()) == sorted(left)
     for name in left:
         (pending / name).unlink()
     (pending / ".tmp-views.array_record-00003.json-1-ab").touch()
-    check_store(store, spec)
+    with claimed(str(store)) as claim:
+        claim.check(spec)
     assert not pending.exists()
 
 

@@ -11,6 +11,7 @@ from pipeline.dataset import Dataset, image_sizes
 from pipeline.sample import count_areas, count_records, sample_views, spread
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
+from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardInfo
 from tests import stores
@@ -21,7 +22,11 @@ def reader_of(lengths: list[int]) -> SplitReader:
     shards = tuple(ShardInfo(records=n, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0) for n in lengths)
     codec = make_codec("float16", 5, temperature=1.0)
     return SplitReader(
-        Path("nowhere"), "views", SplitManifest(dataset={}, shards=shards), codec=codec, num_examples=17
+        "views",
+        SplitManifest(dataset={}, shards=shards),
+        DiskOpener(Path("nowhere"), "views", shards),
+        codec=codec,
+        num_examples=17,
     )
 
 

@@ -1,0 +1,156 @@
+"""pipeline.buckets.copies: data sets and teachers of a bucket, copied once a machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+
+from pipeline.buckets import copies
+from pipeline.buckets.copies import copied_dataset, copied_teacher, local_copy
+from pipeline.buckets.directory import BucketDirectory, Object
+from pipeline.dataset import Dataset
+from pipeline.errors import UserError
+from pipeline.teacher import Teacher, fingerprint
+from tests import stores
+from tests.buckets import BUCKET, Fault, FaultyLink, point_at, put_object, upload_tree
+from tests.stores import CLASSES, DATASET, SIZE
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache."""
+    monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path / "cache"))
+    in_use: dict[Path, IO[str]] = {}
+    monkeypatch.setattr(copies, "_in_use", in_use)
+    yield tmp_path / "cache" / "copies"
+    for lock in in_use.values():
+        lock.close()
+
+
+def prefix(url: str) -> str:
+    return url.removeprefix(f"s3://{BUCKET}/")
+
+
+@pytest.fixture
+def data_url(s3: str, s3_port: int, data_dir: Path) -> str:
+    """Of the TFDS data directory."""
+    upload_tree(s3_port, data_dir, prefix(s3))
+    return s3
+
+
+def test_a_data_set_is_the_same_from_a_bucket(data_url: str, data_dir: Path) -> None:
+    there, here = Dataset(DATASET, "train", data_dir=data_url), Dataset(DATASET, "train", data_dir=data_dir)
+    assert there.identity() == here.identity()
+    assert there.read(np.arange(17)) == here.read(np.arange(17))
+    assert there.data_dir == data_url
+
+
+def test_it_is_copied_once_for_all_processes(
+    data_url: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    code = f"from pipeline.buckets.copies import copied_dataset; copied_dataset({DATASET!r}, {data_url!r})"
+    with FaultyLink(s3_port, lambda *_: Fault(latency=0.02)) as link:
+        point_at(link.port, monkeypatch)
+        command = [sys.executable, "-c", code]
+        processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(3)]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+        gets = [name for method, name in link.requests if method == "GET" and "array_record" in name]
+        assert len(gets) == len(set(gets))
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_link_that_fails_leaves_no_half_copy(
+    data_url: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, data_dir: Path
+) -> None:
+    with FaultyLink(s3_port, lambda m, p, n: Fault(drop=m == "GET" and n % 2 == 0)) as link:
+        point_at(link.port, monkeypatch)
+        path = copied_dataset(DATASET, data_url)
+    for file in data_dir.rglob("*"):
+        if file.is_file():
+            assert (path / file.relative_to(data_dir)).read_bytes() == file.read_bytes()
+
+
+def test_what_changes_in_the_bucket_is_copied_anew(data_url: str, s3_port: int, data_dir: Path) -> None:
+    first = copied_dataset(DATASET, data_url)
+    (info,) = data_dir.rglob("dataset_info.json")
+    put_object(s3_port, f"{prefix(data_url)}/{info.relative_to(data_dir).as_posix()}", b"{}")
+    second = copied_dataset(DATASET, data_url)
+    assert first != second
+    assert (second / info.relative_to(data_dir)).read_bytes() == b"{}"
+
+
+def test_too_small_a_limit_is_refused_with_both_sizes(data_url: str, cache: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"--data_dir=s3://.*: [\d,]+ bytes are copied .* --data_cache_bytes=10 allows fewer"
+    ):
+        Dataset(DATASET, "train", data_dir=data_url, data_cache_bytes=10)
+    assert not cache.exists()
+
+
+def test_copies_that_nobody_reads_make_room(s3: str, cache: Path) -> None:
+    bucket = BucketDirectory(s3)
+    for name in ("a", "b", "c"):
+        bucket.write(f"{name}/file", name.encode() * 100)
+    paths = {}
+    for name in ("a", "b"):
+        paths[name] = local_copy(bucket, bucket.objects(name), flag="--data_dir", limit=250)
+    with pytest.raises(UserError, match="copies in use have 200 of the 250 that --data_cache_bytes allows"):
+        local_copy(bucket, bucket.objects("c"), flag="--data_dir", limit=250)
+    copies._in_use.pop(paths["a"]).close()  # its reader has ended
+    path = local_copy(bucket, bucket.objects("c"), flag="--data_dir", limit=250)
+    assert (path / "c" / "file").read_bytes() == b"c" * 100
+    assert not paths["a"].exists()
+    assert paths["b"].exists()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../b"])
+def test_names_that_lead_out_are_refused(s3: str, name: str, cache: Path) -> None:
+    with pytest.raises(UserError, match="is no name of a file"):
+        local_copy(BucketDirectory(s3), {name: Object(1, "x")}, flag="--data_dir")
+    assert not cache.exists()
+
+
+def test_the_highest_version_and_the_only_configuration_are_taken(s3: str) -> None:
+    bucket = BucketDirectory(s3)
+    for version in ("1.2.0", "1.10.0"):
+        bucket.write(f"photos/small/{version}/dataset_info.json", b"{}")
+    assert (copied_dataset("photos", s3) / "photos/small/1.10.0/dataset_info.json").is_file()
+    assert (copied_dataset("photos/small:1.2.0", s3) / "photos/small/1.2.0/dataset_info.json").is_file()
+    bucket.write("photos/large/1.0.0/dataset_info.json", b"{}")
+    with pytest.raises(UserError, match=r"configurations photos/large, photos/small; name one"):
+        copied_dataset("photos", s3)
+    with pytest.raises(
+        UserError, match=r"--dataset=photos:9.0.0: not found in --data_dir=s3://.*, which has photos/"
+    ):
+        copied_dataset("photos:9.0.0", s3)
+    with pytest.raises(UserError, match=r"which has nothing of it"):
+        copied_dataset("pictures", s3)
+
+
+def test_teachers_are_the_same_from_a_bucket(
+    s3: str, s3_port: int, teacher_path: Path, tmp_path: Path
+) -> None:
+    upload_tree(s3_port, teacher_path, f"{prefix(s3)}/saved")
+    assert fingerprint(copied_teacher(f"{s3}/saved/")) == fingerprint(teacher_path)
+    Teacher(f"{s3}/saved", image_size=SIZE, num_classes=CLASSES)
+    keras = tmp_path / "teacher.keras"
+    stores.keras_teacher().save(keras)
+    put_object(s3_port, f"{prefix(s3)}/teacher.keras", keras.read_bytes())
+    assert fingerprint(copied_teacher(f"{s3}/teacher.keras")) == fingerprint(keras)
+    with pytest.raises(UserError, match=r"--teacher=s3://.*/nothing: nothing is there"):
+        copied_teacher(f"{s3}/nothing")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    data_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written .* set VIEW_DISTILL_CACHE"):
+        copied_dataset(DATASET, data_url)

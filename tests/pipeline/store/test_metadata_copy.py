@@ -1,0 +1,71 @@
+"""pipeline.store.metadata_copy: a store's metadata as they are in a bucket."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.errors import DataError, UserError
+from pipeline.store.metadata_copy import MetadataCopy, naming
+from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
+
+
+def test_the_metadata_are_copied_and_gone_with_the_copy(
+    s3: str, s3_port: int, published_store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    upload_tree(s3_port, published_store, s3.removeprefix(f"s3://{BUCKET}/"))
+    copy = MetadataCopy(BucketDirectory(s3))
+    copied = {p.relative_to(copy.path).as_posix() for p in copy.path.rglob("*") if p.is_file()}
+    assert copied == {
+        f"{below}{name}"
+        for below in ("", "eval/")
+        for name in ("manifest.json", "features.json", "dataset_info.json")
+    } | {"spec.json"}
+    for name in copied:
+        assert (copy.path / name).read_bytes() == (published_store / name).read_bytes()
+    BucketDirectory(s3).remove("eval/features.json")
+    copy.refresh()
+    assert not (copy.path / "eval" / "features.json").exists()
+    del copy
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_says_what_is_published_is_written_last_and_read_first(
+    s3: str, s3_port: int, published_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_tree(s3_port, published_store, s3.removeprefix(f"s3://{BUCKET}/"))
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        copy = MetadataCopy(BucketDirectory(s3))
+        copy.publish(copy.path)
+        names = ("manifest.json", "features.json", "dataset_info.json")
+        here = [
+            (method, path.rsplit("/", 1)[1])
+            for method, path in link.requests
+            if method in ("GET", "PUT") and path.endswith(names) and "/eval/" not in path
+        ]
+    assert here == [
+        ("GET", "dataset_info.json"),
+        ("GET", "features.json"),
+        ("GET", "manifest.json"),
+        *(("PUT", name) for name in names),
+    ]
+
+
+def test_a_file_too_long_for_a_store_is_not_read(s3: str) -> None:
+    BucketDirectory(s3).write("spec.json", b" " * (1 << 20) + b" ")
+    with pytest.raises(DataError, match=rf"{s3}/spec.json: not of a store \(longer than 1,048,576 bytes\)"):
+        MetadataCopy(BucketDirectory(s3))
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError])
+def test_errors_name_the_place_and_keep_their_kind(kind: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(kind, match=r"^s3://b/x/spec.json: bad$"), naming(tmp_path, "s3://b/x"):
+        raise kind(f"{tmp_path}/spec.json: bad")
+    with pytest.raises(kind, match=r"^other$"), naming(tmp_path, "s3://b/x"):
+        raise kind("other")

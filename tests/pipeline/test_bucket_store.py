@@ -1,0 +1,184 @@
+"""Precomputes into a bucket: the same bytes as on a disk, over a failing link, killed, and two at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import claim, inspect, verify
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.errors import DataError, UserError
+from pipeline.precompute import main
+from pipeline.store.lock import LOCK_FILE
+from pipeline.store.reader import Store
+from tests.buckets import BUCKET, Fault, FaultyLink, get_object, point_at, put_object, upload_tree
+from tests.runs import fail
+from tests.stores import Asked
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def remote(asked: Asked, s3: str) -> Asked:
+    """The flags of the published store, into the bucket."""
+    return dataclasses.replace(asked, store=s3)
+
+
+def content(url: str, port: int) -> dict[str, bytes]:
+    """All objects of a store but its spec, which has another command line."""
+    prefix = url.removeprefix(f"s3://{BUCKET}/")
+    names = set(BucketDirectory(url).objects()) - {"spec.json"}
+    return {name: get_object(port, f"{prefix}/{name}") for name in names}
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """Likewise of a store on a disk."""
+    paths = [p for p in store.rglob("*") if p.is_file() and p.name not in ("spec.json", LOCK_FILE)]
+    return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(
+    remote: Asked,
+    asked: Asked,
+    s3_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Data set and teacher from the bucket, too, and over a link that drops every fifth answer; grown once."""
+    url = str(remote.store)
+    prefix = f"other/{url.removeprefix(f's3://{BUCKET}/')}"
+    places = {}
+    for name, directory in (("data_dir", asked.data_dir), ("teacher", asked.teacher)):
+        upload_tree(s3_port, directory, f"{prefix}/{name}")
+        places[name] = f"s3://{BUCKET}/{prefix}/{name}"
+    faraway = dataclasses.replace(remote, **places)
+    with FaultyLink(s3_port, lambda m, p, n: Fault(drop=n % 5 == 2)) as link:
+        point_at(link.port, monkeypatch)
+        assert main(faraway.flags("--epochs=1")) == 0
+        assert main(faraway.flags()) == 0
+        assert main(faraway.flags()) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    point_at(s3_port, monkeypatch)
+    for epochs in (1, 3):
+        assert main(asked.flags(f"--epochs={epochs}")) == 0
+    assert content(url, s3_port) == files(asked.store)
+    assert Store(url).spec.provenance["data_dir"] == places["data_dir"]
+    capsys.readouterr()
+    assert verify.main([f"--store={url}", "--fraction=1"]) == 0  # finds data set and teacher by the spec
+    assert "0 differing crops, largest logit difference 0 " in capsys.readouterr().out
+    assert inspect.main([f"--store={url}", "--checksums"]) == 0
+    assert f"store       {url}, format 1" in (text := capsys.readouterr().out)
+    assert "whole: each of 4 shards is as the manifest says" in text
+
+
+def test_repair_of_a_shard_in_a_bucket(
+    remote: Asked, s3_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(remote.flags()) == 0
+    before = content(str(remote.store), s3_port)
+    name = f"{str(remote.store).removeprefix(f's3://{BUCKET}/')}/views.array_record-00001"
+    put_object(s3_port, name, b"x" + before["views.array_record-00001"][1:])
+    assert main(remote.flags("--repair")) == 0
+    assert "to be computed again: " in capsys.readouterr().out
+    assert content(str(remote.store), s3_port) == before
+
+
+def test_a_second_writer_and_a_foreign_directory_are_refused(
+    remote: Asked, s3_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.buckets.lease.RENEWAL", 0.2)
+    with claim.claimed(str(remote.store)):
+        monkeypatch.setattr("pipeline.buckets.lease._is_dead", lambda owner: False)
+        code, line = fail(remote.flags(), capsys, main=main)
+    assert code == 2
+    assert "is writing it; wait for it" in line
+    BucketDirectory(str(remote.store)).write("photo.jpg", b"")
+    code, line = fail(remote.flags(), capsys, main=main)
+    assert (code, "not a store and not empty (photo.jpg, ...)" in line) == (2, True)
+
+
+def test_another_spec_is_refused_with_both_sides(remote: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(remote.flags("--epochs=1")) == 0
+    code, line = fail(remote.flags("--seed=3"), capsys, main=main)
+    assert code == 3
+    assert (
+        f"--store={remote.store} was made from another spec: seed: 3 asked for, 0 in {remote.store}" in line
+    )
+
+
+def test_who_lost_the_lock_writes_nothing_more(
+    remote: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = BucketDirectory(str(remote.store))
+    write_spec = claim.Claim.write_spec
+
+    def steal(self: claim.Claim, spec: object) -> None:
+        write_spec(self, spec)  # type: ignore[arg-type]
+        bucket.write(LOCK_FILE, b'{"lease": "another"}')
+
+    monkeypatch.setattr(claim.Claim, "write_spec", steal)
+    code, line = fail(remote.flags(), capsys, main=main)
+    assert code == 75
+    assert "another run has taken the store over" in line
+    assert sorted(bucket.objects()) == [LOCK_FILE, "spec.json"]
+
+
+def test_metadata_that_are_damaged_are_named_by_their_url(remote: Asked) -> None:
+    assert main(remote.flags("--epochs=1")) == 0
+    BucketDirectory(str(remote.store)).write("manifest.json", b"{")
+    with pytest.raises(DataError, match=rf"{remote.store}/manifest.json: not a store's manifest"):
+        Store(str(remote.store))
+    BucketDirectory(str(remote.store)).remove("spec.json")
+    with pytest.raises(UserError, match=rf"--store={remote.store}: no spec.json there; write a store with"):
+        Store(str(remote.store))
+
+
+@pytest.fixture
+def slow_link(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyLink]:
+    """Half a second for each shard and each step of publishing, so that a kill meets one."""
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        return Fault(latency=0.5 if method == "PUT" else 0.0)
+
+    with FaultyLink(s3_port, faults) as link:
+        point_at(link.port, monkeypatch)
+        yield link
+
+
+@pytest.mark.slow
+def test_killed_at_each_step_it_is_finished_by_the_same_command(
+    remote: Asked, asked: Asked, s3_port: int, slow_link: FaultyLink
+) -> None:
+    """SIGKILL before each object that a run puts there has come; what is there after each is continued."""
+    assert main(asked.flags()) == 0
+    command = [sys.executable, "-m", "pipeline.precompute", *remote.flags()]
+    kills = 0
+    for _ in range(40):
+        begun = slow_link.count("PUT", "")
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            # One object further each time: what was there before is adopted, and not put again.
+            while process.poll() is None and slow_link.count("PUT", "") < begun + 2 + kills % 2:
+                time.sleep(0.02)
+            time.sleep(0.3)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                continue
+            assert process.returncode == 0, process.stderr and process.stderr.read().decode()[-2000:]
+        break
+    assert kills >= 8
+    assert content(str(remote.store), s3_port) == files(asked.store)

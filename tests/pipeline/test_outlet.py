@@ -1,0 +1,90 @@
+"""pipeline.outlet: shards into a bucket, written, read back, noted and adopted; on a disk see test_worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.buckets.directory import BucketDirectory
+from pipeline.buckets.lease import hold_lease
+from pipeline.errors import DataError, TryAgainError
+from pipeline.outlet import BucketOutlet, DiskOutlet, note_name, open_outlet
+from pipeline.store.shards import ShardInfo, ShardTask
+from tests.buckets import Fault, FaultyLink, point_at
+
+TASK = ShardTask(split="views", number=3, first=6, records=2)
+CHUNKS = [[b"one"], [b"two"]]
+
+
+@pytest.fixture
+def bucket(s3: str) -> BucketDirectory:
+    return BucketDirectory(s3)
+
+
+def info_of(size: int, sha256: str) -> ShardInfo:
+    return ShardInfo(records=2, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
+
+
+@pytest.mark.parametrize("split", ["views", "test"])
+def test_a_shard_is_written_noted_and_adopted(bucket: BucketDirectory, split: str) -> None:
+    task = dataclasses.replace(TASK, split=split)
+    with hold_lease(bucket) as lease:
+        outlet = BucketOutlet(bucket, "digest", lease)
+        assert outlet.adopt(task) is None
+        size, sha256 = outlet.write(task, CHUNKS)
+        outlet.note(task, info_of(size, sha256))
+        assert outlet.adopt(task) == info_of(size, sha256)
+        assert outlet.adopt(dataclasses.replace(task, first=7)) is None
+        assert BucketOutlet(bucket, "another", lease).adopt(task) is None
+        below = "" if split == "views" else "eval/"
+        name = f"{below}{split}.array_record-00003"
+        assert set(bucket.objects()) == {name, f"{below}pending/{split}.array_record-00003.json", ".lock"}
+        bucket.write(name, b"other")
+        assert outlet.adopt(task) is None
+        bucket.write(note_name(task), b"{")
+        assert outlet.adopt(task) is None
+
+
+def test_what_is_written_is_what_a_disk_gets(bucket: BucketDirectory, tmp_path: Path) -> None:
+    with hold_lease(bucket) as lease:
+        assert BucketOutlet(bucket, "d", lease).write(TASK, CHUNKS) == DiskOutlet(tmp_path, "d").write(
+            TASK, CHUNKS
+        )
+    assert bucket.read(TASK.name, limit=1 << 20) == (tmp_path / TASK.name).read_bytes()
+
+
+def test_nothing_is_written_once_the_lock_is_lost(bucket: BucketDirectory) -> None:
+    with pytest.raises(TryAgainError, match="another run has taken the store over"):
+        BucketOutlet(bucket, "digest", "lost").write(TASK, CHUNKS)
+    assert bucket.objects() == {}
+
+
+def test_a_repaired_shard_has_to_be_the_same(bucket: BucketDirectory) -> None:
+    with hold_lease(bucket) as lease:
+        outlet = BucketOutlet(bucket, "digest", lease)
+        _, sha256 = outlet.write(TASK, CHUNKS)
+        outlet.write(dataclasses.replace(TASK, sha256=sha256), CHUNKS)
+        with pytest.raises(DataError, match="computed again, its sha256 is "):
+            outlet.write(dataclasses.replace(TASK, sha256=sha256), [[b"one"], [b"TWO"]])
+
+
+def test_what_arrives_damaged_is_noticed_when_it_is_read_back(
+    bucket: BucketDirectory, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        hold_lease(bucket) as lease,
+        FaultyLink(s3_port, lambda m, p, n: Fault(flip=m == "GET" and "array_record" in p)) as link,
+    ):
+        point_at(link.port, monkeypatch)
+        outlet = BucketOutlet(BucketDirectory(bucket.url), "digest", lease)
+        with pytest.raises(DataError, match=r"array_record-00003: cannot be read: .* it is damaged there"):
+            outlet.write(TASK, CHUNKS)
+
+
+def test_the_outlet_goes_by_the_location(s3: str, tmp_path: Path) -> None:
+    assert isinstance(open_outlet(str(tmp_path), digest="d", lease=None), DiskOutlet)
+    assert isinstance(open_outlet(s3, digest="d", lease="l"), BucketOutlet)
+    with pytest.raises(ValueError, match="without a lease"):
+        open_outlet(s3, digest="d", lease=None)
