@@ -110,9 +110,10 @@ class Claim:
         for directory in (self.path, self.path / EVAL_DIRECTORY):
             if not directory.is_dir():
                 continue
-            _remove_leftovers(directory)
-            if self.copy is not None:
+            with naming(self.path, self.location):
+                _remove_leftovers(directory)
                 lengths = published_lengths(directory)
+            if self.copy is not None:
                 bucket = BucketDirectory(self.location)
                 notes = f"{directory.relative_to(self.path).as_posix()}/{PENDING}".removeprefix("./")
                 for name in bucket.objects(notes):

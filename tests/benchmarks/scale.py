@@ -25,7 +25,7 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 
-from pipeline.claim import check_store, claim_store
+from pipeline.claim import Claim
 from pipeline.contents import find_contents, find_problems
 from pipeline.errors import run_command
 from pipeline.flags import Parser, positive
@@ -126,7 +126,7 @@ def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
     shared, worker = Shared(), NoTeacher()
     shared.acquire(lambda: worker, tag=job)
     begun, cpu_begun = time.perf_counter(), time.process_time()
-    with Progress(options.store, tasks):
+    with Progress(Path(options.store), tasks):
         run_pipeline(
             tasks,
             job,
@@ -159,8 +159,8 @@ def resume(options: PrecomputeOptions) -> None:
 
     sys.addaudithook(audit)
     longer = dataclasses.replace(options, epochs=options.epochs + 1)
-    measured("resuming: spec, sizes of all files", lambda: check_store(store, options.spec))
-    tasks, _ = measured("resuming: pending shards of one more epoch", lambda: pending_tasks(longer))
+    measured("resuming: spec, sizes of all files", lambda: Claim(options.store, store).check(options.spec))
+    tasks, _ = measured("resuming: pending shards of one more epoch", lambda: pending_tasks(longer, store))
     found = measured("a reader: opening the store", lambda: Store(store))
     contents = measured("inspect: contents", lambda: find_contents(found))
     problems = measured("inspect: sizes of all files", lambda: find_problems(found, checksums=False))
@@ -187,14 +187,15 @@ def main(argv: list[str]) -> int:
             epochs=flags.epochs,
             views_per_shard=flags.views_per_shard,
             image_cache_bytes=0,
+            data_cache_bytes=0,
             eval_splits=(),
             repair=False,
             spec=make_spec(flags.examples),
         )
         print(f"peak of the process after its imports: {_peak() / 1e6:,.0f} MB")
-        tasks, _ = measured("pending shards", lambda: pending_tasks(options))
+        tasks, _ = measured("pending shards", lambda: pending_tasks(options, Path(scratch)))
         first_shard(options.spec, tasks)
-        claim_store(Path(scratch), options.spec)
+        Claim(scratch, Path(scratch)).write_spec(options.spec)
         print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")
         run_graph(options, tasks)
         print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")

@@ -33,7 +33,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[int]:
 
 
 def test_the_bar_adds_up_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with contextlib.suppress(KeyboardInterrupt), Progress(str(tmp_path), TASKS):
+    with contextlib.suppress(KeyboardInterrupt), Progress(tmp_path, TASKS):
         note(tmp_path, TASKS[0], "5")
         note(tmp_path, TASKS[1], "12")
         time.sleep(1.2)  # it looks twice a second
@@ -48,7 +48,7 @@ def test_the_bar_adds_up_all_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_whole_run_ends_at_the_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Publishing removes the notes before the bar has seen the last of them."""
-    with Progress(str(tmp_path), TASKS):
+    with Progress(tmp_path, TASKS):
         note(tmp_path, TASKS[1], "12").unlink()
     assert shown(capsys)[-1] == 27
 
@@ -57,7 +57,7 @@ def test_a_whole_run_ends_at_the_total(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_note_being_written_is_no_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, counted: int
 ) -> None:
-    with contextlib.suppress(ValueError), Progress(str(tmp_path), TASKS):
+    with contextlib.suppress(ValueError), Progress(tmp_path, TASKS):
         note(tmp_path, TASKS[0], text)
         raise ValueError
     assert shown(capsys)[-1] == counted
@@ -65,13 +65,13 @@ def test_a_note_being_written_is_no_error(
 
 def test_notes_of_a_run_that_died_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     note(tmp_path, TASKS[1], "20")
-    with contextlib.suppress(ValueError), Progress(str(tmp_path), TASKS):
+    with contextlib.suppress(ValueError), Progress(tmp_path, TASKS):
         raise ValueError
     assert set(shown(capsys)) == {0}
 
 
 def test_only_its_own_notes_are_removed_at_the_end(tmp_path: Path) -> None:
-    with Progress(str(tmp_path), TASKS):
+    with Progress(tmp_path, TASKS):
         paths = [note(tmp_path, task, "1") for task in TASKS]
         kept = paths[1].with_name("views.array_record-00000.json")
         kept.write_text("{}")  # on a shard that the next run adopts
