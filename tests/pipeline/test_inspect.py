@@ -34,7 +34,7 @@ def test_metadata_alone_say_what_is_there(
     assert "3 epochs, 51 views" in out
     assert "whole: each of 4 shards is there" in out
     assert "unpublished" not in out
-    assert not store.views._readers  # a look at the metadata opens nothing
+    assert not store.views.opener._readers  # a look at the metadata opens nothing
 
 
 def test_a_store_that_is_not_whole_is_refused_with_all_that_is_wrong(
