@@ -29,8 +29,8 @@ mistake() {
 dependencies() { # IMAGE VARIANT VENV
     local extras listed="$scratch/requirements.txt"
     case $1 in
-        precompute) extras=(--extra beam --extra dataflow) ;;
-        trainer) extras=(--extra train) ;;
+        precompute) extras=(--extra beam --extra dataflow --extra gcs --extra s3) ;;
+        trainer) extras=(--extra train --extra gcs --extra s3) ;;
         *) mistake "$1: expected precompute or trainer" ;;
     esac
     uv venv --quiet --seed --python 3.11 "$3"

@@ -83,6 +83,7 @@ class Fault:
 
     Attributes:
       latency: seconds before the first byte.
+      rate: bytes of a body a second; 0 for as fast as it goes.
       drop: closes the connection after half of the body.
       truncate: sends half of the body as if that were all.
       flip: changes one byte of the body.
@@ -90,6 +91,7 @@ class Fault:
     """
 
     latency: float = 0.0
+    rate: float = 0.0
     drop: bool = False
     truncate: bool = False
     flip: bool = False
@@ -128,6 +130,7 @@ class FaultyLink:
                 fault = link.faults(self.command, self.path, number)
                 time.sleep(fault.latency)
                 status, headers, body = _ask(server, self)
+                time.sleep(len(body) / fault.rate if fault.rate else 0.0)
                 if fault.status:
                     status, body = fault.status, b""
                 if fault.flip and body:

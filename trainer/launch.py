@@ -86,6 +86,11 @@ def _add_launch(sub: Parser) -> None:
     add("--image_file", type=file_path, help="or a file of `docker save`, to be copied there")
     add("--wheel", type=file_path, help="or a wheel of this project, to be installed there")
     add("--store", required=True, help="gs:// URL, copied to the VM; or a directory on a disk of the VM")
+    add(
+        "--stream_store",
+        action="store_true",
+        help="have the trainer fetch the store's shards ahead of need, instead of copying all of it first",
+    )
     add("--data_dir", required=True, help="TFDS data directory: as --store")
     add("--teacher", help="of online steps: as --store")
     add("--workdir", required=True, help="gs:// URL; copied to the VM and back")
@@ -156,12 +161,15 @@ def make_job(flags: argparse.Namespace) -> Job:
             f"--workdir={flags.workdir}: expected a gs:// URL: the disk of a TPU VM ends with it, and a preempted run "
             "continues from the bucket"
         )
+    if flags.stream_store and not flags.store.startswith("gs://"):
+        raise UserError(f"--stream_store: --store={flags.store} is no gs:// URL; leave one of them out")
     inputs: dict[str, str] = {}
     places = {"store": flags.store, "data_dir": flags.data_dir, "teacher": flags.teacher}
     own = []
     for name, place in places.items():
         if place is not None:
-            own.append(f"--{name}={_on_host(name, place, inputs)}")
+            streamed = flags.stream_store and name == "store"
+            own.append(f"--{name}={place if streamed else _on_host(name, place, inputs)}")
     own.append("--workdir=work")
     if not any(flag.split("=")[0] == "--strategy" for flag in flags.trainer_flags):
         own += ["--strategy=tpu", "--tpu=local"]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import EXIT_TERMINATED, EXIT_USER_ERROR
 from tests.fake_cloud import Cloud
-from tests.launches import PLACE, RUN, STOP, ended, launch
+from tests.launches import DATA, PLACE, RUN, STOP, STORE, ended, launch
 
 
 def let_go(cloud: Cloud) -> None:
@@ -38,6 +38,14 @@ def test_job_is_created_trained_and_deleted(cloud: Cloud, capsys: pytest.Capture
         *("python", "-m", "trainer.train", "--store=inputs/store", "--data_dir=inputs/data_dir"),
         *("--workdir=work", "--strategy=tpu", "--tpu=local", "--batch_size=8"),
     ]
+
+
+def test_a_streamed_store_is_not_copied(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    code, out, _ = ended(["launch", "--dry_run", "--stream_store", *launch()[1:]], capsys)
+    assert code == 0
+    assert f"-- --store={STORE} --data_dir=inputs/data_dir" in out
+    assert f"data_dir={DATA} --" in out
+    assert f" store={STORE}" not in out
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["node", "queued resource"])

@@ -133,6 +133,10 @@ def test_ctrl_c_says_what_runs_and_costs(
         (launch("--spot", "--reserved"), "give either --spot or --reserved"),
         (launch("--wheel=x.whl"), "give one of --image, --image_file and --wheel"),
         (launch("--workdir=/tmp/run"), "expected a gs:// URL: the disk of a TPU VM ends with it"),
+        (
+            launch("--stream_store", "--store=/disk/store"),
+            "--stream_store: --store=/disk/store is no gs:// URL",
+        ),
         (launch("--store=relative"), "--store=relative: expected a gs:// URL, or an absolute path"),
         (launch("--spott"), "unknown flag --spott; did you mean --spot?"),
         (launch(trainer=("--recipee=bit",)), "unknown flag --recipee=bit; did you mean --recipe?"),
