@@ -59,7 +59,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 # As in "pipeline.errors.DataError: view 7: ...", up to the end of its line or Beam's own addition.
-_IN_TEXT = re.compile(r"\b(UserError|DataError): (.+?)(?= \[while running|\\n|\n|$)")
+_KINDS = {kind.__name__: kind for kind in (UserError, TryAgainError, DataError)}
+_IN_TEXT = re.compile(rf"\b({'|'.join(_KINDS)}): (.+?)(?= \[while running|\\n|\n|$)")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -89,7 +90,7 @@ def find_error(error: BaseException) -> UserError | DataError | None:
     for link in chain(error):
         if found := _IN_TEXT.findall(str(link)):
             kind, message = found[-1]
-            return (UserError if kind == "UserError" else DataError)(message.strip())
+            return _KINDS[kind](message.strip())
     return None
 
 

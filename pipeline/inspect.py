@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     if flags.views > _MOST_VIEWS:
         raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
-    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     contents = find_contents(store)
     problems = find_problems(store, checksums=flags.checksums)
     contents |= {"whole": not problems, "checksums": flags.checksums, "problems": problems}

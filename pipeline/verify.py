@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
     flags = make_parser().parse_strictly(argv)
     if flags.fraction > 1:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
-    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     for reader in store.readers():
         for shard_number in range(len(reader.manifest.shards)):
             reader.verify(shard_number)

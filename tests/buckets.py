@@ -1,4 +1,4 @@
-"""A real S3 server on loopback (moto's, a process of its own), and a link to it that fails as links do."""
+"""Servers of buckets on loopback, each a process of its own, and a link to them that fails as links do."""
 
 from __future__ import annotations
 
@@ -70,6 +70,33 @@ def s3_server() -> Iterator[int]:
             except OSError:
                 if process.poll() is not None or time.monotonic() > end:
                     raise
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def gcs_server() -> Iterator[int]:
+    """Runs an emulator of Google Cloud Storage with one bucket, `BUCKET`; gives its port.
+
+    It answers everything that is asked here but preconditions: an object is never there already.
+    """
+    port = free_port()
+    command = Path(sys.executable).with_name("gcp-storage-emulator")
+    process = subprocess.Popen(
+        [command, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory", f"--default-bucket={BUCKET}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + _SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+                break
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("the emulator did not start")
             time.sleep(0.1)
         yield port
     finally:

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--strategy={flags.strategy}: one device is measured, leave it out")
         if flags.deterministic:
             tf.config.experimental.enable_op_determinism()
-        store = Store(flags.store)
+        store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
         tf.keras.utils.set_random_seed(flags.seed)
         offline = _run(argparse.Namespace(**{**vars(flags), "teacher": None}), store, workdir, "offline")
         online = _run(flags, store, workdir, "online")

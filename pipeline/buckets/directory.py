@@ -105,7 +105,7 @@ class BucketDirectory:
         return {
             path[len(top) + 1 :]: Object(int(info["size"]), str(info.get("ETag") or info.get("etag")))
             for path, info in found.items()
-            if path != top
+            if path != top and not path.endswith("/")  # made by consoles, in place of directories
         }
 
     def read(self, name: str, *, limit: int) -> bytes:
@@ -176,6 +176,9 @@ class BucketDirectory:
         """
 
         def get() -> IO[bytes]:
+            # Before anything is taken for it: what a store says and what is there may be far apart.
+            if (there := self._files.info(self.place(name), refresh=True)["size"]) != size:
+                raise IncompleteError(f"{there:,} bytes are there, {size:,} in the manifest")
             file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
             try:
                 self._files.get_file(self.place(name), named(file))

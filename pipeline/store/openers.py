@@ -183,6 +183,7 @@ class BucketOpener:
       shards: of the manifest.
       cache: where fetched shards are kept.
       epoch: views an epoch, whose last views are mixed with its first; 0 for views without partners.
+      ahead: shards that are fetched at a time, the one that is asked for included.
     """
 
     def __init__(
@@ -193,9 +194,10 @@ class BucketOpener:
         *,
         cache: ShardCache,
         epoch: int,
+        ahead: int = DOWNLOADS,
     ) -> None:
         self._bucket, self._split, self._shards, self._cache = bucket, split, shards, cache
-        self._epoch = epoch
+        self._epoch, self._ahead = epoch, ahead
         self._ends = np.cumsum([shard.records for shard in shards])
 
     def place(self, number: int) -> str:
@@ -208,7 +210,9 @@ class BucketOpener:
 
     def _wanted(self, number: int) -> list[int]:
         """A shard, and those that will be needed after it, in that order."""
-        following = range(number, min(number + DOWNLOADS, len(self._shards)))
+        if self._ahead == 1:
+            return [number]
+        following = range(number, min(number + self._ahead, len(self._shards)))
         return list(dict.fromkeys(wanted for each in following for wanted in (each, *self._partners(each))))
 
     def _partners(self, number: int) -> list[int]:

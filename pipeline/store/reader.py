@@ -16,7 +16,7 @@ from pipeline.store.codecs import Codec
 from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest
 from pipeline.store.metadata_copy import MetadataCopy, naming
-from pipeline.store.openers import BucketOpener, DiskOpener, Opener, ShardCache
+from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, ShardCache
 from pipeline.store.shards import parse, shard_name
 from pipeline.store.spec import Spec, differences
 from pipeline.store.untrusted import check_links
@@ -104,6 +104,7 @@ class Store:
     Args:
       location: its directory, or the URL of one.
       shard_cache_bytes: of a store in a bucket: for its shards, which are fetched ahead of need.
+      in_order: whether views are read one after the other, so that the next shards are worth fetching.
 
     Attributes:
       location: as given.
@@ -117,7 +118,9 @@ class Store:
       DataError: its metadata are damaged.
     """
 
-    def __init__(self, location: str | Path, *, shard_cache_bytes: int = SHARD_CACHE_BYTES) -> None:
+    def __init__(
+        self, location: str | Path, *, shard_cache_bytes: int = SHARD_CACHE_BYTES, in_order: bool = True
+    ) -> None:
         self.location = str(location)
         self._bucket = BucketDirectory(self.location) if is_url(location) else None
         if self._bucket is None:
@@ -127,6 +130,7 @@ class Store:
             self._copy = MetadataCopy(self._bucket)
             self.path = self._copy.path
             self._cache = ShardCache(shard_cache_bytes)
+            self._ahead = DOWNLOADS if in_order else 1
         with naming(self.path, self.location):
             self._load()
         if self._bucket is not None:
@@ -158,7 +162,9 @@ class Store:
         else:
             bucket = BucketDirectory(self._bucket.place(below(name)))
             epoch = self.spec.num_examples if views else 0
-            opener = BucketOpener(bucket, name, manifest.shards, cache=self._cache, epoch=epoch)
+            opener = BucketOpener(
+                bucket, name, manifest.shards, cache=self._cache, epoch=epoch, ahead=self._ahead
+            )
         return SplitReader(
             name,
             manifest,

@@ -15,21 +15,22 @@ import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.errors import DataError, UserError, find_error, of_the_system, run_command
+from pipeline.errors import DataError, TryAgainError, UserError, find_error, of_the_system, run_command
 from tests.small_disk import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE = "view 7 (example 3): crop fingerprint is 00c0ffee here, 0badf00d in the store [1 of 4]; stop"
 
 
-@pytest.mark.parametrize("kind", [UserError, DataError])
+@pytest.mark.parametrize("kind", [UserError, TryAgainError, DataError])
 def test_an_error_is_found_as_itself_and_below_others(kind: type[Exception]) -> None:
     original = kind(MESSAGE)
     caused = RuntimeError("outer")
     caused.__cause__ = original
     handled = ValueError("outermost")
     handled.__context__ = caused
-    for error in (original, caused, handled):
+    text = RuntimeError(f"Unknown: pipeline.errors.{kind.__name__}: {MESSAGE}\nTraceback ...")
+    for error in (original, caused, handled, text):
         found = find_error(error)
         assert type(found) is kind
         assert str(found) == MESSAGE
@@ -102,7 +103,7 @@ def test_a_command_gets_its_arguments() -> None:
     assert got == ["--a", "b"]
 
 
-@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (DataError, 3)])
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (DataError, 3), (TryAgainError, 75)])
 def test_an_error_is_one_line_and_its_exit_code(
     kind: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.buckets.directory import BucketDirectory, check_url, is_url
 from pipeline.errors import DataError, TryAgainError, UserError
-from tests.buckets import BUCKET, Fault, FaultyLink, free_port, point_at
+from tests.buckets import BUCKET, Fault, FaultyLink, free_port, point_at, put_object
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "s3://", "gs:///", "file:///tmp/x", "s3a://b/x"])
@@ -145,6 +145,23 @@ def test_an_object_that_is_damaged_in_the_bucket_is_fatal_with_both_sides(upload
         DataError, match=rf"/shard: cannot be read: 10,240,000 bytes with sha256 \w+ came, .*{SHA256[:16]}"
     ):
         bucket.fetch("shard", size=len(CONTENT), sha256=SHA256)
+
+
+def test_an_object_of_another_size_is_not_fetched(
+    uploaded: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        with pytest.raises(DataError, match="10,240,000 bytes are there, 1,000 in the manifest"):
+            BucketDirectory(uploaded).fetch("shard", size=1000, sha256=SHA256)
+        assert link.count("GET", "/shard") == 0
+
+
+def test_what_consoles_make_in_place_of_directories_is_no_object(s3: str, s3_port: int) -> None:
+    prefix = s3.removeprefix(f"s3://{BUCKET}/")
+    put_object(s3_port, f"{prefix}/below/", b"")
+    put_object(s3_port, f"{prefix}/below/file", b"1")
+    assert list(BucketDirectory(s3).objects()) == ["below/file"]
 
 
 def test_a_server_that_is_gone_is_told_after_a_while(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

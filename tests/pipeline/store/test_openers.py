@@ -160,6 +160,17 @@ def test_a_shard_that_could_not_be_fetched_is_tried_again(
     store.views.read(np.array([15]))
 
 
+def test_nothing_is_fetched_ahead_of_a_sample(
+    uploaded: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        store = Store(uploaded, in_order=False)
+        store.views.read(np.array([3, 55]))
+        gets = [name for method, name in link.requests if method == "GET" and "array_record" in name]
+        assert sorted(name[-5:] for name in gets) == ["00000", "00005"]
+
+
 def test_nothing_is_left_when_the_store_is_closed(
     uploaded: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
