@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import run_command
-from trainer import tpu_job
+from trainer.cloud import tpu_job
 from trainer.launch import main
 
 PLACE = ("--tpu=flowers", "--zone=us-central1-a", "--project=mine")

@@ -100,7 +100,7 @@ def make_other_pair(other: str) -> dict[str, Any]:
 
 def make_result(runs: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """A whole result of runs and pairs."""
-    from trainer.comparisons import summarise
+    from trainer.comparison.result_file import summarise
 
     return {
         "format": 1,

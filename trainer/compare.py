@@ -38,15 +38,15 @@ from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.arms import ARMS
 from trainer.children import Job, run_jobs
-from trainer.comparisons import load_result, merge_results
+from trainer.comparison.finished import FinishedRun, is_finished
+from trainer.comparison.result_file import load_result, merge_results
+from trainer.comparison.summary import summarize
 from trainer.describe import comparison_table
-from trainer.finished import FinishedRun, is_finished
 from trainer.options import add_shared_flags, resolve, shared_arguments, shared_flags
 from trainer.options import make_parser as make_train_parser
-from trainer.report import REPORT_FILE, write_report
+from trainer.pages.report import REPORT_FILE, write_report
+from trainer.pages.view_grid import VIEWS_FILE, save_views
 from trainer.results import RESULT_FILE
-from trainer.summary import summarize
-from trainer.view_grid import VIEWS_FILE, save_views
 
 COMPARISON_FILE = "comparison.json"  # what the runs have in common
 COST_FILE = "cost.json"  # what `trainer.measure` wrote

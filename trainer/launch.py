@@ -30,9 +30,9 @@ from typing import Any
 
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.flags import Parser, file_path, positive, whole
-from trainer.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
-from trainer.slices import check_type
-from trainer.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
+from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
+from trainer.cloud.slices import check_type
+from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _SET_HERE = ("--store", "--workdir", "--data_dir", "--teacher")

@@ -12,7 +12,7 @@ import socket
 import tensorflow as tf
 
 from pipeline.errors import UserError, first_line
-from trainer.slices import check_hosts
+from trainer.cloud.slices import check_hosts
 
 _SECONDS = 10  # for an answer from the TPU's address; TensorFlow itself waits for ever
 

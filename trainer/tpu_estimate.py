@@ -32,11 +32,11 @@ from pipeline.errors import UserError
 from pipeline.flags import Parser, batch_size, output_path, positive, positive_number
 from pipeline.store.files import write_json
 from trainer import models
+from trainer.cloud.slices import check_type
 from trainer.distiller import Distiller
 from trainer.models import PRECISIONS, STUDENTS
 from trainer.optimizers import make_optimizer
 from trainer.schedules import WarmupCosine
-from trainer.slices import check_type
 from trainer.strategy import replica_batch_size
 
 

@@ -22,7 +22,7 @@ from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import ROOT, checkpoint_weights, environment, fail, losses
 from trainer.compare import main
-from trainer.finished import FinishedRun
+from trainer.comparison.finished import FinishedRun
 
 EPOCHS = 6
 BATCH = 5

@@ -17,10 +17,10 @@ from pipeline.errors import run_command
 from pipeline.flags import Parser
 from pipeline.pages.svg import save_svg
 from pipeline.store.files import write_text
-from trainer.arm_styles import arm_order
-from trainer.charts import over_time
-from trainer.comparisons import load_result, main_epochs
-from trainer.pair_charts import training_loss
+from trainer.comparison.result_file import load_result, main_epochs
+from trainer.pages.arm_styles import arm_order
+from trainer.pages.charts import over_time
+from trainer.pages.pair_charts import training_loss
 
 HERE = Path(__file__).parent
 RESULT = HERE / "flowers102.json"

@@ -12,9 +12,9 @@ from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.arms import ARMS
-from trainer.comparisons import FORMAT, summarise
-from trainer.finished import FinishedRun
-from trainer.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
+from trainer.comparison.finished import FinishedRun
+from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
+from trainer.comparison.result_file import FORMAT, summarise
 
 PAIRS = (("offline", "online"), ("consistent", "fixed"), ("consistent", "independent"))
 

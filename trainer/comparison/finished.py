@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline.errors import DataError, UserError
 from trainer.arms import OFFLINE
 from trainer.checkpoints import saved_path
-from trainer.pair_figures import Curve
+from trainer.comparison.pair_figures import Curve
 from trainer.results import PREDICTIONS_FILE, RESULT_FILE, STUDENT_DIRECTORY
 
 _POINTS = 2000  # of a curve in result.json

@@ -1,11 +1,11 @@
-"""trainer.slices: which TPU types are taken."""
+"""trainer.cloud.slices: which TPU types are taken."""
 
 from __future__ import annotations
 
 import pytest
 
 from pipeline.errors import UserError
-from trainer.slices import check_hosts, check_type
+from trainer.cloud.slices import check_hosts, check_type
 
 
 @pytest.mark.parametrize(

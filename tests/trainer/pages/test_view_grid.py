@@ -13,7 +13,7 @@ from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
 from tests import stores
 from tests.runs import forge_records
-from trainer.view_grid import read_views, save_views
+from trainer.pages.view_grid import read_views, save_views
 
 
 def test_tiles_are_the_views(three_epochs: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
-from trainer.arm_styles import ARM_STYLES, arm_style
-from trainer.charts import Run, finite
+from trainer.pages.arm_styles import ARM_STYLES, arm_style
+from trainer.pages.charts import Run, finite
 
 _BARS = {
     "online": ("online, as run", ""),

@@ -1,4 +1,4 @@
-"""trainer.pair_charts: what is drawn of two runs, and what is said where they do not differ."""
+"""trainer.pages.pair_charts: what is drawn of two runs, and what is said where they do not differ."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
-from trainer import pair_charts
-from trainer.comparisons import evidence, paired_runs
+from trainer.comparison.result_file import evidence, paired_runs
+from trainer.pages import pair_charts
 
 
 def test_loss_difference_is_of_steps_that_both_logged() -> None:

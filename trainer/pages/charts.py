@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from pipeline.pages.charts import PERCENT, add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
-from trainer.arm_styles import arm_order, arm_style
+from trainer.pages.arm_styles import arm_order, arm_style
 
 MOST_POINTS = 400  # of a curve: more than the pixels that show it
 

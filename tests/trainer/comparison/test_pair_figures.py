@@ -1,11 +1,11 @@
-"""trainer.pair_figures: numbers of pairs and costs, against what they are by definition."""
+"""trainer.comparison.pair_figures: numbers of pairs and costs, against what they are by definition."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from trainer.pair_figures import (
+from trainer.comparison.pair_figures import (
     Curve,
     cost_figures,
     loss_figures,

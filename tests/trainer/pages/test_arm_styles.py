@@ -1,11 +1,11 @@
-"""trainer.arm_styles: arms are told apart without colour."""
+"""trainer.pages.arm_styles: arms are told apart without colour."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from trainer.arm_styles import ARM_STYLES, arm_key, arm_order
 from trainer.arms import ARMS
+from trainer.pages.arm_styles import ARM_STYLES, arm_key, arm_order
 
 
 def test_arms_differ_without_colour() -> None:

@@ -15,8 +15,8 @@ from pipeline.store.reader import Store
 from tests import results
 from tests.browser import find_chromium, open_browser
 from tests.pages import Reader
-from trainer.report import render, write_report
-from trainer.view_grid import VIEWS_FILE, read_views, save_views
+from trainer.pages.report import render, write_report
+from trainer.pages.view_grid import VIEWS_FILE, read_views, save_views
 
 RESULTS = {
     "full": results.full_result,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
-from trainer import charts
+from trainer.pages import charts
 
 
 def test_nothing_to_draw_is_no_chart() -> None:

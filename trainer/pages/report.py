@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, report_extra, trusted
 from pipeline.store.files import write_text
-from trainer.arm_styles import arm_key, arm_order
-from trainer.comparisons import Result, Run, evidence, find, load_result, main_epochs, paired_runs
-from trainer.view_grid import VIEWS_FILE, ShownView, read_views
+from trainer.comparison.result_file import Result, Run, evidence, find, load_result, main_epochs, paired_runs
+from trainer.pages.arm_styles import arm_key, arm_order
+from trainer.pages.view_grid import VIEWS_FILE, ShownView, read_views
 
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
@@ -34,7 +34,7 @@ _ARMS = {
 
 def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, str]]:
     """Figure, or None where there is nothing to draw, and what it shows, by name."""
-    from trainer import charts, cost_charts, pair_charts
+    from trainer.pages import charts, cost_charts, pair_charts
 
     teacher = (result.get("teacher") or {}).get("top1")
     arms, pairs, numbers = result.get("arms") or [], result.get("pairs") or [], evidence(result)

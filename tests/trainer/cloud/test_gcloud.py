@@ -1,4 +1,4 @@
-"""trainer.gcloud: commands, and what answers mean; the commands' grammar is tested with trainer.launch."""
+"""trainer.cloud.gcloud: commands, and what answers mean; the commands' grammar is tested with trainer.launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import UserError
 from tests.gcloud_parser import refused_by_gcloud
 from tests.launches import HOST_SCRIPT, PLACE, PULLED, launch
-from trainer.gcloud import Answer, Lines, NodeRequest, Tpu, ask_for, refusal, succeed
+from trainer.cloud.gcloud import Answer, Lines, NodeRequest, Tpu, ask_for, refusal, succeed
 from trainer.launch import main
 
 TPU = Tpu(name="n", zone="z", project="p")

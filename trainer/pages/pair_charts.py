@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
-from trainer.arm_styles import arm_style
-from trainer.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
+from trainer.pages.arm_styles import arm_style
+from trainer.pages.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
 
 
 def loss_differences(first: Run, second: Run) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""trainer.finished: a run read back from its directory."""
+"""trainer.comparison.finished: a run read back from its directory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from tests.runs import arguments, checkpoint_weights, losses, metrics
-from trainer.finished import FinishedRun, is_finished
+from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.train import main
 
 STEPS = 7

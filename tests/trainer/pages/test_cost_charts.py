@@ -1,4 +1,4 @@
-"""trainer.cost_charts: seconds a step, and when the store has paid for itself."""
+"""trainer.pages.cost_charts: seconds a step, and when the store has paid for itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
-from trainer import cost_charts
+from trainer.pages import cost_charts
 
 
 def test_no_break_even_is_drawn_without_one() -> None:

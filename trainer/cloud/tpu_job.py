@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
-from trainer.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
+from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
 
 _MARK = "view-distill: "  # begins what the host's script says to us
 _TRIES = 5  # of a connection: a new machine's ssh server takes a while

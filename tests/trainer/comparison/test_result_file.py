@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from tests.results import make_other_pair, make_pair, make_result, make_run, one_arm_result
-from trainer.comparisons import evidence, find, main_epochs, merge_results, paired_runs, summarise
+from trainer.comparison.result_file import evidence, find, main_epochs, merge_results, paired_runs, summarise
 
 
 def of_arms(*arms: str, epochs: int = 30, **changes: Any) -> dict[str, Any]:
