@@ -19,7 +19,7 @@ from pipeline.pages.svg import save_svg
 from pipeline.store.files import write_text
 from trainer.comparison.result_file import load_result, main_epochs
 from trainer.pages.arm_styles import arm_order
-from trainer.pages.charts import over_time
+from trainer.pages.charts import accuracy_by_epochs, over_time
 from trainer.pages.pair_charts import training_loss
 
 HERE = Path(__file__).parent
@@ -94,6 +94,9 @@ def main(argv: list[str]) -> int:
     pairs = [(a, b) for a in runs for b in runs if (a["arm"], b["arm"]) == ("offline", "online")]
     figures = {
         "accuracy": over_time(runs, "top1", ylabel="accuracy on test", percent=True),
+        "patience": accuracy_by_epochs(
+            [arm for arm in result["arms"] if arm["arm"] == "offline"], result["runs"]
+        ),
         "loss": training_loss([(a, b) for a, b in pairs if a["seed"] == b["seed"]]),
     }
     for name, figure in figures.items():
