@@ -119,8 +119,22 @@ class ShardCache:
           DataError: a shard is missing or damaged.
           TryAgainError: the link is down.
         """
+        keys = [(bucket.place(split), number) for number in wanted]
+        while True:
+            try:
+                return self._request(bucket, split, shards, keys).result()
+            except concurrent.futures.CancelledError:
+                continue  # it made room, before its turn came, for what another thread wanted
+
+    def _request(
+        self,
+        bucket: BucketDirectory,
+        split: str,
+        shards: Sequence[ShardInfo],
+        keys: Sequence[tuple[str, int]],
+    ) -> concurrent.futures.Future[ArrayRecordReader]:
+        """The first shard's reader to come; begins to fetch it, and the others as far as there is room."""
         with self._lock:
-            keys = [(bucket.place(split), number) for number in wanted]
             for key in keys:
                 if key in self._kept and _failed(self._kept[key][1]):
                     self._forget(key)  # to be tried again
@@ -133,8 +147,7 @@ class ShardCache:
                 future = self._pool.submit(fetch_shard, bucket, split, key[1], info, self._scratch)
                 self._kept[key] = (info.bytes, future)
                 self._bytes += info.bytes
-            future = self._kept[keys[0]][1]
-        return future.result()
+            return self._kept[keys[0]][1]
 
     def _make_room(self, size: int, *, keep: Sequence[tuple[str, int]]) -> bool:
         """Forgets the shards that were used longest ago until one of `size` bytes fits; whether it does."""

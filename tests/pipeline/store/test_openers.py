@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gc
 import os
@@ -158,6 +159,22 @@ def test_a_shard_that_could_not_be_fetched_is_tried_again(
         store.views.read(np.array([15]))
     put_object(s3_port, f"{prefix}/{name}", (many_shards / name).read_bytes())
     store.views.read(np.array([15]))
+
+
+def test_threads_that_take_each_others_room_all_get_what_they_want(uploaded: str, many_shards: Path) -> None:
+    """Eight threads all over a store of which three shards fit: what one waits for, another may have to evict."""
+    local = Store(many_shards).views
+    store = Store(uploaded, shard_cache_bytes=3 * shard_bytes(many_shards))
+
+    def read(seed: int) -> None:
+        for view in np.random.default_rng(seed).integers(0, EPOCHS * N, 12):
+            np.testing.assert_array_equal(
+                store.views.read(np.array([view])).logits, local.read(np.array([view])).logits
+            )
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(read, seed) for seed in range(8)]:
+            done.result(timeout=120)
 
 
 def test_nothing_is_fetched_ahead_of_a_sample(
