@@ -33,7 +33,9 @@ from trainer.replay import step_batches
 from trainer.train import Run
 
 _ROUNDS = 5  # that count, after one that does not
-_ROUND_SECONDS = 1.0  # of the slowest of the five, about
+_ROUND_SECONDS = 2.0  # of the slowest of the five, about
+# Of each, before: while the input fills its buffers a step takes up to three times as long.
+_WARM_UP_STEPS, _WARM_UP_SECONDS = 12, 15.0
 _MOST_STEPS = 20  # a round
 
 HOW = (
@@ -48,10 +50,7 @@ def measure(contenders: dict[str, Work]) -> tuple[dict[str, float], int]:
     """Seconds a step of each contender, the median over rounds, and how many steps a round has."""
     slowest = 0.0
     for work in contenders.values():
-        work()  # traces
-        begun = time.perf_counter()
-        work()
-        slowest = max(slowest, time.perf_counter() - begun)
+        slowest = max(slowest, _warm_up(work))
     steps = min(max(round(_ROUND_SECONDS / slowest), 1), _MOST_STEPS)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(_ROUNDS + 1):
@@ -62,6 +61,19 @@ def measure(contenders: dict[str, Work]) -> tuple[dict[str, float], int]:
             if number:
                 seconds[name].append((time.perf_counter() - begun) / steps)
     return {name: statistics.median(values) for name, values in seconds.items()}, steps
+
+
+def _warm_up(work: Work) -> float:
+    """Seconds of the last step of the first ones."""
+    work()  # traces
+    begun = ended = time.perf_counter()
+    seconds = 0.0
+    for _ in range(_WARM_UP_STEPS):
+        work()
+        seconds, ended = time.perf_counter() - ended, time.perf_counter()
+        if ended - begun > _WARM_UP_SECONDS:
+            break
+    return seconds
 
 
 def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
