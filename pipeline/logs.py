@@ -23,6 +23,9 @@ KNOWN = {
     # An exception of a step, with the traceback of the process where it was raised. The runner raises it again
     # in the command's own process, which shows it: in one line where it is the user's or the data's, else whole.
     ("apache_beam.runners.worker.sdk_worker", "Error processing instruction "),
+    # A request to a bucket that failed, with its traceback: it is tried again, or told in one line.
+    ("gcsfs", "_request "),
+    ("gcsfs", "_get_file_request "),
 }
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import hashlib
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +17,11 @@ from pipeline.buckets.retry import IncompleteError, with_retries
 from pipeline.errors import UserError, first_line
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # scheme to the extra of this project that reads it
+_REMOVALS = 16  # at a time
+_CONNECT_SECONDS, _SILENCE_SECONDS = (
+    10.0,
+    60.0,
+)  # of gcsfs, which else waits for ever; s3fs has limits of its own
 
 
 def is_url(place: object) -> bool:
@@ -35,9 +44,15 @@ def check_url(url: str) -> None:
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
+    options: dict[str, Any] = {"use_listings_cache": False}  # another machine writes there, too
     try:
-        # No listing is kept: another machine writes there, too.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        if scheme == "gs":
+            import aiohttp
+
+            options["requests_timeout"] = aiohttp.ClientTimeout(
+                sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+            )
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UserError(
             f"{scheme}:// needs the extra `{EXTRAS[scheme]}`: pip install 'view-distill[{EXTRAS[scheme]}]'"
@@ -90,7 +105,10 @@ class BucketDirectory:
         return f"{self.url}/{name}"
 
     def objects(self, below: str = "") -> dict[str, Object]:
-        """All objects by name, or those below a directory of this one; empty where there is nothing."""
+        """All objects by name, or those below a directory of this one; empty where there is nothing.
+
+        Placeholders of directories are none: consoles make such objects, of no bytes and with a `/` at the end.
+        """
         root = self._files._strip_protocol(self.place(below).rstrip("/"))
 
         def find() -> dict[str, dict[str, Any]]:
@@ -105,7 +123,7 @@ class BucketDirectory:
         return {
             path[len(top) + 1 :]: Object(int(info["size"]), str(info.get("ETag") or info.get("etag")))
             for path, info in found.items()
-            if path != top and not path.endswith("/")  # made by consoles, in place of directories
+            if path != top and not path.endswith("/")
         }
 
     def read(self, name: str, *, limit: int) -> bytes:
@@ -126,22 +144,38 @@ class BucketDirectory:
 
         return with_retries(f"{self.place(name)}: cannot be read", read)
 
-    def write(self, name: str, data: bytes, *, create: bool = False) -> None:
+    def write(
+        self, name: str, data: bytes, *, create: bool = False, before: Callable[[], None] | None = None
+    ) -> None:
         """Puts an object there, whole or not at all.
 
+        Args:
+          name: of the object.
+          data: its content.
+          create: only where there is none.
+          before: called before each attempt; what it raises ends them.
+
         Raises:
-          FileExistsError: there is one, and `create` wants none.
+          FileExistsError: there is one, and `create` wants none; it may be of an attempt whose answer was lost.
         """
-        mode = {"mode": "create"} if create else {}
-        self._put(name, lambda: self._files.pipe_file(self.place(name), data, **mode))
+        mode = "create" if create else "overwrite"
+        self._put(name, lambda: self._files.pipe_file(self.place(name), data, mode=mode), before)
 
-    def upload(self, path: Path, name: str) -> None:
-        """Puts a file there, whole or not at all."""
-        self._put(name, lambda: self._files.put_file(str(path), self.place(name)))
+    def upload(
+        self, path: Path, name: str, *, create: bool = False, before: Callable[[], None] | None = None
+    ) -> None:
+        """`write` of a file's content."""
+        mode = "create" if create else "overwrite"
+        self._put(name, lambda: self._files.put_file(str(path), self.place(name), mode=mode), before)
 
-    def _put(self, name: str, put: Callable[[], Any]) -> None:
+    def _put(self, name: str, put: Callable[[], Any], before: Callable[[], None] | None) -> None:
+        def attempt() -> None:
+            if before is not None:
+                before()
+            put()
+
         try:
-            with_retries(f"{self.place(name)}: cannot be written", put)
+            with_retries(f"{self.place(name)}: cannot be written", attempt)
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.url}: {first_line(error)}; make the bucket first, or correct its name"
@@ -181,7 +215,8 @@ class BucketDirectory:
                 raise IncompleteError(f"{there:,} bytes are there, {size:,} in the manifest")
             file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
             try:
-                self._files.get_file(self.place(name), named(file))
+                with _naming_full_disk(scratch):
+                    self._files.get_file(self.place(name), named(file))
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 if (came := file.tell()) != size or digest != sha256:
@@ -205,6 +240,24 @@ class BucketDirectory:
                 return
 
         with_retries(f"{self.place(name)}: cannot be removed", remove)
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Removes objects, several at a time."""
+        with concurrent.futures.ThreadPoolExecutor(_REMOVALS) as pool:
+            for _ in pool.map(self.remove, names):  # what one raises cancels the others
+                pass
+
+
+@contextlib.contextmanager
+def _naming_full_disk(scratch: Path | None) -> Iterator[None]:
+    """A full disk is told by a directory: the file on it has no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        place = str(scratch or tempfile.gettempdir())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place) from error
 
 
 def named(file: IO[bytes]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -76,11 +77,11 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
                 raise DataError(f"{what}: {error}, {attempt} times in a row; it is damaged there") from error
             if attempt == attempts:
                 raise TryAgainError(
-                    f"{what} ({first_line(error)}), {attempts} times in a row; run the same command again when the link is "
+                    f"{what} ({_reason(error)}), {attempts} times in a row; run the same command again when the link is "
                     "back: nothing published is lost"
                 ) from error
             wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-            _log.warning("%s (%s); trying again", what, first_line(error))
+            _log.warning("%s (%s); trying again", what, _reason(error))
             # Workers that failed together do not come back together.
             time.sleep(wait * (0.5 + secrets.randbelow(1000) / 1000))
     raise AssertionError(attempts)
@@ -100,12 +101,23 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _raised_in(error: Exception) -> str:
-    """The library whose line raised an exception: some server errors are an AttributeError there (boto3's issue 4754)."""
+    """The library whose line raised an exception, or called what did of Python's own.
+
+    Some server errors are an AttributeError there (boto3's issue 4754), and to gcsfs's `get_file` any but a 404 is a
+    TypeError: it parses as JSON the body that it has not read.
+    """
     trace, library = error.__traceback__, ""
     while trace is not None:
-        library = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        name = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        library = library if name in sys.stdlib_module_names else name
         trace = trace.tb_next
     return library
+
+
+def _reason(error: Exception) -> str:
+    """What a failure says first; gcsfs breaks with an AttributeError where it gives an upload up, and it is the cause."""
+    causes = [link for link in chain(error) if not isinstance(link, AttributeError)]
+    return first_line(causes[0] if causes else error)
 
 
 def _refusal(what: str, error: Exception) -> UserError | None:
@@ -113,11 +125,20 @@ def _refusal(what: str, error: Exception) -> UserError | None:
         library = type(link).__module__.split(".")[0]
         if isinstance(link, OSError) and link.errno in _OF_THIS_MACHINE:
             return of_the_system(link)
-        if isinstance(link, PermissionError) or (
-            library in _LIBRARIES and type(link).__name__ in _CREDENTIALS
+        if (
+            isinstance(link, PermissionError)
+            or (library in _LIBRARIES and type(link).__name__ in _CREDENTIALS)
+            or _is_forbidden_by_gcs(link)
         ):
             return UserError(
                 f"{what}: access refused ({first_line(link)}); give this machine the right to it, by the environment or "
                 "the files that the bucket's own tools take"
             )
     return None
+
+
+def _is_forbidden_by_gcs(error: BaseException) -> bool:
+    """Whether it is gcsfs's OSError of status 403, or its HttpError of 401."""
+    if isinstance(error, OSError):
+        return str(error).startswith("Forbidden: ")
+    return type(error).__module__ == "gcsfs.retry" and str(getattr(error, "code", "")) == "401"

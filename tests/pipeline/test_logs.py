@@ -51,6 +51,8 @@ def test_warnings_and_errors_are_seen_and_progress_reports_are_not(
         ("__main__", "No semi_persistent_directory found: %s"),
         ("apache_beam.runners.portability.local_job_service", "Worker: %s"),
         ("apache_beam.runners.worker.sdk_worker", "Error processing instruction %s."),
+        ("gcsfs", "_request non-retriable exception: Anonymous caller, 401"),
+        ("gcsfs", "_get_file_request out of retries on exception: 503"),
     ],
 )
 def test_what_is_known_is_silent_there_and_nowhere_else(

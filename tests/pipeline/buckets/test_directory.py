@@ -40,6 +40,51 @@ def test_objects_are_listed_read_written_and_removed(s3: str) -> None:
     assert list(bucket.objects()) == ["below/b"]
 
 
+def test_placeholders_of_directories_are_no_objects(s3: str, s3_port: int) -> None:
+    """The consoles of S3 and of GCS make them."""
+    prefix = s3.removeprefix(f"s3://{BUCKET}/")
+    for name in ("", "below/"):
+        put_object(s3_port, f"{prefix}/{name}", b"")
+    bucket = BucketDirectory(s3)
+    assert bucket.objects() == bucket.objects("below") == {}
+    bucket.write("below/a", b"1")
+    assert list(bucket.objects()) == ["below/a"]
+
+
+def test_many_are_removed_and_the_first_failure_ends_it(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = BucketDirectory(s3)
+    for number in range(20):
+        bucket.write(f"{number}", b"")
+    bucket.remove_all(f"{number}" for number in range(1, 25))
+    assert list(bucket.objects()) == ["0"]
+    asked = []
+
+    def refuse(place: str) -> None:
+        asked.append(place)
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(bucket._files, "rm_file", refuse)
+    with pytest.raises(UserError, match="cannot be removed: access refused"):
+        bucket.remove_all(map(str, range(1000)))
+    assert len(asked) < 1000
+
+
+def test_each_attempt_to_write_asks_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, asked = BucketDirectory(s3), []
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError("reset")
+
+    def before() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise TryAgainError("the lock is lost")
+
+    monkeypatch.setattr(bucket._files, "pipe_file", fail)
+    with pytest.raises(TryAgainError, match="the lock is lost"):
+        bucket.write("a", b"", before=before)
+
+
 def test_what_is_not_there_or_too_long(s3: str) -> None:
     bucket = BucketDirectory(s3)
     with pytest.raises(FileNotFoundError):
@@ -155,13 +200,6 @@ def test_an_object_of_another_size_is_not_fetched(
         with pytest.raises(DataError, match="10,240,000 bytes are there, 1,000 in the manifest"):
             BucketDirectory(uploaded).fetch("shard", size=1000, sha256=SHA256)
         assert link.count("GET", "/shard") == 0
-
-
-def test_what_consoles_make_in_place_of_directories_is_no_object(s3: str, s3_port: int) -> None:
-    prefix = s3.removeprefix(f"s3://{BUCKET}/")
-    put_object(s3_port, f"{prefix}/below/", b"")
-    put_object(s3_port, f"{prefix}/below/file", b"1")
-    assert list(BucketDirectory(s3).objects()) == ["below/file"]
 
 
 def test_a_server_that_is_gone_is_told_after_a_while(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import types
+from collections.abc import Callable
 
 import pytest
+from gcsfs.retry import validate_response
 
 from pipeline.buckets import retry
 from pipeline.buckets.retry import DAMAGED_ATTEMPTS, IncompleteError, with_retries
@@ -78,3 +81,41 @@ def test_other_bytes_than_expected_are_damage_in_the_end() -> None:
     with pytest.raises(DataError, match=r"x: 3 bytes came of 4, 4 times in a row; it is damaged there"):
         with_retries("x", call)
     assert call.calls == DAMAGED_ATTEMPTS
+
+
+def gcs_answer(status: int, body: bytes | None) -> Callable[[], None]:
+    """What gcsfs makes of a server's answer."""
+    return lambda: validate_response(status, body, "b/o/x")
+
+
+def test_a_failing_server_of_gcs_is_a_passing_failure() -> None:
+    """To `get_file`, which does not read the body, it is a TypeError of Python's JSON parser."""
+    for body in (None, b"busy", b'{"error": {"code": 503, "message": "busy"}}'):
+        with pytest.raises(TryAgainError, match="2 times in a row; run the same"):
+            with_retries("gs://b/x: cannot be read", gcs_answer(503, body), attempts=2)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_access_that_gcs_refuses_is_told_at_once(status: int) -> None:
+    body = b'{"error": {"code": %d, "message": "Anonymous caller does not have access"}}' % status
+    with pytest.raises(UserError, match=r"access refused \(.*\); give this machine the right") as caught:
+        with_retries("gs://b/x: cannot be read", gcs_answer(status, body))
+    assert caught.type is UserError
+
+
+def test_what_is_there_or_not_there_in_gcs_is_an_answer() -> None:
+    for status, kind in ((404, FileNotFoundError), (412, FileExistsError)):
+        with pytest.raises(kind):
+            with_retries("x", gcs_answer(status, b""))
+
+
+def test_an_upload_that_gcs_gives_up_is_told_by_its_cause() -> None:
+    def upload() -> None:
+        try:
+            raise ConnectionResetError("reset")
+        except ConnectionResetError:
+            raise AttributeError("'GCSFileSystem' object has no attribute 'location'")  # noqa: B904
+
+    of_gcsfs = types.FunctionType(upload.__code__, {"__name__": "gcsfs.core"})
+    with pytest.raises(TryAgainError, match=r"x \(reset\), 2 times"):
+        with_retries("x", of_gcsfs, attempts=2)
