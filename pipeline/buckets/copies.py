@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from pipeline.buckets.directory import BucketDirectory, Object
 from pipeline.cache import DATA_CACHE_BYTES, cache_dir
-from pipeline.errors import UserError
-from pipeline.store.files import put_directory, remove_directory
+from pipeline.errors import TryAgainError, UserError, first_line
+from pipeline.store.files import TEMPORARY, put_directory, remove_directory
 
 _DOWNLOADS = 8  # at a time
 
@@ -61,12 +61,19 @@ def local_copy(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as refused:
-            lock = refused.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first copies, the others wait
-            if not path.is_dir():
-                _make_room(root, needed, limit=limit, flag=flag)
-                _download(bucket, objects, path)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock = refused.enter_context(_lock_path(path).open("w"))
+            while True:
+                fcntl.flock(lock, fcntl.LOCK_SH)  # which all who read the copy hold, as long as they run
+                if path.is_dir():
+                    break
+                fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first copies, the others wait
+                if not path.is_dir():
+                    fresh = path.with_name(f"{TEMPORARY}{path.name}")
+                    remove_directory(fresh)  # of a process that died; its lock is ours now
+                    _make_room(root, needed, limit=limit, flag=flag)
+                    _download(bucket, objects, fresh)
+                    put_directory(fresh, path)
+                # Between the two locks is a moment with none, in which another may make room: looked at once more.
             os.utime(path)
             _in_use[path] = lock
             refused.pop_all()
@@ -77,11 +84,23 @@ def local_copy(
     return path
 
 
-def _download(bucket: BucketDirectory, objects: Mapping[str, Object], path: Path) -> None:
-    fresh = path.with_name(f".tmp-{path.name}")
-    remove_directory(fresh)  # of a process that died; its lock is ours now
-    for name in objects:
-        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+def _lock_path(copy: Path) -> Path:
+    """The lock of a copy, whether finished or under way."""
+    return copy.with_name(f"{copy.name.removeprefix(TEMPORARY)}.lock")
+
+
+def _download(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Path) -> None:
+    """Copies objects into a directory that is not there; nothing is left of it if one cannot be copied."""
+    try:
+        for name in objects:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        _download_all(bucket, objects, fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _download_all(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Path) -> None:
     with (
         tqdm(
             total=sum(found.size for found in objects.values()),
@@ -100,17 +119,21 @@ def _download(bucket: BucketDirectory, objects: Mapping[str, Object], path: Path
             for done in concurrent.futures.as_completed(copying):
                 done.result()
                 bar.update(copying[done])
+        except FileNotFoundError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise TryAgainError(
+                f"{bucket.url}: changes while it is copied ({first_line(error)} is gone); run the same command again"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    put_directory(fresh, path)
 
 
 def _make_room(root: Path, needed: int, *, limit: int, flag: str) -> None:
     """Removes copies that no process reads, those used longest ago first, until `needed` bytes fit."""
-    copies = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-    held = {copy: sum(f.stat().st_size for f in copy.rglob("*") if f.is_file()) for copy in copies}
-    for copy in copies:
+    used = {copy: _last_used(copy) for copy in root.iterdir() if copy.is_dir()}
+    held = {copy: _size(copy) for copy in used}
+    for copy in sorted(used, key=used.__getitem__):
         if sum(held.values()) + needed <= limit and needed <= shutil.disk_usage(root).free:
             return
         with _unused(copy) as unused:
@@ -129,10 +152,25 @@ def _make_room(root: Path, needed: int, *, limit: int, flag: str) -> None:
         )
 
 
+def _last_used(copy: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile, by another process
+        return copy.stat().st_mtime
+    return 0.0
+
+
+def _size(copy: Path) -> int:
+    size = 0
+    for directory, _, names in os.walk(copy):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += Path(directory, name).stat().st_size
+    return size
+
+
 @contextlib.contextmanager
 def _unused(copy: Path) -> Iterator[bool]:
     """Whether no process holds the lock of a copy; if so, none can take it meanwhile."""
-    with copy.with_suffix(".lock").open("w") as lock:
+    with _lock_path(copy).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -148,14 +186,13 @@ def copied_teacher(url: str) -> Path:
       UserError: there is nothing, or no room for it.
     """
     parent, _, last = url.rstrip("/").rpartition("/")
-    bucket = BucketDirectory(parent if last.endswith(".keras") else url)
-    objects = bucket.objects()
-    if last.endswith(".keras"):
-        objects = {name: found for name, found in objects.items() if name == last}
+    is_file = last.endswith(".keras")
+    bucket = BucketDirectory(parent if is_file else url)
+    objects = bucket.objects(last if is_file else "")
     if not objects:
         raise UserError(f"--teacher={url}: nothing is there; expected a SavedModel or a .keras file")
     path = local_copy(bucket, objects, flag="--teacher")
-    return path / last if last.endswith(".keras") else path
+    return path / last if is_file else path
 
 
 def copied_dataset(name: str, url: str, *, limit: int = DATA_CACHE_BYTES) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pipeline.buckets import copies
 from pipeline.buckets.copies import copied_dataset, copied_teacher, local_copy
 from pipeline.buckets.directory import BucketDirectory, Object
 from pipeline.dataset import Dataset
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.teacher import Teacher, fingerprint
 from tests import stores
 from tests.buckets import BUCKET, Fault, FaultyLink, point_at, put_object, upload_tree
@@ -63,6 +64,45 @@ def test_it_is_copied_once_for_all_processes(
         gets = [name for method, name in link.requests if method == "GET" and "array_record" in name]
         assert len(gets) == len(set(gets))
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_processes_read_the_same_copy_at_a_time(data_url: str) -> None:
+    """This one has it as long as it runs; another does not wait for that."""
+    here = copied_dataset(DATASET, data_url)
+    code = f"from pipeline.buckets.copies import copied_dataset; print(copied_dataset({DATASET!r}, {data_url!r}))"
+    command = [sys.executable, "-c", code]
+    there = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    assert there == f"{here}\n"
+
+
+def test_a_copy_under_way_makes_no_room_for_others_but_one_of_a_dead_process_does(
+    s3: str, cache: Path
+) -> None:
+    bucket = BucketDirectory(s3)
+    bucket.write("file", b"x" * 100)
+    under_way = cache / ".tmp-abc"
+    under_way.mkdir(parents=True)
+    (under_way / "part").write_bytes(b"x" * 200)
+    with (cache / "abc.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="copies in use have 200 of the 250"):
+            local_copy(bucket, bucket.objects(), flag="--data_dir", limit=250)
+        assert (under_way / "part").exists()
+    local_copy(bucket, bucket.objects(), flag="--data_dir", limit=250)
+    assert not under_way.exists()
+
+
+def test_what_goes_while_it_is_copied_is_told_and_leaves_nothing(s3: str, cache: Path) -> None:
+    bucket = BucketDirectory(s3)
+    for name in ("a", "b"):
+        bucket.write(name, b"x")
+    objects = bucket.objects()
+    bucket.remove("b")
+    with pytest.raises(
+        TryAgainError, match=rf"{s3}: changes while it is copied .*run the same command again"
+    ):
+        local_copy(bucket, objects, flag="--data_dir")
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == []
 
 
 def test_a_link_that_fails_leaves_no_half_copy(
@@ -137,6 +177,8 @@ def test_teachers_are_the_same_from_a_bucket(
     s3: str, s3_port: int, teacher_path: Path, tmp_path: Path
 ) -> None:
     upload_tree(s3_port, teacher_path, f"{prefix(s3)}/saved")
+    for directory in ("saved", "saved/variables"):  # as consoles make them
+        put_object(s3_port, f"{prefix(s3)}/{directory}/", b"")
     assert fingerprint(copied_teacher(f"{s3}/saved/")) == fingerprint(teacher_path)
     Teacher(f"{s3}/saved", image_size=SIZE, num_classes=CLASSES)
     keras = tmp_path / "teacher.keras"
@@ -145,6 +187,17 @@ def test_teachers_are_the_same_from_a_bucket(
     assert fingerprint(copied_teacher(f"{s3}/teacher.keras")) == fingerprint(keras)
     with pytest.raises(UserError, match=r"--teacher=s3://.*/nothing: nothing is there"):
         copied_teacher(f"{s3}/nothing")
+
+
+def test_for_a_teacher_of_one_file_nothing_else_is_listed(
+    s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("teacher.keras", "other"):
+        put_object(s3_port, f"{prefix(s3)}/{name}", b"x")
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        copied_teacher(f"{s3}/teacher.keras")
+        assert link.count("GET", "list-type=2") == link.count("GET", "teacher.keras%2F") == 1
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(
