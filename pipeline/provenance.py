@@ -72,10 +72,11 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
     Args:
       spec: of the store.
       given: as asked for.
-      store: its location. A teacher in it may have come with it, and a SavedModel is code.
+      store: its location. A teacher in it may have come with it, and a SavedModel is code; one in a bucket that the
+        store names may be anybody's.
 
     Raises:
-      UserError: none of them is there, or it is in the store.
+      UserError: none of them is there, or it is in the store or in a bucket.
     """
     if given is not None:
         return given
@@ -88,7 +89,12 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
                 f"--teacher is missing: the store names {candidate}, inside of itself; a teacher is code that is run: pass "
                 "--teacher with its path if you trust where it came from"
             )
-        if is_url(candidate) or Path(candidate).exists():
+        if is_url(candidate):
+            raise UserError(
+                f"--teacher is missing: the store names {candidate}; a teacher is code that is run, and that bucket may be "
+                f"anybody's: pass --teacher={candidate} if you trust it"
+            )
+        if Path(candidate).exists():
             return candidate
     raise UserError(
         f"--teacher is missing: the store was made with {candidates[0]}, which is not on this machine"

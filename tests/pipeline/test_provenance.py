@@ -80,6 +80,14 @@ def test_a_teacher_or_data_set_that_is_nowhere_is_asked_for(spec: Spec, tmp_path
         provenance.find_data_dir(gone, None)
 
 
+def test_a_teacher_in_a_bucket_that_the_store_names_is_not_loaded_unasked(spec: Spec) -> None:
+    """It is code, and anybody who made the store may have put it there."""
+    remote = with_provenance(spec, directory="/d", teacher="gs://bucket/teacher")
+    with pytest.raises(UserError, match="pass --teacher=gs://bucket/teacher if you trust it"):
+        provenance.find_teacher(remote, None, store="store")
+    assert provenance.find_teacher(remote, "gs://bucket/teacher", store="store") == "gs://bucket/teacher"
+
+
 def test_tfds_default_directory_and_urls_are_left_to_tfds(spec: Spec) -> None:
     assert provenance.find_data_dir(with_provenance(spec, directory="/d", data_dir=None), None) is None
     remote = with_provenance(spec, directory="/d", data_dir="gs://bucket/data")
