@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.buckets.directory import BucketDirectory, is_url
 from pipeline.buckets.lease import hold_lease
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.flags import make_directory
 from pipeline.options import PrecomputeOptions
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
@@ -100,10 +100,23 @@ class Claim:
     def write_spec(self, spec: Spec) -> None:
         """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
         if not (self.path / SPEC_FILE).exists():
-            write_text(self.path / SPEC_FILE, spec.to_json())
             if self.copy is not None:
-                BucketDirectory(self.location).write(SPEC_FILE, spec.to_json().encode())
+                self._create_spec(spec.to_json().encode())
+            write_text(self.path / SPEC_FILE, spec.to_json())
         (self.path / EVAL_DIRECTORY).mkdir(exist_ok=True)
+
+    def _create_spec(self, text: bytes) -> None:
+        """Puts the spec into the bucket; never over another's, whose shards would be taken for this one's."""
+        bucket = BucketDirectory(self.location)
+        try:
+            bucket.write(SPEC_FILE, text, create=True)
+        except FileExistsError as error:
+            if (
+                bucket.read(SPEC_FILE, limit=SPEC_LIMIT) != text
+            ):  # else put there by an attempt whose answer was lost
+                raise TryAgainError(
+                    f"--store={self.location}: another run has written its spec meanwhile; run the same command again"
+                ) from error
 
     def remove_leftovers(self) -> None:
         """Removes what writers that died left, and of what is published the notes: those were to go in the last step."""
@@ -116,9 +129,8 @@ class Claim:
             if self.copy is not None:
                 bucket = BucketDirectory(self.location)
                 notes = f"{directory.relative_to(self.path).as_posix()}/{PENDING}".removeprefix("./")
-                for name in bucket.objects(notes):
-                    if _is_published(Path(name).stem, lengths):
-                        bucket.remove(name)
+                left = [name for name in bucket.objects(notes) if _is_published(Path(name).stem, lengths)]
+                bucket.remove_all(left)
 
     def refresh(self) -> None:
         """Before what was published by workers elsewhere is read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,10 +98,21 @@ class BucketOutlet:
         with tempfile.TemporaryDirectory(prefix="view-distill-") as scratch:
             path = Path(scratch, task.name)
             size, sha256 = write_shard(path, chunks, task.records, expected=task.sha256)
-            check_lease(self._bucket, self._lease)
-            self._bucket.upload(path, self._name(task))
+            self._upload(path, task)
         self._bucket.fetch(self._name(task), size=size, sha256=sha256).close()
         return size, sha256
+
+    def _upload(self, path: Path, task: ShardTask) -> None:
+        """Puts a shard there, for as long as the lock is this run's.
+
+        Where none is, only where none is: a run that slept in an upload, and whose lock was broken, does not put its
+        shard over one that another has published since, and cut elsewhere.
+        """
+        held = functools.partial(check_lease, self._bucket, self._lease)
+        try:
+            self._bucket.upload(path, self._name(task), create=True, before=held)
+        except FileExistsError:  # of a run that died, or to be repaired
+            self._bucket.upload(path, self._name(task), before=held)
 
     def note(self, task: ShardTask, info: ShardInfo) -> None:
         """Implements `Outlet`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -133,11 +134,9 @@ def publish_to_bucket(
     copy = MetadataCopy(bucket)
     with naming(copy.path, bucket.url):
         changed = publish_results(copy.path, spec, results, identities)
-    check_lease(bucket, lease)
     for directory in changed:
-        copy.publish(directory)
-    for result in results:
-        bucket.remove(note_name(result.task))
+        copy.publish(directory, before=functools.partial(check_lease, bucket, lease))
+    bucket.remove_all(note_name(result.task) for result in results)
 
 
 def publish_results(

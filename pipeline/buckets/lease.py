@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.buckets.directory import BucketDirectory
-from pipeline.errors import TryAgainError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.untrusted import parse_json
 
@@ -98,8 +98,11 @@ def hold_lease(bucket: BucketDirectory, *, patience: float = PATIENCE) -> Iterat
     finally:
         ended.set()
         thread.join()
-        if (_read(bucket) or {}).get("lease") == lease:
-            bucket.remove(LOCK_FILE)
+        # Where the link is down the lock stays, and whoever comes next sees that nobody renews it: what ended the work
+        # is what is told.
+        with contextlib.suppress(UserError, DataError):
+            if (_read(bucket) or {}).get("lease") == lease:
+                bucket.remove(LOCK_FILE)
 
 
 def _text(owner: dict[str, Any], renewals: int) -> bytes:
@@ -110,7 +113,8 @@ def _renew(bucket: BucketDirectory, owner: dict[str, Any], ended: threading.Even
     """Says from time to time that the owner lives, unless somebody thought otherwise in the meantime."""
     renewals = 0
     while not ended.wait(RENEWAL):
-        with contextlib.suppress(UserError):  # the link is down; workers find out before they write
+        # The link is down: workers find out before they write. Whatever it is, a later renewal may succeed.
+        with contextlib.suppress(Exception):
             if (_read(bucket) or {}).get("lease") != owner["lease"]:
                 return
             renewals += 1

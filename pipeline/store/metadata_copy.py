@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.buckets.directory import BucketDirectory
@@ -41,8 +41,9 @@ class MetadataCopy:
 
     def refresh(self) -> None:
         """Copies what is there now."""
-        limits = {SPEC_FILE: SPEC_LIMIT}
-        limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()} | _FILES
+        # The store's own before those of `eval`, which are published first: what the views come with is there, then.
+        limits = {SPEC_FILE: SPEC_LIMIT} | _FILES
+        limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()}
         for name, limit in limits.items():
             try:
                 data = self._bucket.read(name, limit=limit)
@@ -53,11 +54,16 @@ class MetadataCopy:
                 raise DataError(f"{self._bucket.place(name)}: not of a store ({error})") from error
             write_bytes(self.path / name, data)
 
-    def publish(self, directory: Path) -> None:
-        """Puts one directory's metadata of the copy into the bucket, what says that it is published last."""
+    def publish(self, directory: Path, *, before: Callable[[], None] | None = None) -> None:
+        """Puts one directory's metadata of the copy into the bucket, what says that it is published last.
+
+        Args:
+          directory: of the copy.
+          before: see `BucketDirectory.write`.
+        """
         below = directory.relative_to(self.path)
         for name in _PUBLISHED:
-            self._bucket.write((below / name).as_posix(), (directory / name).read_bytes())
+            self._bucket.write((below / name).as_posix(), (directory / name).read_bytes(), before=before)
 
 
 @contextlib.contextmanager

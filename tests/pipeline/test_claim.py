@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.buckets.directory import BucketDirectory
 from pipeline.claim import check_space, claimed, open_store
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.options import announce_demo, make_parser, resolve
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
+from tests.buckets import BUCKET, put_object
 from tests.stores import Asked
 
 
@@ -78,6 +80,24 @@ def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: S
     assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
     assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
     assert (store / SPEC_FILE).read_bytes() == before
+
+
+def test_the_spec_of_another_run_in_a_bucket_is_not_replaced(s3: str, spec: Spec) -> None:
+    """It has broken the lock, while this one warmed up."""
+    bucket = BucketDirectory(s3)
+    with claimed(s3) as claim:
+        bucket.write(SPEC_FILE, b"another")
+        with pytest.raises(TryAgainError, match="another run has written its spec"):
+            claim.write_spec(spec)
+        assert bucket.read(SPEC_FILE, limit=1 << 20) == b"another"
+        bucket.write(SPEC_FILE, spec.to_json().encode())  # by an attempt whose answer was lost
+        claim.write_spec(spec)
+    assert Spec.load(claim.path) == spec
+
+
+def test_a_directory_that_a_console_has_made_in_a_bucket_is_empty(s3: str, s3_port: int) -> None:
+    put_object(s3_port, f"{s3.removeprefix(f's3://{BUCKET}/')}/", b"")
+    open_store(s3)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

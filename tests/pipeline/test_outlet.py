@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.buckets.directory import BucketDirectory
-from pipeline.buckets.lease import hold_lease
+from pipeline.buckets.lease import check_lease, hold_lease
 from pipeline.errors import DataError, TryAgainError
 from pipeline.outlet import BucketOutlet, DiskOutlet, note_name, open_outlet
+from pipeline.store.lock import LOCK_FILE
 from pipeline.store.shards import ShardInfo, ShardTask
 from tests.buckets import Fault, FaultyLink, point_at
 
@@ -59,6 +60,32 @@ def test_nothing_is_written_once_the_lock_is_lost(bucket: BucketDirectory) -> No
     with pytest.raises(TryAgainError, match="another run has taken the store over"):
         BucketOutlet(bucket, "digest", "lost").write(TASK, CHUNKS)
     assert bucket.objects() == {}
+
+
+def test_who_slept_before_an_upload_does_not_replace_what_was_published_since(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run has broken the lock in the meantime, and cut its shards elsewhere."""
+
+    def sleep(bucket: BucketDirectory, lease: str) -> None:
+        check_lease(bucket, lease)
+        bucket.write(TASK.name, b"published since")
+        bucket.write(LOCK_FILE, b'{"lease": "another"}')
+
+    monkeypatch.setattr("pipeline.outlet.check_lease", sleep)
+    with (
+        hold_lease(bucket) as lease,
+        pytest.raises(TryAgainError, match="another run has taken the store over"),
+    ):
+        BucketOutlet(bucket, "digest", lease).write(TASK, CHUNKS)
+    assert bucket.read(TASK.name, limit=100) == b"published since"
+
+
+def test_what_a_run_that_died_left_is_replaced(bucket: BucketDirectory) -> None:
+    bucket.write(TASK.name, b"of another cut")
+    with hold_lease(bucket) as lease:
+        size, _ = BucketOutlet(bucket, "digest", lease).write(TASK, CHUNKS)
+    assert bucket.objects()[TASK.name].size == size
 
 
 def test_a_repaired_shard_has_to_be_the_same(bucket: BucketDirectory) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.buckets import lease as module
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.buckets.lease import check_lease, hold_lease
-from pipeline.errors import TryAgainError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 
 HOLD = """
 import sys, time
@@ -94,6 +94,44 @@ def test_who_lost_the_lock_finds_out_and_leaves_the_new_one(
         with pytest.raises(TryAgainError, match="another run has taken the store over"):
             check_lease(bucket, lease)
     assert lock_of(bucket) == {"lease": "another"}
+
+
+def test_what_ended_the_work_is_told_though_the_link_is_down(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(_: BucketDirectory) -> None:
+        raise TryAgainError("the link is down")
+
+    with monkeypatch.context() as patch:
+
+        def work() -> None:
+            with hold_lease(bucket):
+                patch.setattr(module, "_read", down)
+                raise KeyError("the work")
+
+        with pytest.raises(KeyError, match="the work"):
+            work()
+    with hold_lease(bucket):  # its owner is no more
+        pass
+
+
+def test_a_renewal_that_fails_is_not_the_last(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEWAL", 0.05)
+    read, failures = module._read, [DataError("other bytes came"), RuntimeError("whatever")]
+
+    def fail(bucket: BucketDirectory) -> dict[str, object] | None:
+        if failures:
+            raise failures.pop()
+        return read(bucket)
+
+    with hold_lease(bucket):
+        monkeypatch.setattr(module, "_read", fail)
+        end = time.monotonic() + 20
+        while not lock_of(bucket)["renewals"] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert lock_of(bucket)["renewals"]
 
 
 def test_of_writers_that_begin_together_one_gets_it(

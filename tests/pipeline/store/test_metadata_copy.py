@@ -57,6 +57,19 @@ def test_what_says_what_is_published_is_written_last_and_read_first(
     ]
 
 
+def test_what_is_published_first_is_read_last(
+    s3: str, s3_port: int, published_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first publication, read meanwhile, would be views without the evaluation that comes with them."""
+    upload_tree(s3_port, published_store, s3.removeprefix(f"s3://{BUCKET}/"))
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        MetadataCopy(BucketDirectory(s3))
+        below = ["/eval/" in path for method, path in link.requests if method == "GET"]
+    assert below == sorted(below)
+    assert below.count(True) == 3
+
+
 def test_a_file_too_long_for_a_store_is_not_read(s3: str) -> None:
     BucketDirectory(s3).write("spec.json", b" " * (1 << 20) + b" ")
     with pytest.raises(DataError, match=rf"{s3}/spec.json: not of a store \(longer than 1,048,576 bytes\)"):
