@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import re
+import resource
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 
 _LABELS_AT_ONCE = 256  # with their images
+_OTHER_FILES = 1024  # that a process has open besides its data set's
 
 COMMAND = "python -m pipeline.dataset import"
 
@@ -188,6 +190,7 @@ class Dataset:
         for instruction in instructions:
             self._files.append(_File(str(instruction.filename), instruction.skip, first))
             first += instruction.take
+        _allow_open_files(len(self._files) + _OTHER_FILES)
         self._starts = [file.first for file in self._files]
         self._readers: dict[int, ArrayRecordReader] = {}
         self._lock = threading.Lock()
@@ -279,6 +282,18 @@ class Dataset:
                     raise DataError(f"{self.path}: example {some[row]} of {self.split} holds no label")
                 labels[start + row] = values[0]
         return labels
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's own limit of open files, as far as the system lets it.
+
+    It is 1,024 by default, a data set such as ImageNet has as many, and in the order of an epoch all are read at once.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:

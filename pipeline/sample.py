@@ -24,12 +24,14 @@ def _uniform(seed: int, stream: str, count: int) -> np.ndarray:
     return unit_float64(random_words(stream_key(seed, f"inspect {stream}", count), 0, count)[:, 0])
 
 
-def spread(values: np.ndarray, count: int, *, seed: int, stream: str) -> np.ndarray:
+def spread(values: np.ndarray | range, count: int, *, seed: int, stream: str) -> np.ndarray:
     """One of each of `count` stretches of sorted values [n], chosen by chance; all, if there are no more."""
     if len(values) <= count:
-        return values
+        return np.asarray(values)
     bounds = np.arange(count + 1) * len(values) // count
-    return values[bounds[:-1] + (_uniform(seed, stream, count) * np.diff(bounds)).astype(np.int64)]
+    chosen = bounds[:-1] + (_uniform(seed, stream, count) * np.diff(bounds)).astype(np.int64)
+    # Of a range no array is made: how long a shard is, the manifest says.
+    return values.start + chosen if isinstance(values, range) else values[chosen]
 
 
 def sample_views(
@@ -41,7 +43,7 @@ def sample_views(
     chosen = spread(np.arange(len(lengths)), shards, seed=seed, stream="shards")
     each = -(-records // len(chosen))
     return [
-        spread(np.arange(starts[n], starts[n] + lengths[n]), each, seed=seed, stream=f"views of {n}")
+        spread(range(starts[n], starts[n] + lengths[n]), each, seed=seed, stream=f"views of {n}")
         for n in chosen.tolist()
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_several_files(data_dir: Path, copy: Path) -> None:
     assert dataset.read(np.array([9, 10, 0, 16, 10])) == [TRAIN[i] for i in (9, 10, 0, 16, 10)]
     assert Dataset(DATASET, "train[8:12]", data_dir=copy).read(np.arange(4)) == TRAIN[8:12]
     assert dataset.identity() != Dataset(DATASET, "train", data_dir=data_dir).identity()
+
+
+def test_all_files_of_a_large_data_set_can_be_open(data_dir: Path) -> None:
+    """ImageNet has as many as systems allow a process by default."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        Dataset(DATASET, "train", data_dir=data_dir)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(1025, before[1]), before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_identity_tells_data_sets_and_splits_apart(data_dir: Path, other_data_dir: Path) -> None:

@@ -51,6 +51,12 @@ def test_of_a_small_store_all_is_sampled() -> None:
     np.testing.assert_array_equal(np.concatenate(sample), np.arange(51))
 
 
+def test_the_lengths_of_a_hostile_manifest_take_no_memory() -> None:
+    sample = sample_views(reader_of([2**40, 2**40]), seed=0)
+    assert [len(views) for views in sample] == [8192, 8192]
+    assert sample[1].max() < 2**41
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 99, 100, 101])
 def test_spread_takes_one_of_each_stretch(count: int) -> None:
     chosen = spread(np.arange(1000, 1100), count, seed=0, stream="test")
