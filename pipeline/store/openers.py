@@ -19,6 +19,7 @@ from pipeline.store.files import sha256_of
 from pipeline.store.shards import ShardInfo, open_shard, shard_name
 
 _OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
+_KEPT_SHARDS = 256  # of a bucket: each is an open file, of which a process may have 1,024 by default
 DOWNLOADS = 4  # at a time, and shards fetched ahead of need
 
 
@@ -96,7 +97,7 @@ class ShardCache:
     """Shards of a bucket in files of this machine that have no name: nothing is left of them, however a run ends.
 
     Args:
-      capacity: bytes of all the files; a shard in use is kept beyond it.
+      capacity: bytes of all the files, of which there are at most `_KEPT_SHARDS`; a shard in use is kept beyond it.
       scratch: directory of whose file system the space is; by default that of temporary files.
     """
 
@@ -107,8 +108,11 @@ class ShardCache:
             tuple[str, int], tuple[int, concurrent.futures.Future[ArrayRecordReader]]
         ] = collections.OrderedDict()
         self._bytes = 0
+        self._waited: collections.Counter[tuple[str, int]] = (
+            collections.Counter()
+        )  # threads that wait, by shard
         self._lock = threading.Lock()
-        self._pool = concurrent.futures.ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
+        self._downloads = threading.Semaphore(DOWNLOADS)
 
     def get(
         self, bucket: BucketDirectory, split: str, shards: Sequence[ShardInfo], wanted: Sequence[int]
@@ -120,20 +124,6 @@ class ShardCache:
           TryAgainError: the link is down.
         """
         keys = [(bucket.place(split), number) for number in wanted]
-        while True:
-            try:
-                return self._request(bucket, split, shards, keys).result()
-            except concurrent.futures.CancelledError:
-                continue  # it made room, before its turn came, for what another thread wanted
-
-    def _request(
-        self,
-        bucket: BucketDirectory,
-        split: str,
-        shards: Sequence[ShardInfo],
-        keys: Sequence[tuple[str, int]],
-    ) -> concurrent.futures.Future[ArrayRecordReader]:
-        """The first shard's reader to come; begins to fetch it, and the others as far as there is room."""
         with self._lock:
             for key in keys:
                 if key in self._kept and _failed(self._kept[key][1]):
@@ -144,19 +134,48 @@ class ShardCache:
                 info = shards[key[1]]
                 if not self._make_room(info.bytes, keep=keys) and key != keys[0]:
                     break
-                future = self._pool.submit(fetch_shard, bucket, split, key[1], info, self._scratch)
-                self._kept[key] = (info.bytes, future)
+                self._kept[key] = (info.bytes, self._fetch(bucket, split, key[1], info))
                 self._bytes += info.bytes
-            return self._kept[keys[0]][1]
+            future = self._kept[keys[0]][1]
+            self._waited[keys[0]] += 1
+        try:
+            return future.result()
+        finally:
+            with self._lock:
+                self._waited[keys[0]] -= 1
+
+    def _fetch(
+        self, bucket: BucketDirectory, split: str, number: int, info: ShardInfo
+    ) -> concurrent.futures.Future[ArrayRecordReader]:
+        """`fetch_shard` in a thread of its own, which, unlike a pool's, does not keep a process from ending."""
+        future: concurrent.futures.Future[ArrayRecordReader] = concurrent.futures.Future()
+
+        def fetch() -> None:
+            with self._downloads:
+                if not future.set_running_or_notify_cancel():
+                    return
+                try:
+                    future.set_result(fetch_shard(bucket, split, number, info, self._scratch))
+                except BaseException as error:  # noqa: BLE001  # told to whoever asks for it
+                    future.set_exception(error)
+
+        threading.Thread(target=fetch, name=f"shard {number}", daemon=True).start()
+        return future
 
     def _make_room(self, size: int, *, keep: Sequence[tuple[str, int]]) -> bool:
-        """Forgets the shards that were used longest ago until one of `size` bytes fits; whether it does."""
+        """Forgets the shards that were used longest ago until one of `size` bytes fits; whether it does.
+
+        Not those that another thread waits for: it would find its own cancelled.
+        """
         for key in list(self._kept):
-            if self._bytes + size <= self.capacity:
+            if self._has_room(size):
                 break
-            if key not in keep:
+            if key not in keep and not self._waited[key]:
                 self._forget(key)
-        return self._bytes + size <= self.capacity
+        return self._has_room(size)
+
+    def _has_room(self, size: int) -> bool:
+        return self._bytes + size <= self.capacity and len(self._kept) < _KEPT_SHARDS
 
     def _forget(self, key: tuple[str, int]) -> None:
         size, future = self._kept.pop(key)

@@ -6,6 +6,10 @@ import concurrent.futures
 import contextlib
 import gc
 import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +17,9 @@ import pytest
 
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import DataError, UserError
+from pipeline.store import openers
 from pipeline.store.metadata import SplitManifest
-from pipeline.store.openers import BucketOpener, ShardCache
+from pipeline.store.openers import DOWNLOADS, BucketOpener, ShardCache
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, shard_name
 from pipeline.store.spec import Spec
@@ -117,6 +122,17 @@ def test_each_shard_is_fetched_once_where_all_fit(
         assert len(gets) == len(set(gets)) == SHARDS
 
 
+def test_open_files_are_bounded_where_all_fit(
+    uploaded: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(openers, "_KEPT_SHARDS", 5)
+    store = Store(uploaded)
+    for number in range(SHARDS):
+        store.views.opener.open(number)
+        assert nameless_files(str(tmp_path)) <= 5 + DOWNLOADS  # some may be on their way out
+
+
 def test_a_cache_that_three_shards_do_not_fit_into_is_refused(uploaded: str, many_shards: Path) -> None:
     size = shard_bytes(many_shards)
     with pytest.raises(
@@ -186,6 +202,54 @@ def test_nothing_is_fetched_ahead_of_a_sample(
         store.views.read(np.array([3, 55]))
         gets = [name for method, name in link.requests if method == "GET" and "array_record" in name]
         assert sorted(name[-5:] for name in gets) == ["00000", "00005"]
+
+
+def test_a_shard_that_is_waited_for_is_not_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One download at a time, room for one shard, and three threads that want one each."""
+    begun, end = threading.Event(), threading.Event()
+
+    def fetch(bucket: BucketDirectory, split: str, number: int, *_: object) -> int:
+        begun.set()
+        assert end.wait(30)
+        return number
+
+    monkeypatch.setattr(openers, "DOWNLOADS", 1)
+    monkeypatch.setattr(openers, "fetch_shard", fetch)
+    shards = [ShardInfo(records=10, bytes=10, sha256="0" * 64, kl=0.0, max_error=0.0) for _ in range(3)]
+    cache, bucket = ShardCache(10), BucketDirectory("s3://b/x")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = []
+        for number in range(3):
+            found.append(pool.submit(cache.get, bucket, "views", shards, [number]))
+            assert begun.wait(30)
+            time.sleep(0.2)  # it waits, too
+        end.set()
+        assert [future.result(30) for future in found] == [0, 1, 2]
+
+
+def test_a_process_ends_while_shards_are_fetched(
+    uploaded: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the link is on which they come."""
+    code = f"""
+from pipeline.store.reader import Store
+import numpy as np
+Store({uploaded!r}).views.read(np.arange(3))
+print("read", flush=True)
+"""
+    seconds = 30
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        return Fault(latency=seconds if "views.array_record-0000" in path and path[-1] in "12" else 0.0)
+
+    with FaultyLink(s3_port, faults) as link:
+        point_at(link.port, monkeypatch)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "read\n"
+            begun = time.monotonic()
+            assert process.wait() == 0
+            assert time.monotonic() - begun < seconds / 2
 
 
 def test_nothing_is_left_when_the_store_is_closed(
