@@ -108,9 +108,8 @@ class ShardCache:
             tuple[str, int], tuple[int, concurrent.futures.Future[ArrayRecordReader]]
         ] = collections.OrderedDict()
         self._bytes = 0
-        self._waited: collections.Counter[tuple[str, int]] = (
-            collections.Counter()
-        )  # threads that wait, by shard
+        # Threads that wait, by shard.
+        self._waited: collections.Counter[tuple[str, int]] = collections.Counter()
         self._lock = threading.Lock()
         self._downloads = threading.Semaphore(DOWNLOADS)
 

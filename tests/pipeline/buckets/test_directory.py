@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_many_are_removed_and_the_first_failure_ends_it(s3: str, monkeypatch: py
 
     def refuse(place: str) -> None:
         asked.append(place)
+        time.sleep(0.02)
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(bucket._files, "rm_file", refuse)
