@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml | $(PYTHON)
 lint: install ## Format, style, types and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pipeline trainer
+	$(BIN)/mypy pipeline trainer docker/healthcheck.py
 	$(BIN)/lint-imports
 
 test: install ## Tests, without the slow ones and the benchmarks

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from pipeline import dataset_import
 from pipeline.dataset import Dataset
+from pipeline.dataset_import import run_import
 from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import write_text
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
@@ -29,7 +30,7 @@ from pipeline.views.input import ViewInput
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import EvalCrop, render_probe, training_renderer
 from pipeline.views.source import ImageSource
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardWorker
+from pipeline.worker import PrecomputeJob, ShardWorker
 
 SIZE = 16
 
@@ -49,7 +50,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
     make_images(directory / "images")
     data_dir, teacher, store = directory / "data", directory / "teacher", directory / "store"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        dataset_import.main([f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
+        run_import([f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
     image = tf.keras.Input([SIZE, SIZE, 3])
     logits = tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(image))
     tf.keras.Model(image, logits).save(teacher, include_optimizer=False)
@@ -79,7 +80,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
     )
     worker = ShardWorker(job)
     tasks = cut_shards(VIEWS_SPLIT, published=[], total=2 * dataset.num_examples, views_per_shard=6)
-    publish_results(str(store), spec, [worker.run(task) for task in tasks], {VIEWS_SPLIT: spec.dataset})
+    publish_results(store, spec, [worker.run(task) for task in tasks], {VIEWS_SPLIT: spec.dataset})
     return store, data_dir
 
 
