@@ -20,7 +20,7 @@ _TRIES = 5  # of a connection: a new machine's ssh server takes a while
 _RESTARTS = 3  # of a trainer that was terminated, on a machine that stayed
 
 _SCRIPT = Path(__file__).parent / "templates" / "tpu_host.sh"
-_CHECKOUT = Path(__file__).parents[1]
+_CHECKOUT = Path(__file__).parents[2]
 # What installing a wheel on the host takes beside it.
 INSTALL_FILES = tuple(
     _CHECKOUT / name for name in ("docker/install.sh", "requirements.lock", "pyproject.toml")
