@@ -11,6 +11,7 @@ import gcsfs
 import numpy as np
 import pytest
 
+from pipeline.buckets import retry
 from pipeline.buckets.copies import copied_dataset, copied_teacher
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import UserError
@@ -18,7 +19,7 @@ from pipeline.precompute import main
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.reader import Store
 from pipeline.teacher import fingerprint
-from tests.buckets import BUCKET, gcs_server
+from tests.buckets import BUCKET, Fault, FaultyLink, gcs_server
 from tests.stores import DATASET, Asked
 
 
@@ -72,6 +73,28 @@ def test_objects_are_listed_read_written_and_removed(gcs: str, tmp_path: Path) -
         bucket.read("a.json", limit=5)
     with pytest.raises(UserError, match=r"gs://no-such-bucket/x: .*make the bucket first"):
         BucketDirectory("gs://no-such-bucket/x").write("a", b"1")
+
+
+def test_a_server_that_fails_now_and_then_is_not_noticed(
+    gcs: str, gcs_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    data = b"content" * 100_000
+    BucketDirectory(gcs).write("file", data)
+    failed = []
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        if method == "GET" and "alt=media" in path and len(failed) < 3:
+            failed.append(number)
+            return Fault(status=503)
+        return Fault()
+
+    with FaultyLink(gcs_port, faults) as link:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{link.port}")
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        BucketDirectory(gcs).download("file", tmp_path / "copy", size=len(data))
+    assert len(failed) == 3
+    assert (tmp_path / "copy").read_bytes() == data
 
 
 def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(gcs: str, asked: Asked) -> None:
