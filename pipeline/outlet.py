@@ -74,10 +74,13 @@ class BucketOutlet:
       bucket: directory of the store.
       digest: of its spec.
       lease: the lock under which the run writes.
+      scratch: directory in which a shard is written before it is uploaded; by default that of temporary files.
     """
 
-    def __init__(self, bucket: BucketDirectory, digest: str, lease: str) -> None:
-        self._bucket, self._digest, self._lease = bucket, digest, lease
+    def __init__(
+        self, bucket: BucketDirectory, digest: str, lease: str, *, scratch: Path | None = None
+    ) -> None:
+        self._bucket, self._digest, self._lease, self._scratch = bucket, digest, lease, scratch
 
     def _name(self, task: ShardTask) -> str:
         return f"{below(task.split)}/{task.name}".lstrip("/")
@@ -95,7 +98,7 @@ class BucketOutlet:
 
     def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
         """Implements `Outlet`."""
-        with tempfile.TemporaryDirectory(prefix="view-distill-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="view-distill-", dir=self._scratch) as scratch:
             path = Path(scratch, task.name)
             size, sha256 = write_shard(path, chunks, task.records, expected=task.sha256)
             self._upload(path, task)
@@ -124,10 +127,18 @@ def note_name(task: ShardTask) -> str:
     return f"{below(task.split)}/{PENDING}/{task.name}.json".lstrip("/")
 
 
-def open_outlet(store: str, *, digest: str, lease: str | None) -> Outlet:
-    """The outlet of a store, by its location."""
+def open_outlet(store: str, *, digest: str, lease: str | None, scratch: str | Path | None = None) -> Outlet:
+    """The outlet of a store, by its location.
+
+    Args:
+      store: path or URL.
+      digest, lease: see `BucketOutlet`.
+      scratch: likewise, where this machine has it: a directory of the command's, that is removed with whatever a worker
+        process that was ended has left there.
+    """
     if not is_url(store):
         return DiskOutlet(Path(store), digest)
     if lease is None:
         raise ValueError(f"{store}: written without a lease")
-    return BucketOutlet(BucketDirectory(store), digest, lease)
+    own = Path(scratch) if scratch is not None and Path(scratch).is_dir() else None
+    return BucketOutlet(BucketDirectory(store), digest, lease, scratch=own)

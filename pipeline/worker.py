@@ -44,7 +44,8 @@ class PrecomputeJob:
       image_cache_bytes: for decoded images, per process.
       data_cache_bytes: for copies of data sets in buckets.
       lease: of a store in a bucket: the lock under which it is written.
-      progress: directory in which progress is noted, where there is it; by default the store.
+      progress: directory in which progress is noted and shards for a bucket are written, on a machine that has it; by
+        default progress is noted in the store.
     """
 
     store: str
@@ -179,7 +180,8 @@ class ShardWorker:
           on_views: called with the number of views of each finished batch.
         """
         begun = time.perf_counter()
-        outlet = open_outlet(self.job.store, digest=self._digest, lease=self.job.lease)
+        job = self.job
+        outlet = open_outlet(job.store, digest=self._digest, lease=job.lease, scratch=job.progress)
         info = None if task.sha256 else outlet.adopt(task)
         if info is not None:
             if on_views is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def test_what_is_written_is_what_a_disk_gets(bucket: BucketDirectory, tmp_path: 
             TASK, CHUNKS
         )
     assert bucket.read(TASK.name, limit=1 << 20) == (tmp_path / TASK.name).read_bytes()
+
+
+def test_what_an_ended_worker_leaves_is_in_the_commands_directory(
+    s3: str, bucket: BucketDirectory, tmp_path: Path
+) -> None:
+    there = []
+
+    def chunks() -> Iterator[list[bytes]]:
+        yield from CHUNKS
+        there.extend(path.name for path in (tmp_path / "command").rglob(".tmp-*"))
+
+    (tmp_path / "command").mkdir()
+    with hold_lease(bucket) as lease:
+        open_outlet(s3, digest="d", lease=lease, scratch=tmp_path / "command").write(TASK, chunks())
+        open_outlet(s3, digest="d", lease=lease, scratch=tmp_path / "on another machine").write(TASK, CHUNKS)
+    assert len(there) == 1
+    assert list((tmp_path / "command").iterdir()) == []
 
 
 def test_nothing_is_written_once_the_lock_is_lost(bucket: BucketDirectory) -> None:
