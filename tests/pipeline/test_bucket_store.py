@@ -49,6 +49,7 @@ def files(store: Path) -> dict[str, bytes]:
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(
     remote: Asked,
     asked: Asked,

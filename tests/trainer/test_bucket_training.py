@@ -20,6 +20,7 @@ def final_losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_weights_and_losses_are_those_of_a_local_store(
     make_store: MakeStore,
     data_dir: Path,

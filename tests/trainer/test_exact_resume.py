@@ -36,6 +36,7 @@ def across(published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: 
     return [flag for flag in flags if not flag.startswith("--workdir")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
 def test_process_killed_on_both_sides_of_the_end_of_the_store_ends_bit_equal(
     across: list[str], tmp_path: Path

@@ -71,6 +71,7 @@ def test_run_resumed_at_every_step_ends_bit_equal(three_epochs: Path, data_dir: 
     assert whole.options.length.steps == 4  # of 17 views an epoch: 1 and 2 cross its end
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
 def test_run_resumed_at_every_step_across_the_end_of_the_store_ends_bit_equal(
     one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path

@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from trainer.models import STUDENTS, build
 
 
+@pytest.mark.slow
 def test_every_student_scales_its_input_first() -> None:
     # One BiT is enough: all are built alike.
     for name in (name for name in STUDENTS if not name.startswith("bit_") or name == "bit_r50x1"):
