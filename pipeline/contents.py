@@ -126,7 +126,7 @@ def contents_text(contents: Contents) -> str:
         f"{identity['num_classes']:,} classes",
         "teacher": f"{provenance.get('teacher')}, fingerprint {str(identity['teacher'].get('fingerprint'))[:16]}",
         "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
-        "written by": provenance.get("command"),
+        "begun by": provenance.get("command"),
         "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
         "coverage": f"{contents['epochs']:,} epochs, {contents['views']:,} views",
         "codec": f"{identity['codec']}, mean KL {cost['mean_kl']:.1e} at T = {identity['temperature']:g}, largest logit "

@@ -81,7 +81,7 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
                     "back: nothing published is lost"
                 ) from error
             wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-            _log.warning("%s (%s); trying again", what, _reason(error))
+            _log.warning("%s (%s); trying again, %d of %d", what, _reason(error), attempt + 1, attempts)
             # Workers that failed together do not come back together.
             time.sleep(wait * (0.5 + secrets.randbelow(1000) / 1000))
     raise AssertionError(attempts)
