@@ -78,6 +78,7 @@ def test_data_set_loads_where_demo_was_never_imported_and_without_beam(data_dir)
     assert done.stdout.strip().endswith("mnist_5k/1.0.0 (28, 28, 1)")
 
 
+@pytest.mark.slow
 def test_another_process_prepares_the_same_says_one_line_and_uses_nothing_that_a_dead_one_left(
     data_dir, tmp_path
 ):

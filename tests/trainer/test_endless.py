@@ -70,6 +70,7 @@ def endless(published_store: Path, data_dir: Path, teacher_path: Path, tmp_path:
     return arguments(published_store, tmp_path / "run", data_dir, *flags, f"--teacher={teacher_path}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
 def test_a_run_without_an_end_is_stopped_continued_and_finished(
     endless: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
