@@ -58,9 +58,17 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
+_BEAMS = " [while running"  # begins what Beam adds to the message of an error of one of its steps
 # As in "pipeline.errors.DataError: view 7: ...", up to the end of its line or Beam's own addition.
-_KINDS = {kind.__name__: kind for kind in (UserError, TryAgainError, DataError)}
-_IN_TEXT = re.compile(rf"\b({'|'.join(_KINDS)}): (.+?)(?= \[while running|\\n|\n|$)")
+_IN_TEXT = r"\b({kinds}): (.+?)(?= \[while running|\\n|\n|$)"
+
+
+def _kinds() -> dict[str, type[UserError | DataError]]:
+    """All types of our errors by name, subclasses in other modules included."""
+    found: list[type[UserError | DataError]] = [UserError, DataError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return {kind.__name__: kind for kind in found}
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -78,19 +86,25 @@ def first_line(error: BaseException) -> str:
 
 
 def find_error(error: BaseException) -> UserError | DataError | None:
-    """The UserError or DataError at the bottom of `error`, or None.
+    """The UserError or DataError at the bottom of `error`, or None: the very object, if it is still there.
+
+    Only an object keeps its attributes, such as an `exit_code` of its own; text keeps the type and the message.
 
     Args:
       error: an exception as it came out of Beam or TensorFlow. Both may have turned the original into
         text, with their own lines around it.
     """
+    ours = [link for link in chain(error) if isinstance(link, UserError | DataError)]
+    if ours:
+        # Beam raises a new error of the same type, without the attributes, while it handles the original.
+        first, message = ours[0], str(ours[0]).split(_BEAMS)[0]
+        same = [link for link in ours if type(link) is type(first) and str(link) == message]
+        return same[-1] if same else type(first)(message)
+    kinds = _kinds()
     for link in chain(error):
-        if isinstance(link, UserError | DataError):
-            return type(link)(str(link).split(" [while running")[0])
-    for link in chain(error):
-        if found := _IN_TEXT.findall(str(link)):
+        if found := re.findall(_IN_TEXT.format(kinds="|".join(kinds)), str(link)):
             kind, message = found[-1]
-            return _KINDS[kind](message.strip())
+            return kinds[kind](message.strip())
     return None
 
 

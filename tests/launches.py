@@ -21,6 +21,7 @@ HOST_SCRIPT = Path(tpu_job.__file__).parent / "templates" / "tpu_host.sh"
 TRAINER = """#!/usr/bin/env bash
 [[ -f inputs/store/spec.json && -d inputs/data_dir ]] || { echo "error: no store"; exit 2; }
 [[ "$*" != *--seed=13* ]] || { echo "error: unlucky"; exit 3; }
+[[ "$*" != *--seed=9* ]] || kill -KILL $$
 trap 'echo saved; exit 143' TERM
 mkdir -p work/checkpoints
 step=$(cat work/step 2> /dev/null || echo 0)

@@ -28,16 +28,22 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.store.lock import writer_lock
 from trainer.preemption import EXIT_CODES
 
 _POLL_SECONDS = 0.2
+_ONE_LINE = (
+    EXIT_USER_ERROR,
+    EXIT_DATA_ERROR,
+    EXIT_TRY_AGAIN,
+)  # a process that ends so has printed one line that says why
+_LESS_MEMORY = "use a smaller --parallel or --image_cache_bytes"
 _PATIENCE_SECONDS = 120  # for a run that an earlier, killed comparison has left to save itself
 
 
 class ChildError(UserError):
-    """A run ended the comparison; it has the run's own line and exit code.
+    """A child process failed; it has the child's own line and exit code.
 
     Args:
       message: one line.
@@ -47,6 +53,29 @@ class ChildError(UserError):
     def __init__(self, message: str, *, exit_code: int = UserError.exit_code) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def exit_code(returncode: int) -> int:
+    """The exit code of a child process as a shell reports it: 128 + the number of the signal that ended it."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def ended_by_signal(code: int, *, less_memory: str) -> str | None:
+    """Says which signal ended a process and what helps; None if none did, or one that saves the run.
+
+    Args:
+      code: exit code, as a shell reports it.
+      less_memory: what makes the process use less memory.
+    """
+    if code in EXIT_CODES.values() or code - 128 not in set(signal.Signals):
+        return None
+    name = signal.Signals(code - 128).name
+    if name == "SIGKILL":
+        return (
+            f"killed by SIGKILL (exit code {code}), most likely because the machine ran out of memory; {less_memory}, and "
+            "run the same command to continue"
+        )
+    return f"ended by {name} (exit code {code}); run the same command to continue"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,20 +133,20 @@ class Child:
         code = self.process.poll()
         if not code:
             return code == 0
-        raise self._failure(code)
+        raise self._failure(exit_code(code))
 
     def _failure(self, code: int) -> ChildError:
         lines = self.job.log.read_text(errors="replace").splitlines()
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if code < 0:
-            name = signal.Signals(-code).name
-            text = f"ended by {name}; run the same command to continue (what it said is in {self.job.log})"
-            return ChildError(f"{self.job.name}: {text}", exit_code=128 - code)
-        if code in EXIT_CODES.values():
-            return ChildError(f"{self.job.name}: {lines[-1] if lines else 'interrupted'}", exit_code=code)
-        if not told:
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if (killed := ended_by_signal(code, less_memory=_LESS_MEMORY)) is not None:
+            reason = f"{killed} (its output: {self.job.log})"
+        elif code in EXIT_CODES.values():
+            reason = lines[-1] if lines else "interrupted"
+        elif code in _ONE_LINE and errors:
+            reason = errors[-1]
+        else:
             print("\n".join(lines[-30:]), file=sys.stderr)
-        reason = told[-1] if told else f"exit code {code}; what it said is in {self.job.log}"
+            reason = f"exit code {code} (its output: {self.job.log})"
         return ChildError(f"{self.job.name}: {reason}", exit_code=code)
 
     def send(self, number: int) -> None:
@@ -146,9 +175,9 @@ def _wait_for_lock(job: Job) -> None:
         try:
             with writer_lock(job.workdir, flag="--workdir"):
                 return
-        except UserError:
-            if time.monotonic() > deadline:
-                raise
+        except UserError as error:
+            if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() > deadline:
+                raise  # it cannot be written at all, or the writer does not end
             if not told:
                 print(f"{job.name}: waiting for the process that is still writing it", flush=True)
             told = True

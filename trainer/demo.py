@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.flags import Parser, file_path
+from trainer.children import ChildError, ended_by_signal, exit_code
 
 
 def run_stage(name: str, command: list[str]) -> float:
@@ -31,6 +32,9 @@ def run_stage(name: str, command: list[str]) -> float:
             code = process.wait()
         except KeyboardInterrupt:
             code = process.wait()
+    code = exit_code(code)
+    if (killed := ended_by_signal(code, less_memory="end other programs")) is not None:
+        raise ChildError(f"{name}: {killed}", exit_code=code)
     if code:
         raise SystemExit(code)
     return time.monotonic() - begun

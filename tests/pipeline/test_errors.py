@@ -36,6 +36,33 @@ def test_an_error_is_found_as_itself_and_below_others(kind: type[Exception]) -> 
         assert str(found) == MESSAGE
 
 
+class OwnCodeError(DataError):
+    """An error with an exit code and an attribute of its own."""
+
+    def __init__(self, message: str, *, exit_code: int = 3, shard: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.shard = exit_code, shard
+
+
+def test_an_error_keeps_its_type_its_code_and_its_attributes(capsys: pytest.CaptureFixture[str]) -> None:
+    original = OwnCodeError(MESSAGE, exit_code=137, shard="views-7")
+    outer = RuntimeError("outer")
+    outer.__cause__ = original
+    assert find_error(outer) is original
+    # As Beam raises it again in this process: another object of the type, with a longer message.
+    again = OwnCodeError(f"{MESSAGE} [while running 'ComputeShard']")
+    again.__context__ = original
+    assert find_error(again) is original
+
+    def main(argv: list[str]) -> None:
+        raise again from original
+
+    assert code_of(main) == 137
+    assert capsys.readouterr().err == f"error: {MESSAGE}\n"
+    # All that is left between processes is text.
+    assert type(find_error(RuntimeError(f"tests.OwnCodeError: {MESSAGE}\n"))) is OwnCodeError
+
+
 def test_another_error_is_not_taken_for_one() -> None:
     assert find_error(ValueError("DataError is what this is not")) is None
     loop = ValueError("a")

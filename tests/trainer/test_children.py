@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 from pipeline.store.lock import writer_lock
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, environment, fail
 from trainer.children import ChildError, Job, latest_step, run_jobs
 
 # A command of ours without TensorFlow: says that it is there, and what it was asked to do.
@@ -23,7 +23,7 @@ COMMAND = """
 import os, signal, sys, time
 from pathlib import Path
 
-from pipeline.errors import Interrupted, UserError
+from pipeline.errors import DataError, Interrupted, TryAgainError, UserError
 
 
 def main(argv):
@@ -40,10 +40,15 @@ def main(argv):
     (directory / "pid").write_text(str(os.getpid()))
     if what == "fail":
         raise UserError("--flag=x: got x, expected y")
+    if what == "corrupt":
+        raise DataError("view 7: 1 here, 2 there")
+    if what == "later":
+        raise TryAgainError("no answer")
     if what == "defect":
+        print("error: of a library, which went on", flush=True)
         raise RuntimeError("a defect")
-    if what == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if what in ("SIGKILL", "SIGSEGV"):
+        os.kill(os.getpid(), signal.Signals[what])
     if what == "wait":
         time.sleep(60)
     (directory / "done").touch()
@@ -101,10 +106,28 @@ def test_defect_of_a_job_shows_its_traceback(job: Callable[..., Job], capsys: py
     assert "RuntimeError: a defect" in capsys.readouterr().err
 
 
-def test_killed_job_is_told_with_its_signal(job: Callable[..., Job]):
-    with pytest.raises(ChildError, match="run: ended by SIGKILL; run the same command") as failed:
-        run(job("killed"))
-    assert failed.value.exit_code == 137
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("fail", 2, ["--flag=x: got x, expected y"]),
+        ("corrupt", 3, ["view 7: 1 here, 2 there"]),
+        ("later", 75, ["no answer"]),
+        ("SIGKILL", 137, ["SIGKILL", "memory", "--parallel", "--image_cache_bytes", "run.log"]),
+        ("SIGSEGV", 139, ["SIGSEGV", "run.log"]),
+    ],
+)
+def test_command_ends_with_the_exit_code_of_the_job_that_failed(
+    what: str, code: int, words: list[str], job: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+):
+    def main(argv: list[str]) -> None:
+        run(job(what))
+
+    got, line = fail([], capsys, main=main)
+    assert got == code
+    assert line.startswith("error: run: ")
+    for word in words:
+        assert word in line
+    assert ("memory" in line) == (what == "SIGKILL")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -154,6 +177,15 @@ def test_run_that_is_still_written_is_waited_for(job: Callable[..., Job], capsys
     assert run(later) == ["run"]
     writer.join()
     assert "run: waiting for the process that is still writing it" in capsys.readouterr().out
+
+
+def test_directory_that_cannot_be_written_is_not_waited_for(job: Callable[..., Job]):
+    blocked = job("do")
+    (blocked.workdir / ".lock").mkdir(parents=True)
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="cannot be written"):
+        run(blocked)
+    assert time.monotonic() - begun < 5
 
 
 def test_latest_step_is_that_of_the_last_whole_line(tmp_path: Path):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, environment, fail
+from trainer.demo import run_stage
 
 
 @pytest.mark.slow
@@ -73,3 +74,19 @@ def test_ctrl_c_leaves_a_stage_the_time_to_save():
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout.read() == "saved\n"
     assert process.returncode == 130
+
+
+def test_stage_that_is_killed_is_reported_with_its_exit_code(capsys: pytest.CaptureFixture[str]):
+    def main(argv: list[str]) -> None:
+        run_stage("train", ["-c", "import os; os.kill(os.getpid(), 9)"])
+
+    code, line = fail([], capsys, main=main)
+    assert code == 137
+    assert "train: killed by SIGKILL" in line
+    assert "memory" in line
+
+
+def test_exit_code_of_a_stage_is_the_commands():
+    with pytest.raises(SystemExit) as ended:
+        run_stage("train", ["-c", "raise SystemExit(75)"])
+    assert ended.value.code == 75

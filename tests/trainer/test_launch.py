@@ -159,6 +159,15 @@ def test_trainers_own_error_is_this_commands(cloud: Cloud, capsys: pytest.Captur
     assert "flowers is deleted" in out
 
 
+def test_trainer_that_is_killed_is_reported_with_its_exit_code(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+):
+    code, out, _ = ended(launch("--delete", trainer=("--seed=9",)), capsys)
+    assert code == 137
+    assert "killed by SIGKILL" in out
+    assert "memory" in out
+
+
 def test_bucket_that_does_not_answer_is_not_taken_for_a_new_run(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ):

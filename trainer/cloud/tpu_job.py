@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
+from trainer.children import ended_by_signal
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
 
 _MARK = "view-distill: "  # begins what the host's script says to us
@@ -294,8 +295,12 @@ class TpuRun:
 
     def _finish(self, code: int) -> int:
         name = self._tpu.name
+        how = ended_by_signal(code, less_memory="hand the trainer a smaller --image_cache_bytes")
         print(
-            f"{name}: the trainer has ended with exit code {code}; its files: {self._job.workdir}", flush=True
+            f"{name}: the trainer was {how}; its files: {self._job.workdir}"
+            if how
+            else f"{name}: the trainer has ended with exit code {code}; its files: {self._job.workdir}",
+            flush=True,
         )
         if self._delete:
             delete_node(self._tpu)
