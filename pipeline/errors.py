@@ -23,6 +23,7 @@ EXIT_DATA_ERROR = 3
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_HANGUP = 128 + signal.SIGHUP
 
 
 class UserError(Exception):

@@ -104,16 +104,18 @@ class Checkpoints:
         self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
         self._best = tf.train.CheckpointManager(self._checkpoint, str(directory / "best"), max_to_keep=1)
 
-    def restore(self) -> int:
-        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint, 0 where there is none; reads neither weights nor optimizer state.
 
         Raises:
           DataError: it belongs to another store.
           UserError: it was made with other flags.
         """
         path = saved_path(self._directory)
-        if path is None:
-            return 0
+        return 0 if path is None else self._step_of(path)
+
+    def _step_of(self, path: str) -> int:
+        """The step of a checkpoint of this very run."""
         found = read_run(path)
         step = int(found.pop("step"))
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
@@ -121,6 +123,19 @@ class Checkpoints:
             raise kind(
                 f"{path} cannot be continued: {'; '.join(lines)}; ask for the same, or use another --workdir"
             )
+        return step
+
+    def restore(self) -> int:
+        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+
+        Raises:
+          DataError: it belongs to another store, or is damaged.
+          UserError: it was made with other flags.
+        """
+        path = saved_path(self._directory)
+        if path is None:
+            return 0
+        step = self._step_of(path)
         try:
             self._checkpoint.restore(path).assert_consumed()
         except (*_UNREADABLE, AssertionError) as error:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.store.lock import writer_lock
-from trainer.preemption import EXIT_CODES
+from trainer.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
 
 _POLL_SECONDS = 0.2
 _ONE_LINE = (
@@ -204,7 +204,7 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
         self.first: signal.Signals | None = None
 
     def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._hand_on) for number in EXIT_CODES}
+        self._before = handle_signals(self._hand_on)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -216,6 +216,8 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
         self.first = self.first or signal.Signals(number)
         for child in self._running:
             child.send(number)
+        if number == signal.SIGHUP:
+            detach_closed_outputs()
 
 
 def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job], None]) -> None:

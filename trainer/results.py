@@ -35,7 +35,7 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     It has not if the store has evaluation logits of other splits now, or another split is to say which student
     is the best: such a run is evaluated again, with no step more.
     """
-    if run.checkpoints.restore() != run.options.length.steps:
+    if run.checkpoints.latest_step() != run.options.length.steps:
         return None
     result = _previous_result(run)
     if result is None or result.get("eval_split") != run.options.eval_split:

@@ -202,5 +202,5 @@ def check_workers(run: Run, *, finished: bool) -> None:
         "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
     )
     run.workers.check_same("the digest of the flags", digest, remedy=same)
-    run.workers.check_same("the latest step in --workdir", run.checkpoints.restore(), remedy=same)
+    run.workers.check_same("the latest step in --workdir", run.checkpoints.latest_step(), remedy=same)
     run.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)

@@ -72,6 +72,16 @@ def test_weights_moments_and_step_come_back_bit_for_bit(tmp_path: Path):
     assert_same_weights(after.numbers(), before.numbers())
 
 
+def test_latest_step_is_known_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    training = Training(tmp_path)
+    assert training.checkpoints.latest_step() == 0
+    trained(tmp_path)
+    monkeypatch.delattr(tf.train.Checkpoint, "restore")
+    assert training.checkpoints.latest_step() == 2
+    with pytest.raises(UserError, match="batch_size: 8 asked for, 4 in the checkpoint"):
+        Training(tmp_path, batch_size=8).checkpoints.latest_step()
+
+
 def test_empty_directory_starts_from_the_beginning(tmp_path: Path):
     training = Training(tmp_path)
     weights = training.student.get_weights()

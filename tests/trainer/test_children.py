@@ -17,6 +17,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.store.lock import writer_lock
 from tests.runs import ROOT, environment, fail
 from trainer.children import ChildError, Job, latest_step, run_jobs
+from trainer.preemption import EXIT_CODES
 
 # A command of ours without TensorFlow: says that it is there, and what it was asked to do.
 COMMAND = """
@@ -37,6 +38,7 @@ def main(argv):
 
     signal.signal(signal.SIGTERM, save)
     signal.signal(signal.SIGINT, save)
+    signal.signal(signal.SIGHUP, save)
     (directory / "pid").write_text(str(os.getpid()))
     if what == "fail":
         raise UserError("--flag=x: got x, expected y")
@@ -130,7 +132,7 @@ def test_command_ends_with_the_exit_code_of_the_job_that_failed(
     assert ("memory" in line) == (what == "SIGKILL")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", list(EXIT_CODES), ids=lambda number: number.name)
 def test_signal_is_handed_on_once_and_all_end(job: Callable[..., Job], number: signal.Signals):
     waiting = job("wait")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,11 @@ def student(crops: np.ndarray) -> tf.keras.Model:
     return student
 
 
+def all_logits(evaluator: Evaluator, student: tf.keras.Model) -> tuple[np.ndarray, np.ndarray]:
+    ours, theirs = zip(*evaluator.logits(student), strict=True)
+    return np.concatenate(ours), np.concatenate(theirs)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits.astype(np.float64) / TEMPERATURE)
     return exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -98,13 +105,50 @@ def test_figures_are_numpy_s(
 def test_batch_size_and_cache_change_nothing(
     published_store: Path, data_dir: Path, student: tf.keras.Model, batch_size: int, cache: int
 ):
-    expected_ours, expected_theirs = make_evaluator(published_store, data_dir).logits(student)
+    expected_ours, expected_theirs = all_logits(make_evaluator(published_store, data_dir), student)
     evaluator = make_evaluator(published_store, data_dir, batch_size=batch_size, cache=cache)
     for _ in range(2):  # the second time from what was kept
-        ours, theirs = evaluator.logits(student)
+        ours, theirs = all_logits(evaluator, student)
         assert ours.shape == theirs.shape == (COUNT, stores.CLASSES)
         np.testing.assert_allclose(ours, expected_ours, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(theirs, expected_theirs)
+
+
+def test_evaluation_and_predictions_hold_the_logits_of_one_batch(
+    published_store: Path,
+    data_dir: Path,
+    student: tf.keras.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    original = Evaluator.logits
+
+    def watched(self: Evaluator, student: tf.keras.Model) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal most
+        for ours, theirs in original(self, student):
+            assert len(ours) == len(theirs) == 1
+            alive.append(weakref.ref(ours))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield ours, theirs
+
+    monkeypatch.setattr(Evaluator, "logits", watched)
+    evaluator = make_evaluator(published_store, data_dir, batch_size=1, cache=0)
+    evaluator.evaluate(student)
+    evaluator.write_predictions(student, tmp_path / "predictions.npz")
+    assert len(alive) == 2 * COUNT
+    assert most <= 3  # the one at hand, and what the loops of generator and caller still name
+
+
+def test_teacher_logits_count_towards_the_cache(
+    published_store: Path, data_dir: Path, student: tf.keras.Model
+):
+    crops = COUNT * stores.SIZE**2 * 3
+    for cache, kept in ((crops, 0), (crops + 4 * COUNT * stores.CLASSES, COUNT)):
+        evaluator = make_evaluator(published_store, data_dir, batch_size=1, cache=cache)
+        evaluator.evaluate(student)
+        assert len(evaluator._kept) == kept
 
 
 def test_student_is_evaluated_as_it_is_now(published_store: Path, data_dir: Path, student: tf.keras.Model):

@@ -96,7 +96,7 @@ def test_run_that_dies_between_any_two_writes_ends_bit_equal(
         (MANAGER, "_record_state", lambda manager: number_of(manager) == 2, False),
         (MetricsLog, "write", lambda log, step, figures: step == 3, True),
         # Saved, and not evaluated.
-        (Evaluator, "logits", lambda evaluator, student: True, False),
+        (Evaluator, "evaluate", lambda evaluator, student: True, False),
         # Evaluated, and not saved as the best.
         (Checkpoints, "save_best", lambda checkpoints, step, evaluation: step == 4, False),
         # Saved as the best, and no line of it.

@@ -1,11 +1,14 @@
-"""trainer.preemption: SIGTERM and Ctrl-C save, exit 143 and 130, and the run goes on where it was."""
+"""trainer.preemption: SIGTERM, Ctrl-C and SIGHUP save, exit 143, 130 and 129, and the run goes on where it was."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +17,17 @@ from typing import Any
 import pytest
 
 from pipeline.errors import Interrupted, run_command
-from tests.runs import arguments, environment, losses, metrics
+from tests.runs import ROOT, arguments, environment, losses, metrics
 from tests.teachers import finetune_arguments
 from trainer import teacher, train
 from trainer.callbacks import MetricsLog
 from trainer.evaluate import Evaluator
 from trainer.preemption import EXIT_CODES, Preemption
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+ALL = pytest.mark.parametrize("number", list(EXIT_CODES), ids=lambda number: number.name)
 
 
-@BOTH
+@ALL
 def test_signal_is_noted_where_there_is_something_to_save(number: signal.Signals):
     before = [signal.getsignal(each) for each in EXIT_CODES]
     with Preemption() as preemption:
@@ -39,7 +42,7 @@ def test_signal_is_noted_where_there_is_something_to_save(number: signal.Signals
     assert [signal.getsignal(each) for each in EXIT_CODES] == before
 
 
-@BOTH
+@ALL
 def test_signal_ends_the_run_at_once_where_there_is_nothing_to_save(number: signal.Signals):
     with Preemption() as preemption:
         with pytest.raises(Interrupted, match=f"^{number.name}: what was saved stays; run the same command"):
@@ -49,6 +52,69 @@ def test_signal_ends_the_run_at_once_where_there_is_nothing_to_save(number: sign
         preemption.resume("saved at step 7")
         with pytest.raises(Interrupted, match="saved at step 7"):
             signal.raise_signal(number)
+
+
+def test_sighup_stays_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            signal.raise_signal(signal.SIGHUP)
+            assert preemption.requested is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Saves as a run does, and prints like its progress bar meanwhile.
+SAVES = """
+import sys, time
+from pipeline.errors import run_command
+from trainer.preemption import Preemption
+def main(argv):
+    with Preemption() as preemption:
+        preemption.defer()
+        print("ready", flush=True)
+        while preemption.requested is None:
+            time.sleep(0.01)
+        print("a bar", file=sys.stderr, flush=True)
+        print("a line", flush=True)
+        open(argv[0], "w").close()
+        preemption.resume("saved")
+run_command(main)
+"""
+
+
+def start_saving(path: Path, **streams: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SAVES, str(path)]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+
+
+def test_run_whose_terminal_is_gone_saves(tmp_path: Path):
+    ours, theirs = os.openpty()
+
+    def own_terminal() -> None:
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+
+    with start_saving(
+        tmp_path / "saved", stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal
+    ) as process:
+        os.close(theirs)
+        assert os.read(ours, 5) == b"ready"
+        os.close(ours)  # as sshd does when the connection drops: the kernel sends SIGHUP
+        assert process.wait() == 129
+    assert (tmp_path / "saved").exists()
+
+
+def test_run_saves_though_the_reader_of_its_output_gets_the_same_sighup(tmp_path: Path):
+    ours, theirs = os.pipe()
+    with start_saving(tmp_path / "saved", stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        assert os.read(ours, 5) == b"ready"
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+        os.close(ours)  # `... 2>&1 | tee log`, a moment later
+        assert process.wait() == 129
+    assert (tmp_path / "saved").exists()
 
 
 def test_after_a_signal_ctrl_c_is_the_system_s_and_sigterm_is_noted_again(capfd: pytest.CaptureFixture[str]):
@@ -129,7 +195,7 @@ def test_run_stopped_in_a_step_and_in_an_evaluation_makes_up_for_it(
     interrupt(MetricsLog, "write", lambda step, figures: step == 2, signal.SIGINT)
     code, line = stop(train.main, argv, capsys)
     assert (code, line) == (130, "SIGINT: saved at step 2; run the same command to continue")
-    interrupt(Evaluator, "logits", lambda student: True, signal.SIGTERM)
+    interrupt(Evaluator, "evaluate", lambda student: True, signal.SIGTERM)
     code, line = stop(train.main, argv, capsys)
     assert (code, line) == (143, "SIGTERM: saved at step 3; run the same command to continue")
     assert metrics(tmp_path, "eval_test") == []
@@ -142,16 +208,16 @@ def test_fine_tuning_stops_and_goes_on_alike(
     colours_dir: Path, tmp_path: Path, interrupt: Interrupt, capsys: pytest.CaptureFixture[str]
 ):
     argv = finetune_arguments(colours_dir, tmp_path, "--steps=3")
-    interrupt(MetricsLog, "write", lambda step, figures: step == 2, signal.SIGTERM)
+    interrupt(MetricsLog, "write", lambda step, figures: step == 2, signal.SIGHUP)
     code, line = stop(teacher.main, argv, capsys)
-    assert (code, line) == (143, "SIGTERM: saved at step 2; run the same command to continue")
+    assert (code, line) == (129, "SIGHUP: saved at step 2; run the same command to continue")
     assert not (tmp_path / "teacher").exists()
     assert teacher.main(argv) == 0
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
 
 
 @pytest.mark.slow
-@BOTH
+@ALL
 def test_process_that_gets_a_signal_saves_and_the_same_command_finishes_the_run(
     number: signal.Signals, published_store: Path, data_dir: Path, tmp_path: Path
 ):

@@ -154,6 +154,27 @@ def test_exported_student_serves_the_trained_student_s_logits_without_our_code(
     assert np.abs(trained - fresh).max() > 1e-2
 
 
+def test_checkpoint_is_restored_once_by_a_run_that_goes_on_and_never_by_a_finished_one(
+    finished: Finished, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = Path(shutil.copytree(finished.workdir, tmp_path / "run"))
+    restored: list[str] = []
+    original = tf.train.Checkpoint.restore
+
+    def restore(self: tf.train.Checkpoint, path: str, *args: Any) -> Any:
+        restored.append(path)
+        return original(self, path, *args)
+
+    monkeypatch.setattr(tf.train.Checkpoint, "restore", restore)
+    argv = [*finished.argv, f"--workdir={workdir}", "--eval_every=5"]
+    assert main(argv) == 0
+    assert restored == []
+    assert main([*argv, "--steps=11", f"--teacher={teacher_path}"]) == 0
+    # Once to go on; then the best student is exported, and the last one brought back.
+    assert [Path(path).name for path in restored] == ["ckpt-10"] + ["ckpt-11"] * (len(restored) - 1)
+    assert len(restored) <= 2
+
+
 def test_finished_run_is_not_done_again(finished: Finished, capsys: pytest.CaptureFixture[str]):
     before = {name: (finished.workdir / name).read_bytes() for name in ("result.json", "metrics.jsonl")}
     assert main(finished.argv) == 0

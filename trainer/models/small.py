@@ -11,6 +11,30 @@ import tensorflow as tf
 _GROUPS = 8
 
 
+class GroupNormalization(tf.keras.layers.GroupNormalization):
+    """Keras's group normalization, bit for bit, with static shapes: float [B, H, W, D] to [B, H, W, D].
+
+    Keras's own layer multiplies by a mask of ones, whose shape TFLite cannot broadcast, and reads all shapes at
+    run time. This class has the name of Keras's layer and is not registered, so that a saved student loads as layers
+    of Keras in any process.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        height, width, channels = inputs.shape[1:]
+        shape = [self.groups, channels // self.groups]
+        # [B, H, W, D] to [B, H * W, G, D / G]: four dimensions, because TFLite broadcasts no more of them.
+        x = tf.reshape(inputs, [-1, height * width, *shape])
+        # As tf.nn.weighted_moments divides; a plain division by a constant becomes a multiplication, which rounds
+        # differently.
+        count = tf.constant(height * width * shape[1], x.dtype)
+        mean = tf.math.divide_no_nan(tf.reduce_sum(x, axis=[1, 3], keepdims=True), count)
+        deviations = tf.math.squared_difference(x, mean)
+        variance = tf.math.divide_no_nan(tf.reduce_sum(deviations, axis=[1, 3], keepdims=True), count)
+        scale, offset = (tf.reshape(weight, [1, 1, *shape]) for weight in (self.gamma, self.beta))
+        x = tf.nn.batch_normalization(x, mean, variance, offset, scale, self.epsilon)
+        return tf.reshape(x, [-1, height, width, channels])
+
+
 def tiny(num_classes: int, image_size: int) -> tf.keras.Model:
     """77,850 parameters with 10 classes; meant for 32 x 32. See `_residual_net`."""
     return _residual_net(
@@ -66,7 +90,7 @@ def _block(x: tf.Tensor, width: int, *, stride: int, name: str) -> tf.Tensor:
 
 def _norm_relu(x: tf.Tensor, name: str) -> tf.Tensor:
     # In float32 whatever the precision: its moments would be summed in bfloat16.
-    x = tf.keras.layers.GroupNormalization(_GROUPS, dtype=tf.float32, name=f"{name}_norm")(x)
+    x = GroupNormalization(_GROUPS, dtype=tf.float32, name=f"{name}_norm")(x)
     return tf.keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
