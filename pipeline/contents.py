@@ -21,7 +21,7 @@ def _split_contents(reader: SplitReader) -> dict[str, Any]:
     lengths = [shard.records for shard in manifest.shards]
     return {
         "name": reader.split,
-        "of": manifest.dataset.get("split"),
+        "of": manifest.dataset.split,
         "views": manifest.records,
         "shards": len(lengths),
         "longest_shard": max(lengths),

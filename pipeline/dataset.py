@@ -38,6 +38,7 @@ from pipeline.buckets.copies import copied_dataset
 from pipeline.buckets.directory import is_url
 from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line, of_the_system
+from pipeline.store.identity import DatasetIdentity
 
 _LABELS_AT_ONCE = 256  # with their images
 _OTHER_FILES = 1024  # that a process has open besides its data set's
@@ -203,7 +204,7 @@ class Dataset:
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.name, self.split, self.data_dir, self.data_cache_bytes)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> DatasetIdentity:
         """Name, split, N and a cheap fingerprint from TFDS's metadata; content is checked view by view."""
         facts = {
             "name": self.name,
@@ -213,12 +214,9 @@ class Dataset:
             "features": self._features_json,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return {
-            "name": self.name,
-            "split": self.split,
-            "num_examples": self.num_examples,
-            "fingerprint": digest[:32],
-        }
+        return DatasetIdentity(
+            name=self.name, split=self.split, num_examples=self.num_examples, fingerprint=digest[:32]
+        )
 
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._lock:

@@ -7,7 +7,6 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline import demo, machine
 from pipeline.cache import add_data_cache_flag
@@ -15,7 +14,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, batch_size, place, positive, positive_number, whole
 from pipeline.store.codecs import CODECS, check_codec
-from pipeline.store.spec import Spec
+from pipeline.store.spec import Provenance, Spec
 from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES, Teacher
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, ViewRecipe, view_recipe
@@ -209,7 +208,7 @@ def find_eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
     return names
 
 
-def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> dict[str, Any]:
+def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> Provenance:
     return {
         "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
         # Paths as given: they may be relative to it.

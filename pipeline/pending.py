@@ -6,7 +6,6 @@ import functools
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.buckets.lease import check_lease
@@ -14,6 +13,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.options import PrecomputeOptions
 from pipeline.outlet import note_name
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, below, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
 from pipeline.store.metadata_copy import MetadataCopy, naming
@@ -23,7 +23,6 @@ from pipeline.store.spec import Spec, differences
 from pipeline.worker import ShardResult
 
 SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
-Identity = dict[str, Any]  # of a data set
 
 
 def cut_shards(split: str, *, published: list[int], total: int, views_per_shard: int) -> list[ShardTask]:
@@ -73,7 +72,9 @@ def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
     return found
 
 
-def pending_tasks(options: PrecomputeOptions, store: Path) -> tuple[list[ShardTask], dict[str, Identity]]:
+def pending_tasks(
+    options: PrecomputeOptions, store: Path
+) -> tuple[list[ShardTask], dict[str, DatasetIdentity]]:
     """Shards to be written, views last, and the data set identities of their splits.
 
     Args:
@@ -88,7 +89,7 @@ def pending_tasks(options: PrecomputeOptions, store: Path) -> tuple[list[ShardTa
     totals = {}
     for split in options.eval_splits:
         dataset = Dataset(
-            spec.dataset["name"], split, data_dir=options.data_dir, data_cache_bytes=options.data_cache_bytes
+            spec.dataset.name, split, data_dir=options.data_dir, data_cache_bytes=options.data_cache_bytes
         )
         identities[split], totals[split] = dataset.identity(), dataset.num_examples
     totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
@@ -98,7 +99,9 @@ def pending_tasks(options: PrecomputeOptions, store: Path) -> tuple[list[ShardTa
         manifest = load_manifest(directory, digest=spec.digest())
         if split in manifest and (
             lines := differences(
-                identities[split], manifest[split].dataset, sides=("here", f"in {directory}")
+                identities[split].to_json(),
+                manifest[split].dataset.to_json(),
+                sides=("here", f"in {directory}"),
             )
         ):
             raise DataError(f"{directory}: split {split} was written from other data: {'; '.join(lines)}")
@@ -111,7 +114,7 @@ def publish_to_bucket(
     bucket: BucketDirectory,
     spec: Spec,
     results: Iterable[ShardResult],
-    identities: dict[str, Identity],
+    identities: dict[str, DatasetIdentity],
     *,
     lease: str,
 ) -> None:
@@ -140,7 +143,7 @@ def publish_to_bucket(
 
 
 def publish_results(
-    store: Path, spec: Spec, results: Iterable[ShardResult], identities: dict[str, Identity]
+    store: Path, spec: Spec, results: Iterable[ShardResult], identities: dict[str, DatasetIdentity]
 ) -> list[Path]:
     """Appends finished shards to what is published, and then forgets the notes on them; repaired ones are there.
 

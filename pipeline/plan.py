@@ -102,7 +102,7 @@ def calibrate(worker: ShardWorker, *, seconds: float = _SECONDS) -> tuple[Rates,
     Returns:
       The rates, and the logits float32 [n, C] of the views.
     """
-    size = int(worker.spec.teacher["batch_size"])
+    size = worker.spec.teacher.batch_size
     seconds_a_batch = worker.warm_up()
     task = ShardTask(split=VIEWS_SPLIT, number=0, first=0, records=_LONGEST * size)
     found, begun, timed = [], 0.0, 0
@@ -281,7 +281,7 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
         flags.store = scratch
         options = resolve(flags, is_demo=announce_demo(flags))
         spec = options.spec
-        dataset = Dataset(spec.dataset["name"], spec.dataset["split"], data_dir=options.data_dir)
+        dataset = Dataset(spec.dataset.name, spec.dataset.split, data_dir=options.data_dir)
         job = PrecomputeJob(
             store=scratch,
             spec=spec.to_json(),

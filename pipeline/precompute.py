@@ -46,13 +46,13 @@ from pipeline.options import (
 )
 from pipeline.pending import (
     SHARD_SECONDS,
-    Identity,
     damaged_tasks,
     pending_tasks,
     publish_results,
     publish_to_bucket,
 )
 from pipeline.progress import Progress
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
@@ -108,7 +108,7 @@ class ComputeShard(beam.DoFn):
 class PublishStore(beam.DoFn):
     """All ShardResults to the store's metadata: evaluation splits first, the views last."""
 
-    def __init__(self, job: PrecomputeJob, identities: dict[str, Identity]) -> None:
+    def __init__(self, job: PrecomputeJob, identities: dict[str, DatasetIdentity]) -> None:
         self._job = job
         self._identities = identities
 
@@ -171,7 +171,7 @@ def _subclasses(cls: type) -> list[type]:
 def run_pipeline(
     tasks: list[ShardTask],
     job: PrecomputeJob,
-    identities: dict[str, Identity],
+    identities: dict[str, DatasetIdentity],
     *,
     shared: Shared,
     options: PipelineOptions,
@@ -209,7 +209,7 @@ def run_pipeline(
 def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: PrecomputeOptions) -> str:
     """One line before the work: how much there is, and whether a shard is too long to lose."""
     views = sum(task.records for task in tasks)
-    rate = int(options.spec.teacher["batch_size"]) / seconds_a_batch
+    rate = options.spec.teacher.batch_size / seconds_a_batch
     longest = max(task.records for task in tasks) / rate
     line = f"{views:,} views in {len(tasks)} shards; teacher alone: {rate:,.0f} views/s, {views / rate / 60:,.1f} min"
     if longest > SHARD_SECONDS:

@@ -59,9 +59,9 @@ def open_dataset(
       DataError: it is not the one that the teacher saw.
     """
     stored = store.spec.dataset
-    name = stored["split"] if split == "views" else split
+    name = stored.split if split == "views" else split
     found = find_data_dir(store.spec, data_dir)
-    dataset = Dataset(stored["name"], name, data_dir=found, data_cache_bytes=data_cache_bytes)
+    dataset = Dataset(stored.name, name, data_dir=found, data_cache_bytes=data_cache_bytes)
     store.check_dataset(dataset.identity(), split=split)
     return dataset
 
@@ -128,11 +128,11 @@ def load_teacher(spec: Spec, path: str) -> Teacher:
         path,
         image_size=spec.policy.image_size,
         num_classes=spec.num_classes,
-        value_range=spec.teacher["value_range"],
-        signature=spec.teacher["signature"],
+        value_range=spec.teacher.value_range,
+        signature=spec.teacher.signature,
     )
-    found = teacher.identity(batch_size=int(spec.teacher["batch_size"]))
-    if lines := differences(found, spec.teacher, sides=("here", "in the spec")):
+    found = teacher.identity(batch_size=spec.teacher.batch_size)
+    if lines := differences(found.to_json(), spec.teacher.to_json(), sides=("here", "in the spec")):
         made_with = spec.provenance.get("teacher", "another")
         raise DataError(
             f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}; pass the one that the store was made with, "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +14,9 @@ import tensorflow as tf
 from pipeline.buckets.copies import copied_teacher
 from pipeline.buckets.directory import is_url
 from pipeline.errors import DataError, UserError, first_line
+from pipeline.store.identity import VALUE_RANGES, TeacherIdentity
 from pipeline.views.mix import mix
 
-VALUE_RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
 DEFAULT_SIGNATURE = "serving_default"
 _BLOCK = 1 << 20
 
@@ -133,14 +132,14 @@ class Teacher:
         """Numbers in the variables that it is made of; None where they were frozen into constants."""
         return sum(int(np.prod(variable.shape)) for variable in self._variables) or None
 
-    def identity(self, *, batch_size: int) -> dict[str, Any]:
+    def identity(self, *, batch_size: int) -> TeacherIdentity:
         """What the spec says of the teacher."""
-        return {
-            "fingerprint": fingerprint(self.path),
-            "value_range": self.value_range,
-            "signature": self.signature,
-            "batch_size": batch_size,
-        }
+        return TeacherIdentity(
+            fingerprint=fingerprint(self.path),
+            value_range=self.value_range,
+            signature=self.signature,
+            batch_size=batch_size,
+        )
 
     def __call__(self, views: tf.Tensor) -> tf.Tensor:
         """float32 [B, S, S, 3] in 0..255 to float32 [B, C]; may be called inside a graph."""

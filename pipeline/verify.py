@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
         data_cache_bytes=flags.data_cache_bytes,
     )
     worker = ShardWorker(job)
-    batch_size = int(store.spec.teacher["batch_size"])
+    batch_size = store.spec.teacher.batch_size
     tasks = [
         (reader, task)
         for reader in store.readers()

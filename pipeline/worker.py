@@ -102,7 +102,7 @@ class ShardWorker:
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
         self._digest = self.spec.digest()
-        self._batch_size = int(self.spec.teacher["batch_size"])
+        self._batch_size = self.spec.teacher.batch_size
         self.teacher = load_teacher(self.spec, job.teacher)
         self._inputs: dict[str, ViewInput] = {}
 
@@ -115,12 +115,14 @@ class ShardWorker:
     def _training_input(self) -> ViewInput:
         spec = self.spec
         dataset = Dataset(
-            spec.dataset["name"],
-            spec.dataset["split"],
+            spec.dataset.name,
+            spec.dataset.split,
             data_dir=self.job.data_dir,
             data_cache_bytes=self.job.data_cache_bytes,
         )
-        if lines := differences(dataset.identity(), spec.dataset, sides=("here", "in the spec")):
+        if lines := differences(
+            dataset.identity().to_json(), spec.dataset.to_json(), sides=("here", "in the spec")
+        ):
             raise DataError(f"this worker sees another data set: {'; '.join(lines)}")
         records = SampledViews(
             policy=spec.policy,
@@ -134,7 +136,7 @@ class ShardWorker:
     def _eval_input(self, split: str) -> ViewInput:
         spec = self.spec
         dataset = Dataset(
-            spec.dataset["name"],
+            spec.dataset.name,
             split,
             data_dir=self.job.data_dir,
             data_cache_bytes=self.job.data_cache_bytes,

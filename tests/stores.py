@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from pipeline.dataset import Dataset
 from pipeline.pending import cut_shards, publish_results
 from pipeline.store.files import write_text
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
 from pipeline.store.reader import Store
@@ -29,6 +30,8 @@ from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 
 DATASET = "small_photos"
 CLASSES = 5
+# Of shards that are made without a data set.
+ANY_DATASET = DatasetIdentity(name="d:1.0.0", split="train", num_examples=10, fingerprint="f")
 CODECS = ("float32", "bfloat16", "float16", "int8", "topk:3")  # of each kind one
 SIZE = 24
 BATCH = 4
@@ -178,7 +181,7 @@ def write_store(
         write_text(store / SPEC_FILE, spec.to_json())
     identities, totals = {VIEWS_SPLIT: spec.dataset}, {}
     for split in eval_splits:
-        dataset = Dataset(spec.dataset["name"], split, data_dir=worker.job.data_dir)
+        dataset = Dataset(spec.dataset.name, split, data_dir=worker.job.data_dir)
         identities[split], totals[split] = dataset.identity(), dataset.num_examples
     totals[VIEWS_SPLIT] = epochs * spec.num_examples
     results = []

@@ -196,7 +196,7 @@ def _fixed_targets(store: Store) -> SplitReader:
     Raises:
       UserError: the store has none.
     """
-    split = store.spec.dataset["split"]
+    split = store.spec.dataset.split
     whole = re.sub(r"\[:.*\]$", "", split)  # whose examples begin with those of `train[:90%]`
     for name in (split, whole):
         if name in store.eval_splits:

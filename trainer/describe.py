@@ -15,7 +15,7 @@ def describe(options: TrainOptions, store: Store) -> str:
     length, recipe = options.length, options.recipe
     dataset = store.spec.dataset
     text = (
-        f"{recipe.student} on {dataset['name']} ({dataset['split']}): {count_text(length.steps)} steps of "
+        f"{recipe.student} on {dataset.name} ({dataset.split}): {count_text(length.steps)} steps of "
         f"{recipe.batch_size} views, {count_text(length.epochs)} epochs; store holds {store.epochs}; recipe "
         f"{options.recipe_name}"
     )

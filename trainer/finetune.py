@@ -216,7 +216,7 @@ class Finetune:
             workdir / "checkpoints",
             student=network,
             optimizer=optimizer,
-            identity={"dataset": dataset.identity(), **options.identity(), **origin},
+            identity={"dataset": dataset.identity().to_json(), **options.identity(), **origin},
         )
 
     def restore(self) -> int:

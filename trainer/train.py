@@ -168,7 +168,7 @@ class Run:
         """The teacher in the precompute's batches."""
         if self.teacher is None:
             return None
-        teacher = BatchedTeacher(self.teacher, int(self.store.spec.teacher["batch_size"]))
+        teacher = BatchedTeacher(self.teacher, self.store.spec.teacher.batch_size)
         size = replica_batch_size(self.options.recipe.batch_size, self.replicas)
         if padding := teacher.padding(size):
             print(
@@ -262,7 +262,7 @@ class Run:
         """With `--write_back`, the store's writer."""
         if self.teacher is None or not self.options.flags["write_back"]:
             return None
-        size = int(self.store.spec.teacher["batch_size"])
+        size = self.store.spec.teacher.batch_size
         teacher_pass = TeacherPass(ViewInput(self.input.records, self.input.source, size), self.teacher)
         return Appending(
             self.store,

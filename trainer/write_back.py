@@ -73,7 +73,7 @@ class WriteBack:
         self._store, self._spec = store, store.spec
         self._codec = store.spec.make_codec()
         self._digest = store.spec.digest()
-        self._batch_size = int(store.spec.teacher["batch_size"])
+        self._batch_size = store.spec.teacher.batch_size
         self._views_per_shard = views_per_shard
         self._lengths = [shard.records for shard in store.views.manifest.shards]
         self._published_before = sum(self._lengths)

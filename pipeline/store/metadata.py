@@ -7,32 +7,64 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, naming
 
 from pipeline.errors import DataError
+from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec
 from pipeline.store.files import publish, write_text
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
-from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, read_json, scalars, split_name
+from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, read_json, split_name
 
 MANIFEST_FILE = "manifest.json"
 INFO_FILE = "dataset_info.json"
 FEATURES_FILE = "features.json"
 TFDS_NAME = "teacher_views"
+_LENGTH = re.compile(r"[1-9][0-9]{0,12}")
+
+
+class _SplitInfo(TypedDict):
+    """A split in dataset_info.json."""
+
+    name: str
+    shardLengths: list[str | int]
+    filepathTemplate: str
+
+
+class _InfoFile(TypedDict):
+    """dataset_info.json, as TFDS writes it."""
+
+    splits: list[_SplitInfo]
+
+
+class _SplitFile(TypedDict):
+    """A split in manifest.json. What else is there, such as its codec's fidelity, is informational."""
+
+    dataset: DatasetIdentity
+    shards: list[ShardInfo]
+
+
+class _ManifestFile(TypedDict):
+    """manifest.json."""
+
+    spec: str
+    splits: dict[str, _SplitFile]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitManifest:
-    """A split's shards, and the `Dataset.identity()` that they are of."""
+    """A split's shards, and the split of a data set that they are of."""
 
-    dataset: dict[str, Any]
+    dataset: DatasetIdentity
     shards: tuple[ShardInfo, ...]
 
     @property
@@ -64,16 +96,26 @@ def published_lengths(directory: Path) -> dict[str, list[int]]:
     if not path.exists():
         return {}
     try:
-        info = read_json(path, limit=INFO_LIMIT)
-        lengths = {split_name(s["name"]): [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-        if any(len(counts) > MAX_SHARDS for counts in lengths.values()):
-            raise ValueError(f"more than {MAX_SHARDS} shards")
-        templates = {s["filepathTemplate"] for s in info["splits"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        info = build(_InfoFile, read_json(path, limit=INFO_LIMIT))
+        lengths = {split_name(split["name"]): _shard_lengths(split) for split in info["splits"]}
+        if len(lengths) != len(info["splits"]) or not lengths:
+            raise ValueError(f"splits {[split['name'] for split in info['splits']]}")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not the metadata of a store ({type(error).__name__}: {error})") from error
+    templates = {split["filepathTemplate"] for split in info["splits"]}
     if templates != {FILENAME_TEMPLATE}:
         raise DataError(f"{path}: file names {sorted(templates)}, expected {FILENAME_TEMPLATE}")
     return lengths
+
+
+def _shard_lengths(split: _SplitInfo) -> list[int]:
+    """Views of each shard: TFDS writes numbers as text."""
+    texts = [str(length) for length in split["shardLengths"]]
+    if not 1 <= len(texts) <= MAX_SHARDS:
+        raise ValueError(f"split {split['name']}: {len(texts)} shards, expected 1 to {MAX_SHARDS}")
+    if wrong := [text for text in texts if not _LENGTH.fullmatch(text)]:
+        raise ValueError(f"split {split['name']}: a shard of {wrong[0]!r:.50} views")
+    return [int(text) for text in texts]
 
 
 def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
@@ -90,19 +132,15 @@ def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
         return {}
     path = directory / MANIFEST_FILE
     try:
-        whole = read_json(path, limit=MANIFEST_LIMIT)
-        splits = {
-            name: SplitManifest(
-                dataset=scalars(split["dataset"]),
-                shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
-            )
-            for name, split in whole["splits"].items()
-        }
-        stated = whole["spec"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        whole = build(_ManifestFile, read_json(path, limit=MANIFEST_LIMIT))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a store's manifest ({type(error).__name__}: {error})") from error
-    if stated != digest:
-        raise DataError(f"{path}: belongs to spec {stated[:16]}, this store's spec is {digest[:16]}")
+    if whole["spec"] != digest:
+        raise DataError(f"{path}: belongs to spec {whole['spec'][:16]}, this store's spec is {digest[:16]}")
+    splits = {
+        name: SplitManifest(dataset=split["dataset"], shards=tuple(split["shards"]))
+        for name, split in whole["splits"].items()
+    }
     out = {}
     for name, counts in lengths.items():
         shards = splits[name].shards[: len(counts)] if name in splits else ()
@@ -133,7 +171,7 @@ def publish_metadata(
         "spec": digest,
         "splits": {
             name: {
-                "dataset": split.dataset,
+                "dataset": split.dataset.to_json(),
                 "codec": codec.name,
                 "fidelity": split.fidelity(),
                 "shards": [dataclasses.asdict(shard) for shard in split.shards],

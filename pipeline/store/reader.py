@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from pipeline.buckets.directory import BucketDirectory, is_url
 from pipeline.cache import SHARD_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest
 from pipeline.store.metadata_copy import MetadataCopy, naming
@@ -215,7 +215,7 @@ class Store:
     @property
     def held_out_splits(self) -> list[str]:
         """Evaluated splits that are no part of what is trained on; `train[:90%]` is part of `train`."""
-        trained_on = re.findall(r"\w+", self.spec.dataset["split"])
+        trained_on = re.findall(r"\w+", self.spec.dataset.split)
         return [name for name in self.eval_splits if name not in trained_on]
 
     def eval_reader(self, split: str) -> SplitReader:
@@ -230,14 +230,14 @@ class Store:
             )
         return self._split(split, self._eval[split])
 
-    def check_dataset(self, found: dict[str, Any], *, split: str = VIEWS_SPLIT) -> None:
+    def check_dataset(self, found: DatasetIdentity, *, split: str = VIEWS_SPLIT) -> None:
         """Compares a data set's identity with the one that the store was made from.
 
         Raises:
           DataError: they differ; both sides are shown.
         """
         stored = self.spec.dataset if split == VIEWS_SPLIT else self._eval[split].dataset
-        if lines := differences(found, stored, sides=("here", "in the store")):
+        if lines := differences(found.to_json(), stored.to_json(), sides=("here", "in the store")):
             raise DataError(
                 f"this is not the data set that {self.location} was made from: {'; '.join(lines)}; pass the --data_dir "
                 "that the teacher saw"

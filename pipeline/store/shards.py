@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pipeline.errors import DataError, UserError, first_line, of_the_system
+from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.files import publish, sha256_of, write_text
 from pipeline.store.layout import PENDING
@@ -286,6 +287,14 @@ def _record_writer(temporary: Path, path: Path) -> Iterator[Callable[[list[bytes
         raise refused(error) from error
 
 
+class _Note(TypedDict):
+    """A note on a finished shard that is not published yet."""
+
+    spec: str
+    task: ShardTask
+    info: ShardInfo
+
+
 def _note_path(store: Path, task: ShardTask) -> Path:
     return store / PENDING / f"{task.name}.json"
 
@@ -305,11 +314,11 @@ def note_text(task: ShardTask, info: ShardInfo, *, digest: str) -> str:
 def noted_shard(note: Any, task: ShardTask, *, digest: str) -> ShardInfo | None:
     """The shard that a note is on, if it is exactly `task` under this spec, else None."""
     try:
-        info = ShardInfo(**note["info"])
-        same = note["spec"] == digest and note["task"] == dataclasses.asdict(task)
-    except (ValueError, KeyError, TypeError):
+        found = build(_Note, note)
+    except ValueError:
         return None
-    return info if same and info.records == task.records else None
+    same = found["spec"] == digest and found["task"] == task and found["info"].records == task.records
+    return found["info"] if same else None
 
 
 def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:

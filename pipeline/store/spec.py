@@ -6,13 +6,14 @@ Identity is digested and compared; provenance is shown and never compared.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pipeline.errors import DataError, UserError
+from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec, make_codec
+from pipeline.store.identity import DatasetIdentity, TeacherIdentity, ViewAxis, digest_of
 from pipeline.store.untrusted import SPEC_LIMIT, is_whole, parse_json, read_text, scalars
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import EvalCrop, render_probe
@@ -20,7 +21,30 @@ from pipeline.views.render import EvalCrop, render_probe
 # Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
 FORMAT_VERSION = 1
 SPEC_FILE = "spec.json"
-MAX_CLASSES, MAX_EXAMPLES, MAX_BATCH_SIZE = 1_000_000, 10**12, 65_536
+MAX_CLASSES = 1_000_000
+
+
+class Provenance(TypedDict, total=False):
+    """Where a store came from. Informational: not digested, and anything may be missing."""
+
+    command: str | None
+    directory: str | None
+    data_dir: str | None
+    teacher: str | None
+    embedded_default: bool | None
+    recipe: str | None
+    versions: dict[str, str]
+    processor: str | None
+
+
+class _Stated(TypedDict):
+    """The format alone, which decides what else there is to read."""
+
+    format: int
+
+
+class _Version(TypedDict):
+    identity: _Stated
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -50,11 +74,11 @@ class Spec:
     """Identity and provenance of a store.
 
     Attributes:
-      dataset: `Dataset.identity()` of the split that views are of.
+      dataset: the split that views are of.
       seed: of every draw.
       policy: how views are drawn.
       eval_crop: the evaluation crop.
-      teacher: `Teacher.identity()`: fingerprint, value range, signature, batch size.
+      teacher: whose outputs are stored.
       num_classes: C.
       codec: name of the logits' codec.
       temperature: at which the codec's cost is measured, and the trainer's default.
@@ -63,17 +87,19 @@ class Spec:
       provenance: paths as given, versions, processor, command line.
     """
 
-    dataset: dict[str, Any]
+    dataset: DatasetIdentity
     seed: int
     policy: ViewPolicy
     eval_crop: EvalCrop
-    teacher: dict[str, Any]
+    teacher: TeacherIdentity
     num_classes: int
     codec: str
     temperature: float
     render_probe: str
     format: int = FORMAT_VERSION
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    provenance: Provenance = dataclasses.field(
+        default_factory=Provenance, compare=False, metadata={"json": False}
+    )
 
     def __post_init__(self) -> None:
         if not is_whole(self.seed, 0, 2**63 - 1):
@@ -82,24 +108,20 @@ class Spec:
             raise UserError(
                 f"--temperature={self.temperature}: expected a number above 0 and below 1,000,000"
             )
-        # Memory is taken for each of them.
-        for value, most, what in (
-            (self.num_classes, MAX_CLASSES, "number of classes"),
-            (self.num_examples, MAX_EXAMPLES, "number of examples"),
-            (self.teacher["batch_size"], MAX_BATCH_SIZE, "--teacher_batch_size"),
-        ):
-            if not is_whole(value, 1, most):
-                raise UserError(f"{what}={value}: expected 1 to {most:,}")
-        scalars(self.dataset)
-        scalars(self.teacher)
+        if not is_whole(self.num_classes, 1, MAX_CLASSES):  # memory is taken for them
+            raise UserError(f"number of classes={self.num_classes}: expected 1 to {MAX_CLASSES:,}")
         scalars(self.provenance, nested=1)
         self.make_codec()
 
     @property
     def num_examples(self) -> int:
         """N, views an epoch."""
-        count: int = self.dataset["num_examples"]
-        return count
+        return self.dataset.num_examples
+
+    @property
+    def view_axis(self) -> ViewAxis:
+        """What determines the views, without the teacher."""
+        return ViewAxis(dataset=self.dataset, seed=self.seed, policy=self.policy)
 
     def make_codec(self) -> Codec:
         """The codec of the logits."""
@@ -108,11 +130,11 @@ class Spec:
     def identity(self) -> dict[str, Any]:
         """What records are a function of, as JSON."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "provenance"}
-        return {**out, "policy": self.policy.to_json(), "eval_crop": self.eval_crop.to_json()}
+        return {name: part.to_json() if hasattr(part, "to_json") else part for name, part in out.items()}
 
     def digest(self) -> str:
         """SHA-256 over the identity, 64 hex digits."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.identity())
 
     def to_json(self) -> str:
         """The text of spec.json."""
@@ -127,22 +149,19 @@ class Spec:
           DataError: not a spec, of another format, or its digest is not its identity's.
         """
         try:
-            whole = parse_json(text)
-            identity = dict(whole["identity"])
-            if identity["format"] != FORMAT_VERSION:
+            tree = parse_json(text)
+            if (found := build(_Version, tree)["identity"]["format"]) != FORMAT_VERSION:
                 raise DataError(
-                    f"{where}: store format {identity['format']}, this version reads {FORMAT_VERSION}; "
+                    f"{where}: store format {found}, this version reads {FORMAT_VERSION}; "
                     "install the version that wrote it or precompute again"
                 )
-            identity["policy"] = ViewPolicy.from_json(identity["policy"])
-            identity["eval_crop"] = EvalCrop(**identity["eval_crop"])
-            spec = cls(**identity, provenance=whole["provenance"])
-            stated = whole["digest"]
-        except (ValueError, KeyError, TypeError, UserError) as error:
-            raise DataError(f"{where}: not a store's spec ({type(error).__name__}: {error})") from error
-        if spec.digest() != stated:
+            whole = build(_SpecFile, tree)
+            spec = dataclasses.replace(whole["identity"], provenance=whole.get("provenance", {}))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{where}: not a store's spec ({error})") from error
+        if spec.digest() != whole["digest"]:
             raise DataError(
-                f"{where}: digest is {spec.digest()[:16]} for what it says, {stated[:16]} as written; the file "
+                f"{where}: digest is {spec.digest()[:16]} for what it says, {whole['digest'][:16]} as written; the file "
                 "was changed after it was made"
             )
         return spec
@@ -191,3 +210,11 @@ class Spec:
                 f"{self.render_probe} in the spec (written on {self.provenance.get('processor', 'another machine')}, "
                 f"TensorFlow {self.provenance.get('versions', {}).get('tensorflow', '?')}); use such a machine"
             )
+
+
+class _SpecFile(TypedDict):
+    """spec.json."""
+
+    identity: Spec
+    digest: str
+    provenance: NotRequired[Provenance]

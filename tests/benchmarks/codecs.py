@@ -35,6 +35,7 @@ from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.views.records import ViewRecords
+from tests.stores import ANY_DATASET
 
 BATCH = 512
 VIEWS_PER_IMAGE = 16  # of ml-dr's files; theirs hold 400
@@ -79,7 +80,7 @@ def ours(name: str, records: ViewRecords, directory: Path, *, temperature: float
     shard = ShardInfo(records=count, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
     reader = SplitReader(
         "views",
-        SplitManifest(dataset={}, shards=(shard,)),
+        SplitManifest(dataset=ANY_DATASET, shards=(shard,)),
         DiskOpener(directory, "views", [shard]),
         codec=codec,
         num_examples=count,
@@ -219,7 +220,7 @@ def main(argv: list[str]) -> int:
         logits = store.views.read(np.arange(count)).logits
         temperature, title = (
             store.spec.temperature,
-            f"{store.spec.dataset['name']} ({store.spec.codec} store)",
+            f"{store.spec.dataset.name} ({store.spec.codec} store)",
         )
     print(table(logits, temperature=flags.temperature or temperature, rounds=flags.rounds, title=title))
     return 0

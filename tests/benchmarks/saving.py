@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         )
     )
     # The student's batch at once where it is smaller than the store's teacher batches: no rows of padding.
-    online_teacher = BatchedTeacher(teacher, min(int(spec.teacher["batch_size"]), size))
+    online_teacher = BatchedTeacher(teacher, min(spec.teacher.batch_size, size))
     distiller = Distiller(
         run.student,
         temperature=run.options.temperature,

@@ -34,6 +34,7 @@ from pipeline.pending import pending_tasks
 from pipeline.precompute import run_pipeline
 from pipeline.progress import Progress
 from pipeline.sample import sample_views
+from pipeline.store.identity import DatasetIdentity, TeacherIdentity
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, shard_name
 from pipeline.store.spec import Spec
@@ -63,16 +64,13 @@ def measured(what: str, work: Callable[[], Any], *, rounds: int = 1) -> Any:
 def make_spec(examples: int) -> Spec:
     """Of a data set that nobody has."""
     return Spec(
-        dataset={
-            "name": "synthetic:1.0.0",
-            "split": "train",
-            "num_examples": examples,
-            "fingerprint": "0" * 32,
-        },
+        dataset=DatasetIdentity(
+            name="synthetic:1.0.0", split="train", num_examples=examples, fingerprint="0" * 32
+        ),
         seed=0,
         policy=ViewPolicy(),
         eval_crop=EvalCrop(),
-        teacher={"fingerprint": "0" * 64, "value_range": "0..1", "signature": "none", "batch_size": 64},
+        teacher=TeacherIdentity(fingerprint="0" * 64, value_range="0..1", signature="none", batch_size=64),
         num_classes=21_841,
         codec="topk:16",
         temperature=1.0,

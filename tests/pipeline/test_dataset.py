@@ -116,8 +116,8 @@ def test_identity_tells_data_sets_and_splits_apart(data_dir: Path, other_data_di
         Dataset(DATASET, "train[:16]", data_dir=data_dir).identity(),
         Dataset(DATASET, "train", data_dir=other_data_dir).identity(),
     ]
-    assert len({same["fingerprint"], *(other["fingerprint"] for other in others)}) == 4
-    assert same["name"] == f"{DATASET}:1.0.0"
+    assert len({same.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert same.name == f"{DATASET}:1.0.0"
     assert str(data_dir) not in json.dumps(same)
 
 

@@ -81,7 +81,7 @@ def test_the_spec_is_of_what_was_asked(data_dir: Path, teacher_path: Path) -> No
     expected = ViewPolicy(image_size=SIZE, area_range=(0.3, 0.9), mixup_fold=True, mixup_block=16)
     assert spec.policy == expected
     assert spec.dataset == Dataset(DATASET, "train", data_dir=data_dir).identity()
-    assert spec.teacher == {
+    assert spec.teacher.to_json() == {
         "fingerprint": fingerprint(teacher_path),
         "value_range": "-1..1",
         "signature": "serving_default",

@@ -23,7 +23,7 @@ def reader_of(lengths: list[int]) -> SplitReader:
     codec = make_codec("float16", 5, temperature=1.0)
     return SplitReader(
         "views",
-        SplitManifest(dataset={}, shards=shards),
+        SplitManifest(dataset=stores.ANY_DATASET, shards=shards),
         DiskOpener(Path("nowhere"), "views", shards),
         codec=codec,
         num_examples=17,

@@ -285,7 +285,7 @@ def test_fingerprint_of_a_file_does_not_count_its_directory(tmp_path: Path) -> N
 
 
 def test_identity(teacher_path: Path) -> None:
-    assert load(teacher_path, value_range="0..1").identity(batch_size=16) == {
+    assert load(teacher_path, value_range="0..1").identity(batch_size=16).to_json() == {
         "fingerprint": fingerprint(teacher_path),
         "value_range": "0..1",
         "signature": "serving_default",

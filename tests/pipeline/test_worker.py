@@ -209,10 +209,10 @@ def test_another_data_set_is_refused_with_both_sides(
     tmp_path: Path, spec: Spec, other_data_dir: Path, teacher_path: Path
 ) -> None:
     worker = ShardWorker(job_for(tmp_path, spec, other_data_dir, teacher_path))
-    here = Dataset(DATASET, "train", data_dir=other_data_dir).identity()["fingerprint"]
+    here = Dataset(DATASET, "train", data_dir=other_data_dir).identity().fingerprint
     with pytest.raises(DataError) as caught:
         worker.input_of("views")
-    assert f"fingerprint: {here} here, {spec.dataset['fingerprint']} in the spec" in str(caught.value)
+    assert f"fingerprint: {here} here, {spec.dataset.fingerprint} in the spec" in str(caught.value)
 
 
 def test_another_teacher_is_refused_with_both_sides(
@@ -221,8 +221,8 @@ def test_another_teacher_is_refused_with_both_sides(
     other = Teacher(keras_teacher_path, image_size=SIZE, num_classes=CLASSES).identity(batch_size=BATCH)
     with pytest.raises(DataError) as caught:
         ShardWorker(job_for(tmp_path, spec, data_dir, keras_teacher_path))
-    assert f"fingerprint: {other['fingerprint']} here" in str(caught.value)
-    assert f"{spec.teacher['fingerprint']} in the spec" in str(caught.value)
+    assert f"fingerprint: {other.fingerprint} here" in str(caught.value)
+    assert f"{spec.teacher.fingerprint} in the spec" in str(caught.value)
 
 
 def test_another_renderer_is_refused(tmp_path: Path, spec: Spec, data_dir: Path, teacher_path: Path) -> None:

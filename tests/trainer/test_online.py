@@ -156,7 +156,7 @@ def train(view_input: ViewInput, distiller: Distiller, *, online_from: int) -> l
 
 def batched(store: Store, teacher_path: Path) -> BatchedTeacher:
     """The teacher as a run has it."""
-    return BatchedTeacher(load_teacher(store.spec, str(teacher_path)), int(store.spec.teacher["batch_size"]))
+    return BatchedTeacher(load_teacher(store.spec, str(teacher_path)), store.spec.teacher.batch_size)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])

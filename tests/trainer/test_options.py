@@ -160,7 +160,9 @@ def test_what_is_trained_on_is_not_evaluated_on_unless_asked_for(
     published_store: Path, trained_on: str, expected: str | None
 ):
     store = Store(published_store)
-    store.spec = dataclasses.replace(store.spec, dataset={**store.spec.dataset, "split": trained_on})
+    store.spec = dataclasses.replace(
+        store.spec, dataset=dataclasses.replace(store.spec.dataset, split=trained_on)
+    )
     assert store.held_out_splits == ([] if expected is None else [expected])
     assert ask(store).eval_split == expected
     assert ask(store, "--eval_split=test").eval_split == "test"

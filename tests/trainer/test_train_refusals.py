@@ -54,7 +54,7 @@ def test_damaged_view_deep_in_a_run_is_named(
 def test_data_set_with_other_metadata_is_refused(
     published_store: Path, other_data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    stored = Store(published_store).spec.dataset["fingerprint"]
+    stored = Store(published_store).spec.dataset.fingerprint
     code, message = fail(arguments(published_store, tmp_path, other_data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert f"{stored} in the store" in message
@@ -69,7 +69,7 @@ def test_swapped_teacher_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    stored = Store(published_store).spec.teacher["fingerprint"]
+    stored = Store(published_store).spec.teacher.fingerprint
     flags = (f"--teacher={keras_teacher_path}", "--epochs=4")
     code, message = fail(arguments(published_store, tmp_path, data_dir, *flags), capsys)
     assert code == EXIT_DATA_ERROR

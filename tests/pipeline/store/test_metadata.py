@@ -21,7 +21,7 @@ from pipeline.store.metadata import (
 )
 from pipeline.store.shards import MAX_SHARDS, ShardInfo, serialize, shard_name, write_shard
 from pipeline.views.records import ViewRecords
-from tests.stores import CODECS
+from tests.stores import ANY_DATASET, CODECS
 
 CODEC = make_codec("float16", 7, temperature=2.0)
 DIGEST = "d" * 64
@@ -32,7 +32,7 @@ def manifest(*lengths: int, kl: float = 0.0) -> SplitManifest:
         ShardInfo(records=n, bytes=1000 * n, sha256=f"{i:064x}", kl=kl * (i + 1), max_error=0.1 * i)
         for i, n in enumerate(lengths)
     )
-    return SplitManifest(dataset={"name": "d:1.0.0"}, shards=shards)
+    return SplitManifest(dataset=ANY_DATASET, shards=shards)
 
 
 def publish(directory: Path, *lengths: int) -> None:
@@ -80,7 +80,7 @@ def test_tfds_reads_the_columns_of_every_codec(tmp_path: Path, name: str) -> Non
     encoded = codec.encode(logits)
     size, sha256 = write_shard(tmp_path / shard_name("views", 0), [serialize(records, encoded)], 300)
     shard = ShardInfo(records=300, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
-    split = SplitManifest(dataset={"name": "d:1.0.0"}, shards=(shard,))
+    split = SplitManifest(dataset=ANY_DATASET, shards=(shard,))
     publish_metadata(tmp_path, {"views": split}, digest=DIGEST, codec=codec)
     source = tfds.builder_from_directory(str(tmp_path)).as_data_source("views[100:]")
     for view, record in zip(range(100, 300), source, strict=True):
@@ -180,7 +180,7 @@ def test_metadata_of_another_naming_are_refused_with_both_sides(tmp_path: Path) 
 
 def test_five_digits_number_every_shard(tmp_path: Path) -> None:
     shard = ShardInfo(records=1, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0)
-    many = SplitManifest(dataset={}, shards=(shard,) * (MAX_SHARDS + 1))
+    many = SplitManifest(dataset=ANY_DATASET, shards=(shard,) * (MAX_SHARDS + 1))
     with pytest.raises(DataError, match="100000 shards, at most 99999"):
         publish_metadata(tmp_path, {"views": many}, digest=DIGEST, codec=CODEC)
     assert list(tmp_path.iterdir()) == []

@@ -278,6 +278,6 @@ def test_nothing_is_left_when_the_store_is_closed(
 )
 def test_which_shards_are_fetched_ahead(epoch: int, number: int, wanted: list[int]) -> None:
     shards = [ShardInfo(records=10, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0) for _ in range(10)]
-    SplitManifest(dataset={}, shards=tuple(shards))
+    SplitManifest(dataset=stores.ANY_DATASET, shards=tuple(shards))
     opener = BucketOpener(BucketDirectory("s3://b/x"), "views", shards, cache=ShardCache(100), epoch=epoch)
     assert opener._wanted(number) == wanted

@@ -204,8 +204,8 @@ def test_a_swapped_data_set_is_refused_with_both_sides(
     other = Dataset(DATASET, "train", data_dir=other_data_dir).identity()
     with pytest.raises(DataError) as caught:
         store.check_dataset(other)
-    assert f"fingerprint: {other['fingerprint']} here" in str(caught.value)
-    assert f"{store.spec.dataset['fingerprint']} in the store" in str(caught.value)
+    assert f"fingerprint: {other.fingerprint} here" in str(caught.value)
+    assert f"{store.spec.dataset.fingerprint} in the store" in str(caught.value)
     with pytest.raises(DataError, match="split: test here, train in the store"):
         store.check_dataset(Dataset(DATASET, "test", data_dir=data_dir).identity())
 

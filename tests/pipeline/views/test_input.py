@@ -24,6 +24,7 @@ from pipeline.views.render import BoxRenderer, Window, fingerprint32, training_r
 from pipeline.views.source import ImageSource
 from pipeline.worker import found_records
 from tests.images import KINDS, TRAIN_IMAGES, ImageList, encode, encoded_images, photo
+from tests.stores import ANY_DATASET
 
 SIZE, CLASSES, SEED = 24, 5, 0
 POLICY = ViewPolicy(image_size=SIZE)
@@ -122,7 +123,7 @@ def test_draw_store_read_back_render(tmp_path, cache_bytes: int) -> None:
     info = ShardInfo(records=total, bytes=size, sha256=sha256, kl=0.0, max_error=0.0)
     reader = SplitReader(
         "views",
-        SplitManifest(dataset={}, shards=(info,)),
+        SplitManifest(dataset=ANY_DATASET, shards=(info,)),
         DiskOpener(tmp_path, "views", [info]),
         codec=codec,
         num_examples=len(images),

@@ -1,0 +1,115 @@
+"""Identities: what a store's records are a function of, as frozen dataclasses that validate themselves.
+
+Each becomes an object of spec.json and of manifest.json. Their digests key every store that exists: a field that is added,
+renamed or formatted otherwise bumps `pipeline.store.spec.FORMAT_VERSION`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.untrusted import is_whole
+from pipeline.text import is_printable
+from pipeline.views.policies import ViewPolicy
+
+MAX_EXAMPLES, MAX_BATCH_SIZE = 10**12, 65_536
+# Scale and shift from views in 0..255 to what a teacher takes.
+VALUE_RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """SHA-256 over an identity as JSON with sorted keys, 64 hex digits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _check_name(value: object, what: str) -> None:
+    if not (isinstance(value, str) and 0 < len(value) <= 1000 and is_printable(value)):
+        raise UserError(f"{what} {value!r:.100}: expected 1 to 1,000 printable characters")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """The split of a data set that views are of.
+
+    Attributes:
+      name: `NAME[/CONFIG]:VERSION`.
+      split: such as `train` or `train[:90%]`.
+      num_examples: N.
+      fingerprint: of TFDS's metadata; the images are compared view by view.
+    """
+
+    name: str
+    split: str
+    num_examples: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        for what in ("name", "split", "fingerprint"):
+            _check_name(getattr(self, what), f"data set {what}")
+        if not is_whole(self.num_examples, 1, MAX_EXAMPLES):
+            raise UserError(f"number of examples={self.num_examples}: expected 1 to {MAX_EXAMPLES:,}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As spec and manifest hold it."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherIdentity:
+    """A teacher and how it is called.
+
+    Attributes:
+      fingerprint: SHA-256 of its files.
+      value_range: that it takes views in; one of `VALUE_RANGES`.
+      signature: of a SavedModel; `keras` for a `.keras` file.
+      batch_size: at which it runs.
+    """
+
+    fingerprint: str
+    value_range: str
+    signature: str
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for what in ("fingerprint", "signature"):
+            _check_name(getattr(self, what), f"teacher {what}")
+        if self.value_range not in VALUE_RANGES:
+            raise UserError(
+                f"--teacher_value_range={self.value_range}: expected one of {', '.join(VALUE_RANGES)}"
+            )
+        if not is_whole(self.batch_size, 1, MAX_BATCH_SIZE):
+            raise UserError(f"--teacher_batch_size={self.batch_size}: expected 1 to {MAX_BATCH_SIZE:,}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As the spec holds it."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewAxis:
+    """Everything that determines views. Stores with the same axis have the same view at every view index.
+
+    Attributes:
+      dataset: that views are of.
+      seed: of all augmentations.
+      policy: how views are drawn. Its image size counts only for `light`, whose boxes are in pixels of the resized image.
+    """
+
+    dataset: DatasetIdentity
+    seed: int
+    policy: ViewPolicy
+
+    def to_json(self) -> dict[str, Any]:
+        """What is digested and compared."""
+        policy = self.policy.to_json()
+        if self.policy.name != "light":
+            del policy["image_size"]
+        return {"dataset": self.dataset.to_json(), "seed": self.seed, "policy": policy}
+
+    def digest(self) -> str:
+        """SHA-256, 64 hex digits."""
+        return digest_of(self.to_json())
