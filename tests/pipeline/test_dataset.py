@@ -118,7 +118,7 @@ def test_identity_tells_data_sets_and_splits_apart(data_dir: Path, other_data_di
     ]
     assert len({same.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert same.name == f"{DATASET}:1.0.0"
-    assert str(data_dir) not in json.dumps(same)
+    assert str(data_dir) not in json.dumps(same.to_json())
 
 
 def test_identity_does_not_depend_on_where_the_data_set_lies(data_dir: Path, copy: Path) -> None:
