@@ -38,10 +38,18 @@ from pipeline.buckets.copies import copied_dataset
 from pipeline.buckets.directory import is_url
 from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.errors import DataError, UserError, first_line, of_the_system
+from pipeline.labels import UNLABELED
 from pipeline.store.identity import DatasetIdentity
 
 _LABELS_AT_ONCE = 256  # with their images
 _OTHER_FILES = 1024  # that a process has open besides its data set's
+_CHANNELS = (
+    None,
+    0,
+    1,
+    3,
+    4,
+)  # of an image feature; 0 and None: as the file has them. An alpha channel is dropped
 
 COMMAND = "python -m pipeline.dataset import"
 
@@ -108,10 +116,14 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
 
 
 def _image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Names of the image and the label feature: the supervised pair, else the only candidates."""
-    features = info.features
-    if info.supervised_keys and len(info.supervised_keys) == 2:
-        image, label = info.supervised_keys
+    """Names of the image and the label feature: the supervised pair, else the only candidates.
+
+    Raises:
+      UserError: there is no such pair, or the features are of a kind that is not supported.
+    """
+    features, keys = info.features, info.supervised_keys or ()
+    if len(keys) == 2 and all(isinstance(key, str) for key in keys):
+        image, label = keys
     else:
         images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
@@ -127,7 +139,31 @@ def _image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
             f"{info.full_name}: expected an image-classification data set, got features {image}: "
             f"{type(features[image]).__name__}, {label}: {type(features[label]).__name__}"
         )
+    _check_image_feature(info.full_name, image, features[image])
+    if not features[label].num_classes:
+        raise UserError(
+            f"{info.full_name}: label feature {label} has no number of classes; prepare the data set again with "
+            "ClassLabel(names=...) or ClassLabel(num_classes=...)"
+        )
     return image, label
+
+
+def _check_image_feature(name: str, key: str, feature: tfds.features.Image) -> None:
+    """Refuses an image feature that the renderer would not decode to the pixels that TFDS gives.
+
+    TFDS holds float32 as the bytes of a 4-channel PNG and uint16 in 16 bits, of which an 8-bit decoder keeps the high byte.
+
+    Raises:
+      UserError: names what is supported.
+    """
+    dtype, shape = np.dtype(feature.np_dtype), tuple(feature.shape)
+    is_mask = isinstance(feature, tfds.features.LabeledImage)
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] not in _CHANNELS or is_mask:
+        raise UserError(
+            f"{name}: image feature {key} is {type(feature).__name__} of {dtype.name}, shape {shape}; expected Image of uint8 "
+            "with shape (height, width, channels) and 1, 3, 4 or None channels, encoded as JPEG or PNG; prepare the data "
+            "set again with 8-bit images"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,23 +289,28 @@ class Dataset:
         """Encoded images of examples int64 [n], in 0..N-1.
 
         Raises:
-          DataError: a file is corrupt or holds no image.
+          DataError: a file is corrupt, or holds no image or one of 16 bits per channel.
         """
         out = []
         for example, features in zip(examples, self._features(examples), strict=True):
             values = features[self._image_key].bytes_list.value
             if len(values) != 1:
                 raise DataError(f"{self.path}: example {example} of {self.split} holds no image")
+            if has_16_bits(values[0]):
+                raise DataError(
+                    f"{self.path}: example {example} of {self.split} is a PNG of 16 bits per channel behind a uint8 feature, "
+                    "expected 8 bits; scale such images to 8 bits and prepare the data set again"
+                )
             out.append(values[0])
         return out
 
     def labels(self, examples: np.ndarray) -> np.ndarray:
-        """Labels of examples int64 [n]: int64 [n].
+        """Labels of examples int64 [n]: int64 [n], in 0..C-1 or `UNLABELED`.
 
         A label is read with its image, so of many examples only `_LABELS_AT_ONCE` are held at a time.
 
         Raises:
-          DataError: a file is corrupt or holds no label.
+          DataError: a file is corrupt, or holds no label or one that is no class.
         """
         labels = np.empty(len(examples), np.int64)
         for start in range(0, len(examples), _LABELS_AT_ONCE):
@@ -279,6 +320,12 @@ class Dataset:
                 if len(values) != 1:
                     raise DataError(f"{self.path}: example {some[row]} of {self.split} holds no label")
                 labels[start + row] = values[0]
+        if (wrong := (labels < UNLABELED) | (labels >= self.num_classes)).any():
+            row = int(np.argmax(wrong))
+            raise DataError(
+                f"{self.path}: example {examples[row]} of {self.split} has label {labels[row]}, expected 0 to "
+                f"{self.num_classes - 1}, or {UNLABELED} for none"
+            )
         return labels
 
 
@@ -306,6 +353,11 @@ def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:
 
 def _reopen(name: str, split: str, data_dir: str | None, data_cache_bytes: int) -> Dataset:
     return Dataset(name, split, data_dir=data_dir, data_cache_bytes=data_cache_bytes)
+
+
+def has_16_bits(encoded: bytes) -> bool:
+    """Whether an image is a PNG of 16 bits per channel, by its header."""
+    return encoded.startswith(b"\x89PNG\r\n\x1a\n") and encoded[24:25] == b"\x10"
 
 
 def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:

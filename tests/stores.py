@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ def prepare_dataset(
     *,
     name: str = DATASET,
     file_format: str = "array_record",
+    unlabeled: Collection[int] = (),
 ) -> Path:
-    """Prepares encoded images as a TFDS data set; label = index modulo `CLASSES`."""
+    """Prepares encoded images as a TFDS data set; label = index modulo `CLASSES`, -1 for the `unlabeled` indices."""
 
     class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -69,7 +70,7 @@ def prepare_dataset(
 
         def _generate_examples(self, images: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
             for key, image in enumerate(images):
-                yield key, {"image": io.BytesIO(image), "label": key % CLASSES}
+                yield key, {"image": io.BytesIO(image), "label": -1 if key in unlabeled else key % CLASSES}
 
     Photos.name = name
     with contextlib.redirect_stdout(io.StringIO()):

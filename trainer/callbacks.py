@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError
 from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
-from trainer.evaluate import Evaluator
+from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
 from trainer.preemption import Preemption
 from trainer.steps import RunLength, name_views
 from trainer.workers import Workers
@@ -116,6 +116,12 @@ def _figures(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ("step", "kind")}
 
 
+def _score(figures: dict[str, Any]) -> float:
+    """By which evaluations are compared: the student's accuracy, or its agreement where no image is labeled."""
+    found = figures["student_top1"]
+    return float(figures["agreement"] if found is None else found)
+
+
 @dataclasses.dataclass
 class Timing:
     """Steps and their seconds, without tracing, evaluations and checkpoints at their ends."""
@@ -179,7 +185,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._kind = None if evaluator is None else f"eval_{evaluator.split}"
         found = [line for line in log.kept if line["kind"] == self._kind]
         self.last: dict[str, Any] | None = _figures(found[0]) if found else None
-        self._best = None if evaluator is None else self._best_top1(evaluator.split)
+        self._best = None if evaluator is None else self._best_score(evaluator.split)
         self._bar = tqdm(
             total=length.steps * length.batch_size,  # `inf` is no total: a rate, and no time to the end
             initial=step * length.batch_size,
@@ -264,27 +270,28 @@ class RunCallback(tf.keras.callbacks.Callback):
         if self.last is None:
             self._evaluate()
 
-    def _best_top1(self, split: str) -> float | None:
+    def _best_score(self, split: str) -> float | None:
         """Of the best checkpoint, if it is one of this run up to here, on the same split."""
         found = self._checkpoints.best()
         if found is None or found[0] > self.step or found[1]["split"] != split:
             return None
-        return float(found[1]["student_top1"])
+        return _score(found[1])
 
     def _evaluate(self) -> None:
         if self._evaluator is None:
             return
         split, found = self._evaluator.split, self._evaluator.evaluate(self.model.student)
-        _check_finite(self.step, found.to_json())
+        figures = found.to_json()
+        _check_finite(self.step, figures)
         # Before the line that says that it is done: a run that dies in between does both again.
-        if self._best is None or found.student_top1 > self._best:
-            self._best = found.student_top1
-            self._checkpoints.save_best(self.step, {"split": split, **found.to_json()})
-        self._log.write(self.step, found.to_json(), prefix=f"eval_{split}")
-        self.last = found.to_json()
+        if self._best is None or _score(figures) > self._best:
+            self._best = _score(figures)
+            self._checkpoints.save_best(self.step, {"split": split, **figures})
+        self._log.write(self.step, figures, prefix=f"eval_{split}")
+        self.last = figures
         tqdm.write(
-            f"step {self.step}: {split} top-1 {found.student_top1:.2%}, agreement {found.agreement:.2%}, "
-            f"distillation loss {found.distillation_loss:.4f}"
+            f"step {self.step}: {split} top-1 {accuracy_text(found.student_top1)}, agreement {found.agreement:.2%}, "
+            f"distillation loss {found.distillation_loss:.4f}{unlabeled_text(figures)}"
         )
 
     def close(self) -> None:

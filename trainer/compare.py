@@ -42,6 +42,7 @@ from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.comparison.result_file import load_result, merge_results
 from trainer.comparison.summary import summarize
 from trainer.describe import comparison_table
+from trainer.evaluate import accuracy_text, unlabeled_text
 from trainer.options import add_shared_flags, resolve, shared_arguments, shared_flags
 from trainer.options import make_parser as make_train_parser
 from trainer.pages.report import REPORT_FILE, write_report
@@ -337,8 +338,8 @@ def _tell(job: Job) -> None:
     run = FinishedRun.load(job.workdir)
     final = run.evaluation
     tqdm.write(
-        f"{job.name}: {run.result['eval_split']} top-1 {final['student_top1']:.2%}, agreement with the teacher "
-        f"{final['agreement']:.2%}"
+        f"{job.name}: {run.result['eval_split']} top-1 {accuracy_text(final['student_top1'])}, agreement with the teacher "
+        f"{final['agreement']:.2%}{unlabeled_text(final)}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.store.reader import Store
 from trainer.arms import OFFLINE
+from trainer.evaluate import accuracy_text
 from trainer.options import TrainOptions
 from trainer.steps import count_text
 
@@ -50,6 +51,10 @@ def comparison_table(result: dict[str, Any]) -> str:
     lines = [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
     ]
+    if unlabeled := result.get("eval_unlabeled"):
+        lines.append(
+            f"top-1 leaves out {unlabeled:,} of {result['eval_images']:,} images, which have no label"
+        )
     lines += [_pair(pair) for pair in result["pairs"]]
     cost = result["cost"]
     if (seconds := cost["seconds_a_step"]) is not None:
@@ -58,12 +63,11 @@ def comparison_table(result: dict[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _spread(mean: float, deviation: float | None) -> str:
-    return f"{mean:.2%}" if deviation is None else f"{mean:.2%} +- {deviation:.2%}"
+def _spread(mean: float | None, deviation: float | None) -> str:
+    return accuracy_text(mean) if deviation is None else f"{mean:.2%} +- {deviation:.2%}"
 
 
 def _pair(pair: dict[str, Any]) -> str:
-    low, high = pair["top1_interval"]
     loss, weights = pair["largest_loss_difference"], pair["weights_distance_relative"]
     if loss == 0 and weights == 0:
         curves = "the same losses and weights, bit for bit"
@@ -71,7 +75,11 @@ def _pair(pair: dict[str, Any]) -> str:
         curves = f"no step that both logged; weights differ by {weights:.3g} of their norm"
     else:
         curves = f"losses differ by {loss:.3g} at most, weights by {weights:.3g} of their norm"
-    return (
+    text = (
         f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}; same answer for "
-        f"{pair['agreement']:.2%} of the images, top-1 {pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"
+        f"{pair['agreement']:.2%} of the images"
     )
+    if pair["top1_interval"] is None:
+        return text
+    low, high = pair["top1_interval"]
+    return f"{text}, top-1 {pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
+from pipeline.labels import UNLABELED, top1
 from pipeline.store.files import publish
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
@@ -29,20 +30,35 @@ class Evaluation:
 
     Attributes:
       examples: number of images.
-      student_top1, teacher_top1: share of images whose largest logit is the label's, 0 to 1.
+      unlabeled: number of those without a label, which are left out of the accuracies.
+      student_top1, teacher_top1: share of the labeled images whose largest logit is the label's, 0 to 1; None if no
+        image is labeled.
       agreement: share of images where student and teacher have the same largest logit, 0 to 1.
       distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
     """
 
     examples: int
-    student_top1: float
-    teacher_top1: float
+    unlabeled: int = 0
+    student_top1: float | None
+    teacher_top1: float | None
     agreement: float
     distillation_loss: float
 
     def to_json(self) -> dict[str, Any]:
         """As result.json holds it."""
         return dataclasses.asdict(self)
+
+
+def accuracy_text(value: float | None) -> str:
+    """An accuracy for people; `n/a` where no image is labeled."""
+    return "n/a" if value is None else f"{value:.2%}"
+
+
+def unlabeled_text(figures: dict[str, Any]) -> str:
+    """How many images of an evaluation have no label, to be appended to its line; empty if all have one."""
+    if not (count := figures.get("unlabeled")):
+        return ""
+    return f" ({count:,} of {figures['examples']:,} images have no label and are left out of the accuracy)"
 
 
 class Evaluator:
@@ -140,8 +156,9 @@ class Evaluator:
         choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
         return Evaluation(
             examples=self._count,
-            student_top1=float((choice == self._labels).mean()),
-            teacher_top1=float((teacher_choice == self._labels).mean()),
+            unlabeled=int((self._labels == UNLABELED).sum()),
+            student_top1=top1(choice, self._labels),
+            teacher_top1=top1(teacher_choice, self._labels),
             agreement=float((choice == teacher_choice).mean()),
             distillation_loss=float(tf.reduce_mean(np.concatenate(losses))),
         )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError, find_reason
+from pipeline.labels import UNLABELED, top1
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies import ViewPolicy
@@ -32,6 +33,7 @@ from trainer.schedules import Scaled
 from trainer.steps import RunLength
 
 _MOMENTUM = 0.9
+_UNREAD = UNLABELED - 1  # of a label
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
 
@@ -88,21 +90,22 @@ class Labels:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._known = np.full(dataset.num_examples, -1, np.int64)
+        self._known = np.full(dataset.num_examples, _UNREAD, np.int64)
 
     def of(self, examples: np.ndarray) -> np.ndarray:
         """Labels of examples int64 [n]: int64 [n].
 
         Raises:
-          DataError: an example has no label.
+          UserError: an example has no label.
         """
-        missing = np.unique(examples[self._known[examples] < 0])
+        missing = np.unique(examples[self._known[examples] == _UNREAD])
         if len(missing):
             self._known[missing] = self._dataset.labels(missing)
-            if (unlabelled := missing[self._known[missing] < 0]).size:
-                raise DataError(
-                    f"{self._dataset.name}: example {unlabelled[0]} of {self._dataset.split} has no label; "
-                    "fine-tuning needs one for each"
+            if (unlabeled := missing[self._known[missing] == UNLABELED]).size:
+                raise UserError(
+                    f"--split={self._dataset.split}: example {unlabeled[0]} of {self._dataset.name} has no label, like "
+                    f"{unlabeled.size:,} of the {(self._known != _UNREAD).sum():,} examples read so far; fine-tuning needs a "
+                    "label for each: name a split that is labeled throughout"
                 )
         return self._known[examples]
 
@@ -290,15 +293,15 @@ class Finetune:
         return error
 
 
-def top1(
+def evaluate_top1(
     network: tf.keras.Model,
     dataset: Dataset,
     *,
     eval_crop: EvalCrop,
     image_size: int,
     batch_size: int,
-) -> float:
-    """Share of a split's images whose largest logit is the label's, 0..1, on their evaluation crops.
+) -> tuple[float | None, int]:
+    """Share of a split's labeled images whose largest logit is the label's, 0..1, on their evaluation crops.
 
     Args:
       network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
@@ -306,6 +309,9 @@ def top1(
       eval_crop: which crop of an image.
       image_size: S in pixels.
       batch_size: images at a time, at most.
+
+    Returns:
+      That share, None if no image is labeled, and the number of unlabeled images.
 
     Raises:
       DataError: an image is damaged.
@@ -325,4 +331,5 @@ def top1(
     starts = np.arange(0, count, size)
     progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
     found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
-    return float((found == dataset.labels(np.arange(count))).mean())
+    labels = dataset.labels(np.arange(count))
+    return top1(found, labels), int((labels == UNLABELED).sum())

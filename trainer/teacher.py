@@ -34,7 +34,8 @@ from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from pipeline.views.render import EvalCrop
 from trainer import models
-from trainer.finetune import Finetune, FinetuneOptions, top1
+from trainer.evaluate import accuracy_text
+from trainer.finetune import Finetune, FinetuneOptions, evaluate_top1
 from trainer.hyperrule import BASE_BATCH_SIZE, rule_steps
 from trainer.models.bit import BIT_MODELS, PublishedWeights
 from trainer.preemption import Preemption
@@ -203,12 +204,21 @@ def finetune(flags: argparse.Namespace) -> int:
         length = f"{options.steps:,} steps of {options.batch_size} views, {epochs:.1f} epochs"
         print(f"{network.name} on {dataset.name} ({dataset.split}): {length}", flush=True)
         training = run.train(first)
-        accuracy = _evaluate(network, dataset, options)
+        evaluated = _evaluate(network, dataset, options)
         export(network, output, image_size=image_size)
-        result = {**training, "parameters": network.count_params(), "top1": accuracy, "teacher": str(output)}
+        accuracy = {split: value for split, (value, _) in evaluated.items()}
+        unlabeled = {split: count for split, (_, count) in evaluated.items()}
+        result = {
+            **training,
+            "parameters": network.count_params(),
+            "top1": accuracy,
+            "unlabeled": unlabeled,
+            "teacher": str(output),
+        }
         write_json(workdir / "result.json", result)
     for split, value in accuracy.items():
-        print(f"{split}: top-1 {value:.2%}")
+        left_out = f" ({unlabeled[split]:,} images without a label are left out)" if unlabeled[split] else ""
+        print(f"{split}: top-1 {accuracy_text(value)}{left_out}")
     if not accuracy:
         print(f"not evaluated: {dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {flags.split}")
     print(f"teacher: {output}; figures: {workdir / 'result.json'}")
@@ -228,11 +238,13 @@ def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
     return dataset, FinetuneOptions(**as_given | {"policy": policy, "eval_crop": eval_crop, "steps": steps})
 
 
-def _evaluate(network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions) -> dict[str, float]:
-    """Top-1 accuracy on each held-out split that the data set has."""
+def _evaluate(
+    network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions
+) -> dict[str, tuple[float | None, int]]:
+    """Top-1 accuracy on each held-out split that the data set has, and how many of its images have no label."""
     held_out = set(_EVAL_SPLITS) - set(re.split(r"\W+", dataset.split))  # `train+validation` is trained on
     return {
-        split: top1(
+        split: evaluate_top1(
             network,
             Dataset(dataset.name, split, data_dir=dataset.data_dir),
             eval_crop=options.eval_crop,

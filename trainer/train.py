@@ -34,7 +34,7 @@ from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.describe import describe
 from trainer.distiller import Distiller
-from trainer.evaluate import Evaluator
+from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
 from trainer.failures import explain, explain_divergence
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
 from trainer.online import BatchedTeacher, ContinuedViews, try_teacher
@@ -365,8 +365,9 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
         return 0
     for name, figures in result["evaluation"].items():
         print(
-            f"{name}: student {figures['student_top1']:.2%}, teacher {figures['teacher_top1']:.2%}, agreement "
-            f"{figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
+            f"{name}: student {accuracy_text(figures['student_top1'])}, teacher {accuracy_text(figures['teacher_top1'])}, "
+            f"agreement {figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
+            f"{unlabeled_text(figures)}"
         )
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")
     return 0

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
+from pipeline.labels import UNLABELED
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
@@ -81,7 +82,7 @@ def _crop_facts(crop: ShownCrop, dataset: Dataset, label: int, *, num_examples: 
         "view": crop.view,
         "epoch": crop.view // num_examples,
         "example": crop.example,
-        "label": dataset.class_names[label],
+        "label": "no label" if label == UNLABELED else dataset.class_names[label],
         "box": crop.box.tolist(),
         "flip": crop.flipped,
     }

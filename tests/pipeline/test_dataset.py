@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 
 from pipeline.dataset import Dataset, image_sizes
 from pipeline.errors import DataError, UserError
+from pipeline.labels import UNLABELED
+from pipeline.views.render import decode
 from tests.images import KINDS, TEST_IMAGES, TRAIN_IMAGES, encode, encoded_images, photo
 from tests.stores import CLASSES, DATASET, prepare_dataset
 
@@ -214,7 +216,18 @@ def test_a_file_with_fewer_records_than_stated_is_refused(copy: Path) -> None:
         Dataset(DATASET, "train", data_dir=copy).read(np.array([16]))
 
 
-def prepare_other(data_dir: Path, features: dict[str, Any], keys: tuple[str, str] | None) -> None:
+def prepare_other(
+    data_dir: Path,
+    features: dict[str, Any],
+    keys: tuple[str, str] | None,
+    *,
+    image: Any = None,
+    labels: tuple[int, ...] = (1,),
+) -> None:
+    """Prepares `other`, whose split `train` has an example for each label."""
+    if image is None:
+        image = np.full([4, 4, 3], 7, np.uint8)
+
     class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         name = "other"
@@ -228,9 +241,9 @@ def prepare_other(data_dir: Path, features: dict[str, Any], keys: tuple[str, str
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Any:
-            image = np.full([4, 4, 3], 7, np.uint8)
-            values = {"image": image, "second": image, "label": 1, "text": "a"}
-            yield 0, {name: values[name] for name in features}
+            for key, label in enumerate(labels):
+                values = {"image": image, "second": image, "label": label, "text": "a"}
+                yield key, {name: values[name] for name in features}
 
     Other(data_dir=data_dir).download_and_prepare(
         file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -263,6 +276,82 @@ def test_another_kind_of_data_set_is_refused(
     prepare_other(tmp_path, features, keys)
     with pytest.raises(UserError, match=f"other/1.0.0: expected .*{message}"):
         Dataset("other", "train", data_dir=tmp_path)
+
+
+SHAPE = (None, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("feature", "image", "named"),
+    [
+        (
+            tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
+            np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4, 1),
+            "float32",
+        ),
+        (
+            tfds.features.Image(shape=SHAPE, dtype=np.uint16, encoding_format="png"),
+            np.full([4, 4, 3], 4095, np.uint16),
+            "uint16",
+        ),
+        (
+            tfds.features.Image(shape=(4, 4, 2), encoding_format="png"),
+            np.full([4, 4, 2], 7, np.uint8),
+            "(4, 4, 2)",
+        ),
+        (
+            tfds.features.LabeledImage(labels=3, shape=(4, 4, 1)),
+            np.ones([4, 4, 1], np.uint8),
+            "LabeledImage",
+        ),
+    ],
+    ids=["float32", "uint16", "two_channels", "mask"],
+)
+def test_image_features_that_would_be_rendered_as_noise_are_refused(
+    tmp_path: Path, feature: Any, image: np.ndarray, named: str
+) -> None:
+    prepare_other(tmp_path, {"image": feature, "label": LABEL}, ("image", "label"), image=image)
+    with pytest.raises(UserError) as caught:
+        Dataset("other", "train", data_dir=tmp_path)
+    for word in ("other/1.0.0", "image", named, "uint8", "1, 3, 4 or None channels"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 4, None])
+def test_images_of_uint8_are_taken_with_these_channels(tmp_path: Path, channels: int | None) -> None:
+    feature = tfds.features.Image(shape=(None, None, channels))
+    image = np.full([4, 4, channels or 3], 7, np.uint8)
+    prepare_other(tmp_path, {"image": feature, "label": LABEL}, ("image", "label"), image=image)
+    (encoded,) = Dataset("other", "train", data_dir=tmp_path).read(np.array([0]))
+    assert (decode(tf.constant(encoded)).numpy() == 7).all()
+
+
+def test_a_16_bit_png_behind_a_uint8_feature_is_refused(tmp_path: Path) -> None:
+    png = encode(photo(9, 7, seed=0), "png_16")
+    prepare_other(tmp_path, {"image": tfds.features.Image(), "label": LABEL}, None, image=png)
+    dataset = Dataset("other", "train", data_dir=tmp_path)
+    with pytest.raises(DataError, match=r"example 0 of train .*16 bits"):
+        dataset.read(np.array([0]))
+
+
+def test_a_label_feature_without_a_number_of_classes_is_refused(tmp_path: Path) -> None:
+    prepare_other(tmp_path, {"image": IMAGE, "label": LABEL}, ("image", "label"))
+    path = tmp_path / "other" / "1.0.0" / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["label"]["classLabel"].pop("numClasses")
+    path.write_text(json.dumps(features))
+    with pytest.raises(UserError, match="label has no number of classes"):
+        Dataset("other", "train", data_dir=tmp_path)
+
+
+def test_unlabeled_examples_are_told_apart_from_labels_that_are_no_class(tmp_path: Path) -> None:
+    prepare_other(tmp_path, {"image": IMAGE, "label": LABEL}, None, labels=(2, -1, 0))
+    dataset = Dataset("other", "train", data_dir=tmp_path)
+    assert dataset.labels(np.arange(3)).tolist() == [2, UNLABELED, 0]
+    path = tmp_path / "other" / "1.0.0" / "features.json"  # as another version of the data set would have it
+    path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    with pytest.raises(DataError, match="example 0 of train has label 2, expected 0 to 1"):
+        Dataset("other", "train", data_dir=tmp_path).labels(np.arange(3))
 
 
 def test_sizes_from_headers_are_the_decoded_ones() -> None:

@@ -53,6 +53,15 @@ def test_a_comparison_is_a_row_an_arm_and_a_line_a_pair() -> None:
     assert f"online takes {result['cost']['saving']:+.0%}" in lines[-1]
 
 
+def test_a_comparison_without_labels_has_no_accuracy_and_says_so() -> None:
+    result = results.full_result() | {"eval_images": 7, "eval_unlabeled": 7}
+    result["arms"] = [arm | {"top1_mean": None, "top1_std": None} for arm in result["arms"]]
+    result["pairs"] = [pair | {"top1_difference": None, "top1_interval": None} for pair in result["pairs"]]
+    text = comparison_table(result)
+    assert "7 of 7 images" in text
+    assert text.count("n/a") == len(result["arms"])
+
+
 def test_runs_that_do_not_differ_are_said_to_be_the_same_bit_for_bit() -> None:
     result = results.full_result()
     pair = result["pairs"][0] | {"largest_loss_difference": 0.0, "weights_distance_relative": 0.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from pipeline.errors import DataError
 from pipeline.store.reader import Store
 from pipeline.views.render import Window
 from tests import stores
-from tests.images import TEST_IMAGES, encoded_images
+from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from trainer import models
-from trainer.evaluate import Evaluation, Evaluator
+from trainer.evaluate import Evaluation, Evaluator, unlabeled_text
 
 COUNT = len(TEST_IMAGES)
 LABELS = np.arange(COUNT) % stores.CLASSES
@@ -172,6 +172,33 @@ def test_loss_is_scaled_as_in_training(published_store: Path, data_dir: Path, st
     assert squared.distillation_loss == pytest.approx(plain.distillation_loss * TEMPERATURE**2, rel=1e-5)
 
 
+@pytest.mark.parametrize("unlabeled", [(0, 3), range(COUNT)], ids=["some", "all"])
+def test_unlabeled_images_are_left_out_of_accuracy_and_counted(
+    published_store: Path,
+    data_dir: Path,
+    student: tf.keras.Model,
+    tmp_path: Path,
+    unlabeled: Collection[int],
+):
+    """The same images with fewer labels."""
+    images = {
+        "train": encoded_images(TRAIN_IMAGES),
+        "test": encoded_images(TEST_IMAGES, seed=50),
+    }
+    stores.prepare_dataset(tmp_path, images, unlabeled=unlabeled)
+    labeled = [example for example in range(COUNT) if example not in unlabeled]
+    before, after = (make_evaluator(published_store, path) for path in (data_dir, tmp_path))
+    ours, theirs = all_logits(before, student)
+    found = after.evaluate(student)
+    assert (found.examples, found.unlabeled) == (COUNT, len(unlabeled))
+    assert found.agreement == before.evaluate(student).agreement
+    for value, logits in ((found.student_top1, ours), (found.teacher_top1, theirs)):
+        right = (logits.argmax(1) == LABELS)[labeled]
+        assert value == (right.mean() if labeled else None)
+    assert f"{len(unlabeled)} of {COUNT}" in unlabeled_text(found.to_json())
+    assert unlabeled_text(before.evaluate(student).to_json()) == ""
+
+
 @pytest.mark.parametrize("cache", [0, CACHE], ids=["rendered_each_time", "kept"])
 def test_other_pixels_are_refused_with_both_fingerprints(
     published_store: Path, forged_data_dir: Path, student: tf.keras.Model, cache: int
@@ -189,6 +216,7 @@ def test_evaluation_goes_into_result_json_by_name():
     )
     assert evaluation.to_json() == {
         "examples": 7,
+        "unlabeled": 0,
         "student_top1": 0.5,
         "teacher_top1": 0.75,
         "agreement": 0.25,

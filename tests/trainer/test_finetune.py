@@ -9,14 +9,15 @@ import pytest
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError
+from pipeline.errors import UserError
 from pipeline.views.input import ViewInput
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import SampledViews
 from pipeline.views.render import EvalCrop, training_renderer
 from pipeline.views.source import ImageSource
 from tests import stores
-from trainer.finetune import Classifier, FinetuneOptions, Labels, labelled_batches, top1
+from tests.images import TEST_IMAGES, encoded_images
+from trainer.finetune import Classifier, FinetuneOptions, Labels, evaluate_top1, labelled_batches
 from trainer.hyperrule import mixup_ratios
 
 
@@ -42,8 +43,10 @@ def test_labels_are_read_once():
 
 
 def test_example_without_a_label_is_named():
-    with pytest.raises(DataError, match=r"fake:1\.0\.0: example 9 of train has no label"):
-        Labels(FakeDataset()).of(np.array([1, 9]))  # type: ignore[arg-type]
+    labels = Labels(FakeDataset())  # type: ignore[arg-type]
+    labels.of(np.array([1, 2]))
+    with pytest.raises(UserError, match=r"--split=train: example 9 of fake:1\.0\.0.* 1 of the 4 examples"):
+        labels.of(np.array([1, 9, 3]))
 
 
 def test_batches_are_a_function_of_the_step_and_carry_both_labels(data_dir: Path):
@@ -101,8 +104,26 @@ def test_top1_counts_every_image_once(data_dir: Path, batch_size: int):
         inputs, tf.keras.layers.Dense(5)(tf.keras.layers.GlobalAveragePooling2D()(inputs))
     )
     network.set_weights([np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])])  # always says 1
-    accuracy = top1(network, dataset, eval_crop=EvalCrop(), image_size=12, batch_size=batch_size)
-    assert accuracy == pytest.approx(2 / 7)
+    accuracy, unlabeled = evaluate_top1(
+        network, dataset, eval_crop=EvalCrop(), image_size=12, batch_size=batch_size
+    )
+    assert (accuracy, unlabeled) == (pytest.approx(2 / 7), 0)
+
+
+def test_unlabeled_images_do_not_count(tmp_path: Path):
+    images = {"test": encoded_images(TEST_IMAGES)}
+    dataset = Dataset(
+        stores.DATASET, "test", data_dir=stores.prepare_dataset(tmp_path, images, unlabeled=(1, 4))
+    )
+    inputs = tf.keras.Input([12, 12, 3])
+    network = tf.keras.Model(
+        inputs, tf.keras.layers.Dense(5)(tf.keras.layers.GlobalAveragePooling2D()(inputs))
+    )
+    network.set_weights(
+        [np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])]
+    )  # always class 1, right for 6 of 0, 2, 3, 5, 6
+    found = evaluate_top1(network, dataset, eval_crop=EvalCrop(), image_size=12, batch_size=3)
+    assert found == (pytest.approx(1 / 5), 2)
 
 
 def test_options_turn_the_policy_s_own_mixup_off():

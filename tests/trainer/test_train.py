@@ -16,7 +16,9 @@ import tensorflow as tf
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
+from pipeline.worker import ShardWorker
 from tests import stores
+from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from tests.runs import (
     arguments,
     assert_same_weights,
@@ -29,6 +31,8 @@ from tests.runs import (
     start_run,
 )
 from tests.trainer.conftest import MakeStore
+from trainer.comparison.finished import FinishedRun
+from trainer.comparison.result_file import summarise
 from trainer.train import main
 
 STEPS = 3 * stores.N // 5
@@ -271,3 +275,23 @@ def test_what_is_surely_a_mistake_may_be_allowed_by_name(three_epochs: Path, dat
     argv = arguments(three_epochs, tmp_path, data_dir, "--steps=2", "--log_every=1", *mismatch, *short)
     start_run(argv).train()
     assert list(losses(tmp_path)) == [1, 2]
+
+
+def test_a_split_without_labels_is_evaluated_without_an_accuracy(
+    tmp_path: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The best student is then the one that agrees most with the teacher."""
+    images = {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TEST_IMAGES, seed=50)}
+    data_dir = stores.prepare_dataset(tmp_path / "data", images, unlabeled=range(stores.N))
+    spec, store = stores.make_spec(data_dir, teacher_path), tmp_path / "store"
+    stores.write_store(ShardWorker(stores.job_for(store, spec, data_dir, teacher_path)), epochs=1)
+    argv = arguments(store, tmp_path / "run", data_dir, "--eval_every=1")
+    assert main(argv) == 0
+    assert "7 of 7 images have no label" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    figures = result["evaluation"]["test"]
+    assert (figures["unlabeled"], figures["student_top1"], figures["teacher_top1"]) == (7, None, None)
+    history = metrics(tmp_path / "run", "eval_test")
+    assert result["best"]["agreement"] == max(line["agreement"] for line in history)
+    row = FinishedRun.load(tmp_path / "run").to_json(relative_to=tmp_path)
+    assert (row["top1"], summarise([row])[0]["top1_mean"]) == (None, None)

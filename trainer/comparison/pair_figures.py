@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.labels import UNLABELED
+
 _RESAMPLES = 10_000
 _COVERAGE = 0.95
 
@@ -83,12 +85,18 @@ def prediction_figures(a: np.ndarray, b: np.ndarray, labels: np.ndarray, *, seed
 
     The interval is a paired bootstrap's over the images (percentiles; Efron and Tibshirani 1993): it says how much the
     difference depends on which images were tested on, and nothing of what another seed of the student would give.
+    Unlabeled images are left out of both.
 
     Returns:
-      `agreement` of the two, 0 to 1; `top1_difference`, a - b; `top1_interval`, its 95 % interval.
+      `agreement` of the two, 0 to 1; `top1_difference`, a - b; `top1_interval`, its 95 % interval; None for the last two
+      if no image is labeled.
     """
-    difference = (a == labels).astype(np.int64) - (b == labels)
-    count = len(labels)
+    agreement = float((a == b).mean())
+    labeled = labels != UNLABELED
+    if not labeled.any():
+        return {"agreement": agreement, "top1_difference": None, "top1_interval": None}
+    difference = ((a == labels).astype(np.int64) - (b == labels))[labeled]
+    count = len(difference)
     # A resample of n differences of -1, 0 or 1 is a draw of how many of each: the same distribution, n times cheaper.
     shares = [(difference == value).mean() for value in (-1, 0, 1)]
     generator = np.random.Generator(np.random.Philox(seed))
@@ -96,7 +104,7 @@ def prediction_figures(a: np.ndarray, b: np.ndarray, labels: np.ndarray, *, seed
     means = (draws[:, 2] - draws[:, 0]) / count
     low, high = np.quantile(means, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
     return {
-        "agreement": float((a == b).mean()),
+        "agreement": agreement,
         "top1_difference": float(difference.mean()),
         "top1_interval": [float(low), float(high)],
     }

@@ -73,6 +73,7 @@ def summarize(
         },
         "eval_split": first.result["eval_split"],
         "eval_images": final["examples"],
+        "eval_unlabeled": final.get("unlabeled", 0),
         "classes": spec.num_classes,
         "runs": rows,
         "pairs": [compare_runs(a, b) for a, b in _pairs(runs)],

@@ -71,6 +71,16 @@ def test_bootstrap_interval_is_that_of_resampled_images():
     assert prediction_figures(a, a, labels)["top1_interval"] == [0.0, 0.0]
 
 
+def test_unlabeled_images_are_left_out_of_accuracy_but_not_of_agreement():
+    labels = np.array([0, 1, -1, -1, 2], np.int32)
+    a, b = np.array([0, 1, 2, 2, 0], np.int32), np.array([0, 0, 2, 1, 0], np.int32)
+    found = prediction_figures(a, b, labels)
+    assert found["agreement"] == 3 / 5
+    assert found["top1_difference"] == 1 / 3
+    none = prediction_figures(a, b, np.full(5, -1, np.int32))
+    assert (none["agreement"], none["top1_difference"], none["top1_interval"]) == (3 / 5, None, None)
+
+
 def test_store_is_paid_for_when_the_saved_seconds_are_its_own():
     seconds = {"teacher": 3.0, "student": 1.0, "input": 0.5, "offline": 1.0, "online": 4.0}
     found = cost_figures(seconds, batch_size=10, steps=100, precompute_passes=1000)
