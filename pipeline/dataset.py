@@ -121,8 +121,8 @@ def _image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     Raises:
       UserError: there is no such pair, or the features are of a kind that is not supported.
     """
-    features, keys = info.features, info.supervised_keys or ()
-    if len(keys) == 2 and all(isinstance(key, str) for key in keys):
+    features, keys = info.features, info.supervised_keys
+    if keys and len(keys) == 2 and all(isinstance(key, str) for key in keys):
         image, label = keys
     else:
         images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]

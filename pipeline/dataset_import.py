@@ -1,15 +1,16 @@
 """`python -m pipeline.dataset import`: makes a data set that `--dataset=NAME` takes.
 
-Of a folder of class folders, in split folders or not, whose JPEG and PNG files are kept byte for byte; or of a TFDS
-data set that is prepared in a format without random access. It is written aside and published by one rename: there
-is the whole data set under its name, or none.
+Of a folder of class folders, in split folders or not, whose JPEG and PNG files are kept byte for byte unless a flag asks
+for a change; or of a TFDS data set that is prepared in a format without random access. It is written aside and
+published by one rename: there is the whole data set under its name, or none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
+import functools
+import io
 import json
 import multiprocessing.pool
 import os
@@ -26,111 +27,57 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from pipeline.dataset import COMMAND, find_builder, image_sizes, load_builder, without_announcements
+from pipeline.dataset import COMMAND, find_builder, load_builder, without_announcements
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.flags import Parser, file_path, make_directory
+from pipeline.image_files import Changes, Examined, change, examine
+from pipeline.image_folder import Folder, scan, shown
 from pipeline.store.files import put_directory, remove_directory
 from pipeline.store.lock import LOCK_FILE, writer_lock
-from pipeline.views.render import decode
 
 VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # as TFDS spells names
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-# A split's usual name where a folder has another; commands look for `validation`.
-_SPLIT_NAMES = {"val": "validation", "valid": "validation"}
-_TF_DECORATION = re.compile(r"\{\{.*?\}\}|\[Op:\w+\]|, size \d+ +name:")
+_CHANGES = [field.name for field in dataclasses.fields(Changes)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """What a folder of images holds.
-
-    Attributes:
-      classes: names, sorted; an image's label is its class's place.
-      splits: by name, the images' (path, class), sorted by path below the split.
-      problems: what cannot be used, one line each.
-    """
-
-    classes: list[str]
-    splits: dict[str, list[tuple[Path, str]]]
-    problems: list[str]
-
-
-def _entries(directory: Path) -> list[Path]:
-    """What is in a directory, sorted by name; hidden files are the system's, not the user's."""
-    return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
-
-
-def scan(folder: Path) -> Folder:
-    """Finds images by split and class, without opening them: `CLASS/FILE`, or `SPLIT/CLASS/FILE`.
-
-    Raises:
-      UserError: there is no such folder, or no class folder in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"--folder={folder}: no such directory")
-    problems = [f"{path}: not in a class folder" for path in _entries(folder) if not path.is_dir()]
-    directories = [path for path in _entries(folder) if path.is_dir()]
-    # Most files lie below classes; what lies elsewhere is told.
-    inside = [path for directory in directories for path in _entries(directory)]
-    below = [file for path in inside if path.is_dir() for file in _entries(path) if not file.is_dir()]
-    has_splits = len(below) > sum(not path.is_dir() for path in inside)
-    roots = {_SPLIT_NAMES.get(d.name, d.name): d for d in directories} if has_splits else {"train": folder}
-    if not directories:
-        raise UserError(
-            f"--folder={folder}: no class folders in it; expected CLASS/IMAGE.jpg or SPLIT/CLASS/IMAGE.jpg"
-        )
-    if has_splits and len(roots) < len(directories):
-        raise UserError(
-            f"--folder={folder}: two folders of one split, {', '.join(d.name for d in directories)}"
-        )
-    splits: dict[str, list[tuple[Path, str]]] = {}
-    for split, root in roots.items():
-        splits[split] = []
-        if has_splits:
-            problems += [f"{path}: not in a class folder" for path in _entries(root) if not path.is_dir()]
-        for class_folder in filter(Path.is_dir, _entries(root)):
-            files = _entries(class_folder)
-            problems += [f"{path}: a folder in a class folder" for path in files if path.is_dir()]
-            found = [(path, class_folder.name) for path in files if not path.is_dir()]
-            if not found:
-                problems.append(f"{class_folder}: a class folder without images")
-            splits[split] += found
-        if not splits[split]:
-            problems.append(f"{root}: a split folder without images")
-    trained = {name for _, name in splits.get("train", itertools.chain(*splits.values()))}
-    classes = sorted({name for images in splits.values() for _, name in images})
-    problems += [f"{name}: a class without images in train" for name in classes if name not in trained]
-    return Folder(classes, splits, problems)
-
-
-def what_is_wrong(path: Path) -> str | None:
-    """Why an image cannot be used, or None; decodes it as it will be decoded."""
-    try:
-        data = path.read_bytes()
-        if not data.startswith(_MAGIC):
-            return "neither JPEG nor PNG"
-        image_sizes([data])
-        decode(tf.constant(data))
-    except OSError as error:
-        return error.strerror or str(error)
-    except DataError as error:
-        return first_line(error.__cause__ or error)
-    except tf.errors.InvalidArgumentError as error:
-        return _TF_DECORATION.sub("", first_line(error)).strip()
-    return None
-
-
-def check_images(folder: Folder) -> list[str]:
-    """Opens every image; what is wrong, one line a file, in their order."""
+def check_images(folder: Folder, changes: Changes) -> list[Examined]:
+    """Opens every image; what was found, in their order."""
     paths = [path for images in folder.splits.values() for path, _ in images]
-    problems = []
-    with multiprocessing.pool.ThreadPool(os.cpu_count()) as pool, _bar(len(paths), "check") as bar:
-        for path, reason in zip(paths, pool.imap(what_is_wrong, paths, chunksize=8), strict=True):
-            if reason is not None:
-                problems.append(f"{path}: {reason}")
+    found = []
+    examine_one = functools.partial(examine, changes=changes)
+    with (
+        multiprocessing.pool.ThreadPool(len(os.sched_getaffinity(0))) as pool,
+        _bar(len(paths), "check") as bar,
+    ):
+        for one in pool.imap(examine_one, paths, chunksize=8):
+            found.append(one)
             bar.update()
-    return problems
+    return found
+
+
+def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[str]:
+    """What a user would want to know of files that were skipped, changed, or taken as they are; a line each."""
+    lines = []
+    if folder.skipped:
+        names = ", ".join(f"{count:,} {name}" for name, count in sorted(folder.skipped.items()))
+        lines.append(f"skipped {sum(folder.skipped.values()):,} files and folders of the system: {names}")
+    if count := sum(one.oriented for one in examined):
+        lines.append(
+            f"{count:,} images with an EXIF orientation were turned upright"
+            if changes.apply_orientation
+            else f"{count:,} images have an EXIF orientation, which TensorFlow's decoders ignore: teacher and students see "
+            "them turned, as they are stored; --apply_orientation turns them upright"
+        )
+    if count := sum(one.transparent for one in examined):
+        lines.append(
+            f"{count:,} images with transparent pixels were put onto white"
+            if changes.flatten_alpha
+            else f"{count:,} images have transparent pixels, whose alpha channel is dropped: teacher and students see the "
+            "color below, often black; --flatten_alpha puts them onto white"
+        )
+    if count := sum(one.converted for one in examined):
+        lines.append(f"{count:,} images were converted to PNG")
+    return lines
 
 
 def _bar(total: int, what: str) -> tqdm:
@@ -138,13 +85,14 @@ def _bar(total: int, what: str) -> tqdm:
 
 
 def make_builder(
-    name: str, folder: Folder, on_image: Callable[[], Any]
+    name: str, folder: Folder, changes: Changes, on_image: Callable[[], Any]
 ) -> type[tfds.core.GeneratorBasedBuilder]:
     """The TFDS builder of a folder of images: `image`, `label`, and `filename`, which is `CLASS/FILE`.
 
     Args:
       name: of the data set.
       folder: what it is made of.
+      changes: to the images.
       on_image: called after each.
     """
 
@@ -156,7 +104,7 @@ def make_builder(
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
-                description="Made of a folder of images by pipeline.dataset.",
+                description=f"Made of a folder of images by pipeline.dataset ({changes}).",
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -174,7 +122,8 @@ def make_builder(
 
         def _generate_examples(self, images: list[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
             for key, (path, label) in enumerate(images):
-                yield key, {"image": path, "label": label, "filename": f"{label}/{path.name}"}
+                image = io.BytesIO(change(path.read_bytes(), changes))
+                yield key, {"image": image, "label": label, "filename": f"{label}/{path.name}"}
                 on_image()
 
     Images.name = name
@@ -210,8 +159,8 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
             remove_directory(aside)
 
 
-def import_folder(folder: Path, name: str, data_dir: Path) -> str:
-    """Makes the data set `name` of a folder.
+def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> str:
+    """Makes the data set `name` of a folder; prints what was skipped or changed, or would surprise.
 
     Returns:
       One line on what it holds.
@@ -227,15 +176,24 @@ def import_folder(folder: Path, name: str, data_dir: Path) -> str:
         )
     with published(data_dir, Path(name, VERSION)) as aside:
         found = scan(folder)
-        if problems := found.problems + check_images(found):
+        examined = check_images(found, changes)
+        paths = [path for images in found.splits.values() for path, _ in images]
+        problems = found.problems + [
+            f"{shown(path)}: {one.problem}"
+            for path, one in zip(paths, examined, strict=True)
+            if one.problem is not None
+        ]
+        for line in notes(found, examined, changes):
+            print(line, file=sys.stderr)
+        if problems:
             print("\n".join(problems), file=sys.stderr)
             raise UserError(
-                f"--folder={folder}: {len(problems)} files or folders cannot be used, listed above; mend them or move "
+                f"--folder={folder}: {len(problems)} files or folders cannot be used, listed above; fix them or move "
                 "them away, nothing was prepared"
             )
-        total = sum(map(len, found.splits.values()))
+        total = len(paths)
         with _bar(total, "write") as bar, without_announcements():
-            make_builder(name, found, bar.update)(data_dir=aside).download_and_prepare(
+            make_builder(name, found, changes, bar.update)(data_dir=aside).download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
@@ -334,6 +292,23 @@ def make_parser() -> Parser:
     add("--from_tfds", metavar="NAME", help="data set prepared in another format, NAME[/CONFIG][:VERSION]")
     add("--from_data_dir", type=file_path, help="TFDS data directory of that; by default TFDS's own")
     add("--data_dir", type=file_path, required=True, help="TFDS data directory to write to")
+    add(
+        "--apply_orientation",
+        action="store_true",
+        help="turn images with an EXIF orientation upright: a JPEG is encoded again at quality 95, a PNG without loss; "
+        "otherwise they stay as stored, since TensorFlow's decoders ignore the tag",
+    )
+    add(
+        "--flatten_alpha",
+        action="store_true",
+        help="put images with transparent pixels onto white; otherwise their alpha channel is dropped",
+    )
+    add(
+        "--convert_to_png",
+        action="store_true",
+        help="make a PNG, without loss, of each WebP, TIFF, BMP and GIF file of one frame; an ICC profile is kept, EXIF is "
+        "not; otherwise such files are refused",
+    )
     return parser
 
 
@@ -344,8 +319,12 @@ def run_import(argv: list[str]) -> int:
         raise UserError("give either --folder and --name, or --from_tfds")
     if (flags.folder is None) != (flags.name is None):
         raise UserError("--name goes with --folder: it names what is made of it")
+    changes = Changes(**{name: getattr(flags, name) for name in _CHANGES})
+    if flags.folder is None and (asked := [name for name in _CHANGES if getattr(changes, name)]):
+        raise UserError(f"--{asked[0]} goes with --folder: records of --from_tfds are copied as they are")
     if flags.folder is not None:
-        made, name = import_folder(Path(flags.folder), flags.name, Path(flags.data_dir)), flags.name
+        name = flags.name
+        made = import_folder(Path(flags.folder), name, Path(flags.data_dir), changes)
     else:
         made, name = convert_tfds(flags.from_tfds, flags.from_data_dir, Path(flags.data_dir)), flags.from_tfds
     load_builder(name, flags.data_dir)

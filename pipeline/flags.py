@@ -65,6 +65,10 @@ def file_path(text: str) -> str:
     """argparse type: a path; `~` is the home directory, which shells leave alone after `--flag=`."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got nothing")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # TensorFlow and TFDS take no other path
+        raise argparse.ArgumentTypeError(f"{text!a}: not UTF-8; rename it, or name another path") from error
     if is_url(text):  # it would be taken for a directory of that name
         raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine")
     return str(Path(text).expanduser()) if text.startswith("~") else text

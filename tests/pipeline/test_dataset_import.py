@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from pipeline import dataset_import
 from pipeline.dataset import Dataset, main
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, UserError, run_command
+from pipeline.image_folder import scan
 from pipeline.store.lock import writer_lock
+from pipeline.views.render import decode
 from tests.images import TRAIN_IMAGES, encode, encoded_images, photo
 from tests.runs import fail
 from tests.stores import DATASET, prepare_dataset
@@ -62,6 +66,7 @@ def test_a_folder_of_class_folders_becomes_a_data_set(
     assert out.startswith(made)
     assert out.count("\n") == 1
     assert "write: 100%" in err
+    assert "1 .DS_Store" in err
     dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
     assert dataset.read(np.arange(6)) == [files[name] for name in ORDER]
     assert dataset.class_names == ["a rose", "daisy", "tulip"]
@@ -153,21 +158,71 @@ def test_another_command_is_refused() -> None:
             main(argv)
 
 
+def test_what_would_surprise_is_counted_and_changed_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    make_folder(images)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(photo(20, 30, seed=1))
+    picture.save(images / "tulip" / "turned.jpg", exif=exif)
+    Image.new("RGBA", (8, 8)).save(images / "tulip" / "drawing.png")
+    assert main(flags(tmp_path)) == 0
+    err = capsys.readouterr().err
+    assert "1 images have an EXIF orientation" in err
+    assert "1 images have transparent pixels" in err
+    dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
+    kept = dataset.read(np.arange(8))
+    assert (images / "tulip" / "turned.jpg").read_bytes() in kept
+    picture.save(images / "tulip" / "photo.webp", lossless=True)
+    shutil.rmtree(tmp_path / "data")
+    code, line = fail(flags(tmp_path), capsys, main=main)
+    assert (code, "1 files or folders" in line) == (EXIT_USER_ERROR, True)
+    asked = ["--apply_orientation", "--flatten_alpha", "--convert_to_png"]
+    assert main([*flags(tmp_path), *asked]) == 0
+    assert "1 images were converted to PNG" in capsys.readouterr().err
+    dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
+    changed = dataset.read(np.arange(9))
+    assert len(set(changed) & set(kept)) == 6
+    names = [
+        record["filename"]
+        for record in tfds.builder("my_flowers", data_dir=tmp_path / "data").as_data_source("train")
+    ]
+    drawing, turned, photo_webp = (
+        changed[names.index(f"tulip/{name}".encode())] for name in ("drawing.png", "turned.jpg", "photo.webp")
+    )
+    assert (decode(tf.constant(drawing)).numpy() == 255).all()
+    assert decode(tf.constant(turned)).shape == (30, 20, 3)
+    np.testing.assert_array_equal(decode(tf.constant(photo_webp)).numpy(), photo(20, 30, seed=1))
+
+
+def test_a_change_of_records_that_are_copied_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--flatten_alpha goes with --folder"):
+        main(["import", "--from_tfds=x", f"--data_dir={tmp_path}", "--flatten_alpha"])
+
+
+def test_a_file_name_that_is_not_utf8_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(tmp_path / "images")
+    path = tmp_path / "images" / "tulip" / os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "images" / "tulip" / "b.jpg").rename(path)
+    code, line = fail(flags(tmp_path), capsys, main=main)
+    assert (code, "1 files or folders" in line) == (EXIT_USER_ERROR, True)
+    assert left(tmp_path) == []
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"no class folders in it; expected CLASS/IMAGE\.jpg or SPLIT/CLASS"):
+    with pytest.raises(UserError, match=r"no class folders in it; expected CLASS/IMAGE\.jpg or train/CLASS"):
         main(flags(tmp_path))
 
 
 def test_a_class_that_no_training_image_has_is_told(tmp_path: Path) -> None:
     make_folder(tmp_path / "images", "train/", "test/")
     (tmp_path / "images" / "test" / "tulip").rename(tmp_path / "images" / "test" / "Tulip")
-    found = dataset_import.scan(tmp_path / "images")
-    assert found.problems == ["Tulip: a class without images in train"]
-    (tmp_path / "images" / "train").rename(tmp_path / "images" / "validation")
-    (tmp_path / "images" / "test").rename(tmp_path / "images" / "val")
-    with pytest.raises(UserError, match="two folders of one split, val, validation"):
-        dataset_import.scan(tmp_path / "images")
+    assert scan(tmp_path / "images").problems == ["Tulip: a class without images in train"]
 
 
 def test_a_data_set_that_is_there_stays(tmp_path: Path) -> None:

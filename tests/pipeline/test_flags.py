@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,14 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         make_directory(path, flag="--workdir")
     return str(caught.value)
+
+
+def test_a_path_that_is_not_utf8_is_refused_in_characters_that_print() -> None:
+    parser = Parser(prog="test")
+    parser.add_argument("--folder", type=file_path)
+    with pytest.raises(UserError, match="--folder.*UTF-8") as caught:
+        parser.parse_strictly([f"--folder={os.fsdecode(b'caf\xe9')}"])
+    assert str(caught.value).isascii()
 
 
 def test_a_directory_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
