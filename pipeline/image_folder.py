@@ -11,6 +11,7 @@ import unicodedata
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.text import printable
 
 # What operating systems and archivers leave in folders, by lower-case name. Hidden files are skipped as well.
 _CLUTTER = frozenset(
@@ -82,8 +83,7 @@ class _Tree:
 
 def shown(path: str | Path) -> str:
     """A path for a terminal: bytes that are not UTF-8, and control characters, are escaped."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def scan(folder: Path) -> Folder:
