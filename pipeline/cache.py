@@ -33,6 +33,16 @@ def add_data_cache_flag(parser: Parser) -> None:
     )
 
 
+def add_input_buffer_flag(parser: Parser) -> None:
+    """Bound of what an input pipeline holds, for commands that render many batches."""
+    parser.add_argument(
+        "--input_buffer_bytes",
+        type=whole,
+        help="for batches that are rendered ahead, per process; bounds how many are rendered at a time; by default a "
+        "quarter of the memory",
+    )
+
+
 def cache_dir() -> Path:
     """Where the embedded default and copies of buckets are kept.
 

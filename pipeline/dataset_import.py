@@ -13,7 +13,6 @@ import functools
 import io
 import json
 import multiprocessing.pool
-import os
 import re
 import shutil
 import sys
@@ -32,6 +31,7 @@ from pipeline.errors import DataError, UserError, first_line
 from pipeline.flags import Parser, file_path, make_directory
 from pipeline.image_files import Changes, Examined, change, examine
 from pipeline.image_folder import Folder, scan, shown
+from pipeline.machine import usable_cpus
 from pipeline.store.files import put_directory, remove_directory
 from pipeline.store.lock import LOCK_FILE, writer_lock
 
@@ -45,10 +45,7 @@ def check_images(folder: Folder, changes: Changes) -> list[Examined]:
     paths = [path for images in folder.splits.values() for path, _ in images]
     found = []
     examine_one = functools.partial(examine, changes=changes)
-    with (
-        multiprocessing.pool.ThreadPool(len(os.sched_getaffinity(0))) as pool,
-        _bar(len(paths), "check") as bar,
-    ):
+    with multiprocessing.pool.ThreadPool(usable_cpus()) as pool, _bar(len(paths), "check") as bar:
         for one in pool.imap(examine_one, paths, chunksize=8):
             found.append(one)
             bar.update()

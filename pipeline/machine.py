@@ -1,8 +1,12 @@
-"""What a result was made with: versions of the libraries, and the processor."""
+"""What a result was made with, versions and processor; and what of the machine this process may use."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -30,3 +34,51 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Cores that this process may use: the affinity mask, and the CPU quota of its cgroups, rounded up; 1 or more.
+
+    Args:
+      root: of the file system, for tests.
+    """
+    count = len(os.sched_getaffinity(0))
+    quotas = [text.split() for text in _limits("cpu", "cpu.max", root)]  # "200000 100000" or "max 100000"
+    v1 = (_limits("cpu", f"cpu.cfs_{name}_us", root) for name in ("quota", "period"))
+    quotas += [list(pair) for pair in zip(*v1, strict=False)]
+    for quota, period in quotas:
+        if quota not in ("max", "-1"):
+            count = min(count, math.ceil(int(quota) / int(period)))
+    return max(count, 1)
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use: the machine's, or the smallest limit of its cgroups.
+
+    Args:
+      root: of the file system, for tests.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        limits += [int(text) for text in _limits("memory", name, root) if text != "max"]
+    return min(limits)
+
+
+def _limits(controller: str, name: str, root: Path) -> Iterator[str]:
+    """A limit's text in this process's cgroup and in those around it, of version 2 or 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / (controller if controllers else "")
+        # In a container the path may be that of the host, which is not mounted: then its own is the base.
+        directory = base / path.lstrip("/") if ".." not in path else base
+        for place in (directory, *directory.parents):
+            with contextlib.suppress(OSError):
+                yield (place / name).read_text().strip()
+            if place == base:
+                break

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline import demo, machine
-from pipeline.cache import add_data_cache_flag
+from pipeline.cache import add_data_cache_flag, add_input_buffer_flag
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, batch_size, place, positive, positive_number, whole
@@ -69,6 +69,7 @@ def make_parser() -> Parser:
     )
     add("--eval_splits", default="all", help="comma-separated splits to store evaluation logits of")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, per process")
+    add_input_buffer_flag(parser)
     return parser
 
 
@@ -82,6 +83,7 @@ class PrecomputeOptions:
       epochs: that the store shall hold, in all.
       views_per_shard: at most.
       image_cache_bytes: per process.
+      input_buffer_bytes: for batches that are rendered ahead, per process; None is a quarter of the memory.
       data_cache_bytes: for copies of data sets in buckets.
       eval_splits: to store evaluation logits of.
       repair: whether published shards are read, and computed again where they are damaged.
@@ -95,6 +97,7 @@ class PrecomputeOptions:
     epochs: int
     views_per_shard: int
     image_cache_bytes: int
+    input_buffer_bytes: int | None
     data_cache_bytes: int
     eval_splits: tuple[str, ...]
     repair: bool
@@ -164,6 +167,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         epochs=flags.epochs,
         views_per_shard=flags.views_per_shard,
         image_cache_bytes=flags.image_cache_bytes,
+        input_buffer_bytes=flags.input_buffer_bytes,
         data_cache_bytes=flags.data_cache_bytes,
         eval_splits=find_eval_splits(flags.eval_splits, dataset),
         repair=flags.repair,

@@ -36,6 +36,7 @@ from pipeline.buckets.directory import BucketDirectory
 from pipeline.claim import Claim, check_space, claimed, open_store
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
+from pipeline.machine import usable_cpus, usable_memory
 from pipeline.options import (
     DEMO_STORE,
     PrecomputeOptions,
@@ -157,6 +158,14 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
         runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
         direct.direct_running_mode = None  # it would set Beam's own command
     return runner
+
+
+def buffer_share(options: PipelineOptions) -> int | None:
+    """`--input_buffer_bytes` where a machine's worker processes share it; None where there is one process."""
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != "multi_processing":
+        return None
+    return usable_memory() // 4 // (direct.direct_num_workers or usable_cpus())
 
 
 def _subclasses(cls: type) -> list[type]:
@@ -283,6 +292,7 @@ def main(argv: list[str]) -> int:
             data_dir=options.data_dir,
             teacher=options.teacher,
             image_cache_bytes=options.image_cache_bytes,
+            input_buffer_bytes=options.input_buffer_bytes or buffer_share(runner_options),
             data_cache_bytes=options.data_cache_bytes,
             lease=claim.lease,
             progress=str(claim.path),

@@ -42,6 +42,7 @@ class PrecomputeJob:
       data_dir: TFDS data directory, its URL, or None.
       teacher: path of the teacher, or its URL.
       image_cache_bytes: for decoded images, per process.
+      input_buffer_bytes: for batches that are rendered ahead, per process; a quarter of the memory by default.
       data_cache_bytes: for copies of data sets in buckets.
       lease: of a store in a bucket: the lock under which it is written.
       progress: directory in which progress is noted and shards for a bucket are written, on a machine that has it; by
@@ -53,6 +54,7 @@ class PrecomputeJob:
     data_dir: str | None
     teacher: str
     image_cache_bytes: int
+    input_buffer_bytes: int | None = None
     data_cache_bytes: int = DATA_CACHE_BYTES
     lease: str | None = None
     progress: str | None = None
@@ -131,7 +133,7 @@ class ShardWorker:
             num_classes=spec.num_classes,
         )
         source = ImageSource(dataset, training_renderer(spec.policy), cache_bytes=self.job.image_cache_bytes)
-        return ViewInput(records, source, self._batch_size)
+        return ViewInput(records, source, self._batch_size, buffer_bytes=self.job.input_buffer_bytes)
 
     def _eval_input(self, split: str) -> ViewInput:
         spec = self.spec
@@ -153,6 +155,7 @@ class ShardWorker:
             source,
             self._batch_size,
             eval_planner(self._batch_size, num_examples=dataset.num_examples),
+            buffer_bytes=self.job.input_buffer_bytes,
         )
 
     def warm_up(self) -> float:

@@ -58,6 +58,7 @@ _FREE = (
     "data_cache_bytes",
     "shard_cache_bytes",
     "image_cache_bytes",
+    "input_buffer_bytes",
     "eval_batch_size",
     "checkpoint_every",
 )

@@ -70,6 +70,7 @@ class Evaluator:
       batch_size: images at a time.
       temperature, temperature_squared: of the distillation loss.
       cache_bytes: crops and teacher logits are kept in memory if those of all images fit.
+      buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Evaluator:
         temperature: float,
         temperature_squared: bool,
         cache_bytes: int,
+        buffer_bytes: int | None = None,
     ) -> None:
         self.split = dataset.split
         self._size = min(batch_size, dataset.num_examples)
@@ -90,7 +92,8 @@ class Evaluator:
         image_size = store.spec.policy.image_size
         source = ImageSource(dataset, store.spec.eval_crop.renderer(image_size))
         plan = eval_planner(self._size, num_examples=self._count)
-        self._input = ViewInput(store.eval_reader(dataset.split), source, self._size, plan)
+        records = store.eval_reader(dataset.split)
+        self._input = ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes)
         kept_bytes = image_size**2 * 3 + 4 * store.spec.num_classes  # of an image: crop and teacher logits
         self._keep = self._count * kept_bytes <= cache_bytes
         self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []

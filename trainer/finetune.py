@@ -51,6 +51,7 @@ class FinetuneOptions:
       head_only: leave every layer but the last as it is.
       log_every, checkpoint_every: steps.
       image_cache_bytes: for decoded images, if all of them fit.
+      input_buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
 
     Raises:
       UserError: a number is out of range.
@@ -66,6 +67,7 @@ class FinetuneOptions:
     log_every: int = 20
     checkpoint_every: int = 100
     image_cache_bytes: int = 0
+    input_buffer_bytes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", dataclasses.replace(self.policy, mixup=False))
@@ -214,7 +216,7 @@ class Finetune:
         )
         renderer = training_renderer(options.policy)
         source = ImageSource(dataset, renderer, cache_bytes=options.image_cache_bytes)
-        self._input = ViewInput(records, source, options.batch_size)
+        self._input = ViewInput(records, source, options.batch_size, buffer_bytes=options.input_buffer_bytes)
         self._checkpoints = Checkpoints(
             workdir / "checkpoints",
             student=network,

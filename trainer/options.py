@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any, get_args
 
-from pipeline.cache import add_cache_flags
+from pipeline.cache import add_cache_flags, add_input_buffer_flag
 from pipeline.errors import UserError
 from pipeline.flags import (
     Parser,
@@ -142,6 +142,7 @@ def add_shared_flags(parser: Parser) -> None:
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
+    add_input_buffer_flag(parser)
 
 
 def _shared_actions() -> list[argparse.Action]:

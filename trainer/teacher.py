@@ -24,6 +24,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import demo
+from pipeline.cache import add_input_buffer_flag
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import Parser, batch_size, file_path, make_directory, number, positive, seed, whole
@@ -115,6 +116,7 @@ def _add_finetune_flags(parser: Parser) -> None:
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=100, help="steps")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
+    add_input_buffer_flag(parser)
 
 
 def convert(flags: argparse.Namespace) -> int:

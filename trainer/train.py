@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import argparse
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,14 @@ class Run:
         with self.strategy.scope(), averaged_statistics():
             self._build()
         past_the_store = self.teacher is not None and not options.arm.live
-        self.input: ViewInput = options.arm.input(
+        view_input = options.arm.input(
             store,
             self.dataset,
             batch_size=replica_batch_size(recipe.batch_size, self.replicas),
             image_cache_bytes=flags["image_cache_bytes"],
             records=ContinuedViews.of(store) if past_the_store else None,
         )
+        self.input: ViewInput = dataclasses.replace(view_input, buffer_bytes=flags["input_buffer_bytes"])
         if flags["write_back"] and self.replicas > 1:
             raise UserError(
                 f"--write_back: with {self.replicas} replicas; it takes a step's logits in the order of its views, "
@@ -192,6 +194,7 @@ class Run:
             temperature=self.options.temperature,
             temperature_squared=self.options.recipe.temperature_squared,
             cache_bytes=self.options.flags["image_cache_bytes"],
+            buffer_bytes=self.options.flags["input_buffer_bytes"],
         )
 
     def train(self) -> dict[str, Any]:
@@ -263,7 +266,10 @@ class Run:
         if self.teacher is None or not self.options.flags["write_back"]:
             return None
         size = self.store.spec.teacher.batch_size
-        teacher_pass = TeacherPass(ViewInput(self.input.records, self.input.source, size), self.teacher)
+        view_input = ViewInput(
+            self.input.records, self.input.source, size, buffer_bytes=self.input.buffer_bytes
+        )
+        teacher_pass = TeacherPass(view_input, self.teacher)
         return Appending(
             self.store,
             teacher_pass,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import DataError, find_error
+from pipeline.machine import usable_cpus, usable_memory
 from pipeline.views.batches import EXTRA_CROPS, plan_batch
 from pipeline.views.records import RecordSource, ViewRecords
 from pipeline.views.render import Renderer, Window, fingerprint32, flip, pack_windows, slice_window
 from pipeline.views.source import ImageSource, LoadedImages
+
+_CHECKED, _PREFETCHED = 2, 2  # batches that are done, before the consumer
 
 Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Batch = dict[str, tf.Tensor]
@@ -74,6 +76,7 @@ class ViewInput:
       batch_size: B; a batch holds K = `B + extra_crops` crops.
       plan: first view to (views int64 [K], partner int32 [B]); by default `plan_batch`.
       extra_crops: beside the batch's own; 2 partners by default.
+      buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
     """
 
     records: RecordSource
@@ -81,6 +84,7 @@ class ViewInput:
     batch_size: int
     plan: Planner | None = None
     extra_crops: int = EXTRA_CROPS
+    buffer_bytes: int | None = None
     _built: dict[int | None, tuple[Any, Any]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -207,19 +211,29 @@ class ViewInput:
             batch["crops"] = tf.identity(batch["crops"])
         return batch
 
+    def _parallel(self, threads: int) -> int:
+        """How many batches are fetched and rendered at a time; each stage holds as many when it waits."""
+        crops = self.num_crops * self.renderer.image_size**2 * 3
+        encoded = 0 if self.source.cached else self.num_crops * self.source.encoded_bytes
+        available = usable_memory() // 4 if self.buffer_bytes is None else self.buffer_bytes
+        # A batch that is being rendered has both its encoded images and its crops.
+        fitting = (available - (_CHECKED + _PREFETCHED) * crops) // (crops + 2 * encoded)
+        return max(min(threads, fitting), 1)
+
     def dataset(self, starts: tf.data.Dataset, *, threads: int | None = None) -> tf.data.Dataset:
         """Batches for a data set of first views.
 
         Args:
           starts: int64 [] elements, in the order wanted.
-          threads: batches rendered side by side; as many as there are cores by default.
+          threads: batches rendered side by side; as many as there are cores by default; fewer where `buffer_bytes`
+            does not allow as many.
 
         Returns:
           A data set, in order, of dicts with static shapes, K = B + extra_crops: `crops` uint8 [K, S, S, 3]; `partner`
           int32 [B]; `logits` float32 [B, C]; and over all K crops `views`, `example`, `box`, `flip`, `ratio`,
           `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`).
         """
-        parallel = threads or os.cpu_count() or 1
+        parallel = self._parallel(threads or usable_cpus())
         types = [dtype for _, dtype, _ in _COLUMNS] + [tf.int32, tf.float32]
         types += [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
         fetched = starts.map(
@@ -228,7 +242,10 @@ class ViewInput:
             deterministic=True,
         )
         rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
-        checked = rendered.map(self._check, num_parallel_calls=parallel, deterministic=True).prefetch(2)
+        checking = min(parallel, _CHECKED)  # a comparison of numbers
+        checked = rendered.map(self._check, num_parallel_calls=checking, deterministic=True).prefetch(
+            _PREFETCHED
+        )
         options = tf.data.Options()
         # Its tuner held up the end of an iterator for as long as the iterator had lived, now and then.
         options.autotune.enabled = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +16,7 @@ from pipeline.errors import DataError, first_line
 from pipeline.views.render import Renderer, fingerprint32
 
 _SAMPLE = 64  # images whose headers are read to estimate whether all of them fit
+_SAMPLE_ENCODED = 16  # images that are read to estimate what a batch of encoded ones takes
 _READ = 256  # images at a time where the headers of all are read
 _ALIGNMENT = 64  # bytes; TensorFlow slices a buffer without a copy at this alignment
 
@@ -127,6 +129,15 @@ class ImageSource:
         self._bank: ImageBank | None = None
         if cache_bytes and self._estimate() <= cache_bytes and (needed := self._measure()) <= cache_bytes:
             self._bank = ImageBank(needed, images.num_examples)
+
+    @functools.cached_property
+    def encoded_bytes(self) -> int:
+        """Bytes of an encoded image, the mean of a sample."""
+        examples = np.linspace(
+            0, self.images.num_examples - 1, min(_SAMPLE_ENCODED, self.images.num_examples)
+        )
+        found = self.images.read(np.unique(examples.astype(np.int64)))
+        return sum(map(len, found)) // len(found)
 
     @property
     def cached(self) -> bool:

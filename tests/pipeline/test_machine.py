@@ -1,7 +1,8 @@
-"""pipeline.machine: what a result was made with."""
+"""pipeline.machine: what a result was made with, and what of the machine this process may use."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -30,3 +31,55 @@ def test_the_processor_is_the_kernels_name_for_it() -> None:
     assert name
     if "model name" in (text := Path("/proc/cpuinfo").read_text()):
         assert f": {name}\n" in text
+
+
+def test_affinity_mask_bounds_the_cores() -> None:
+    before = os.sched_getaffinity(0)
+    assert machine.usable_cpus() <= len(before)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert machine.usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cgroup(root: Path, line: str, files: dict[str, str]) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"{line}\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/", {"cpu.max": "50000 100000", "memory.max": "1000"}),
+        ("0::/a/b", {"a/cpu.max": "max 100000", "a/b/cpu.max": "50000 100000", "a/memory.max": "1000"}),
+        ("0::/a/b", {"a/cpu.max": "50000 100000", "a/memory.max": "1000", "a/b/memory.max": "max"}),
+        ("0::/of/the/host", {"cpu.max": "100000 100000", "memory.max": "1000"}),
+        ("0::/../outside", {"cpu.max": "100000 100000", "memory.max": "1000"}),
+        (
+            "4:cpu,cpuacct:/a\n5:memory:/a",
+            {
+                "cpu/cpu.cfs_quota_us": "100000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/a/memory.limit_in_bytes": "1000",
+            },
+        ),
+    ],
+    ids=["container", "innermost", "outer", "path_of_the_host", "path_outside", "version_1"],
+)
+def test_limits_of_a_cgroup_are_heeded(tmp_path: Path, line: str, files: dict[str, str]) -> None:
+    root = cgroup(tmp_path, line, files)
+    assert machine.usable_cpus(root) == 1
+    assert machine.usable_memory(root) == 1000
+
+
+def test_without_limits_it_is_the_whole_machine(tmp_path: Path) -> None:
+    unlimited = {"cpu.max": "max 100000", "memory.max": "max", "cpu/cpu.cfs_quota_us": "-1"}
+    for root in (tmp_path / "no_cgroups", cgroup(tmp_path / "unlimited", "0::/", unlimited)):
+        assert machine.usable_cpus(root) == len(os.sched_getaffinity(0))
+        assert machine.usable_memory(root) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -172,6 +173,8 @@ def test_a_batch_of_b_views_decodes_at_most_b_plus_2_images(images: list[bytes],
     renderer, listed = CountingRenderer(SIZE), ImageList(images)
     records = SampledViews(policy=POLICY, seed=SEED, num_examples=len(images), num_classes=CLASSES)
     views = ViewInput(records, ImageSource(listed, renderer), batch_size)
+    assert views.source.encoded_bytes > 0  # of a sample, which is read once
+    listed.num_read = 0
     starts = np.arange(6) * batch_size
     batches = list(views.batches(starts))
     assert len(batches) == 6
@@ -283,6 +286,48 @@ def test_boxes_outside_another_data_sets_images_are_refused_by_fingerprint(cache
         with pytest.raises(tf.errors.OpError) as caught:
             next(iter(views.dataset(tf.data.Dataset.range(1))))
         assert "source fingerprint is" in str(find_error(caught.value))
+
+
+class CountedViews(SampledViews):
+    """Counts the batches that are fetched."""
+
+    fetched = 0
+
+    def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, object]:
+        CountedViews.fetched += 1
+        return super().fetch(views, source)
+
+
+def fetched_ahead(images: list[bytes], buffer_bytes: int | None, *, threads: int = 40) -> int:
+    """How many batches of 5 crops are fetched while the consumer has taken one."""
+    records = CountedViews(policy=POLICY, seed=SEED, num_examples=len(images), num_classes=CLASSES)
+    source = ImageSource(ImageList(images), training_renderer(POLICY))
+    views = ViewInput(records, source, 3, buffer_bytes=buffer_bytes)
+    CountedViews.fetched = 0
+    batches = views.batches(np.arange(0, 3000, 3), threads=threads)
+    next(batches)
+    before = -1
+    while before != CountedViews.fetched:  # until all buffers are full
+        before = CountedViews.fetched
+        time.sleep(0.5)
+    del batches
+    return before
+
+
+def test_buffers_are_bounded_by_bytes(images: list[bytes]) -> None:
+    crops = 5 * SIZE**2 * 3
+    encoded = 5 * sum(map(len, images)) // len(images)
+    bounded = fetched_ahead(images, 10 * (crops + encoded))
+    assert 5 <= bounded <= 20
+    assert fetched_ahead(images, 0) <= 8  # one at a time, and those that are done
+    assert fetched_ahead(images, None) >= 40
+
+
+def test_batches_are_the_same_under_any_bound(images: list[bytes]) -> None:
+    starts = np.arange(0, 20, 4)
+    expected = crops_of(view_input(images, 4), starts)
+    bounded = dataclasses.replace(view_input(images, 4), buffer_bytes=0)
+    np.testing.assert_array_equal(crops_of(bounded, starts), expected)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, CACHE], ids=["encoded", "cached"])
