@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from pipeline.cli.dataset import parse
 from pipeline.dataset import Dataset
 from pipeline.dataset_import import run_import
 from pipeline.pending import cut_shards, publish_results
@@ -50,7 +51,9 @@ def make_store(directory: Path) -> tuple[Path, Path]:
     make_images(directory / "images")
     data_dir, teacher, store = directory / "data", directory / "teacher", directory / "store"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run_import([f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
+        run_import(
+            parse(["import", f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
+        )
     image = tf.keras.Input([SIZE, SIZE, 3])
     logits = tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(image))
     tf.keras.Model(image, logits).save(teacher, include_optimizer=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("pipeline.dataset")
+    run_module("pipeline.dataset", flags="pipeline.cli.dataset")
 
 import bisect
 import contextlib
@@ -37,6 +37,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from pipeline.buckets.copies import copied_dataset
 from pipeline.buckets.directory import is_url
 from pipeline.cache import DATA_CACHE_BYTES
+from pipeline.cli.dataset import COMMAND, parse
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 from pipeline.labels import UNLABELED
 from pipeline.store.identity import DatasetIdentity
@@ -50,8 +51,6 @@ _CHANNELS = (
     3,
     4,
 )  # of an image feature; 0 and None: as the file has them. An alpha channel is dropped
-
-COMMAND = "python -m pipeline.dataset import"
 
 
 def _prepare_hint(name: str) -> str:
@@ -380,10 +379,6 @@ def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    from pipeline import dataset_import  # which needs this module
+    from pipeline.dataset_import import run_import  # which needs this module
 
-    if argv[:1] != ["import"]:
-        raise UserError(
-            f"{' '.join(argv[:1]) or 'no command'}: expected `{COMMAND} ...` (--help lists the flags)"
-        )
-    return dataset_import.run_import(argv[1:])
+    return run_import(parse(argv))

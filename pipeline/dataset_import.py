@@ -7,8 +7,8 @@ published by one rename: there is the whole data set under its name, or none.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -26,9 +26,10 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
-from pipeline.dataset import COMMAND, find_builder, load_builder, without_announcements
+from pipeline.cli.dataset import CHANGES
+from pipeline.dataset import find_builder, load_builder, without_announcements
 from pipeline.errors import DataError, UserError, first_line
-from pipeline.flags import Parser, file_path, make_directory
+from pipeline.flags import make_directory
 from pipeline.image_files import Changes, Examined, change, examine
 from pipeline.image_folder import Folder, scan, shown
 from pipeline.machine import usable_cpus
@@ -37,7 +38,6 @@ from pipeline.store.lock import LOCK_FILE, writer_lock
 
 VERSION = "1.0.0"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # as TFDS spells names
-_CHANGES = [field.name for field in dataclasses.fields(Changes)]
 
 
 def check_images(folder: Folder, changes: Changes) -> list[Examined]:
@@ -280,45 +280,9 @@ def _counting(records: Iterable[bytes], bar: tqdm) -> Iterator[bytes]:
         bar.update()
 
 
-def make_parser() -> Parser:
-    """The command's flags."""
-    parser = Parser(prog=COMMAND, description="Makes a TFDS data set of ArrayRecord files.")
-    add = parser.add_argument
-    add("--folder", type=file_path, help="class folders of JPEG and PNG images, or split folders of those")
-    add("--name", help="of the data set that is made of a folder")
-    add("--from_tfds", metavar="NAME", help="data set prepared in another format, NAME[/CONFIG][:VERSION]")
-    add("--from_data_dir", type=file_path, help="TFDS data directory of that; by default TFDS's own")
-    add("--data_dir", type=file_path, required=True, help="TFDS data directory to write to")
-    add(
-        "--apply_orientation",
-        action="store_true",
-        help="turn images with an EXIF orientation upright: a JPEG is encoded again at quality 95, a PNG without loss; "
-        "otherwise they stay as stored, since TensorFlow's decoders ignore the tag",
-    )
-    add(
-        "--flatten_alpha",
-        action="store_true",
-        help="put images with transparent pixels onto white; otherwise their alpha channel is dropped",
-    )
-    add(
-        "--convert_to_png",
-        action="store_true",
-        help="make a PNG, without loss, of each WebP, TIFF, BMP and GIF file of one frame; an ICC profile is kept, EXIF is "
-        "not; otherwise such files are refused",
-    )
-    return parser
-
-
-def run_import(argv: list[str]) -> int:
-    """The command; `argv` is what follows `import`."""
-    flags = make_parser().parse_strictly(argv)
-    if (flags.folder is None) == (flags.from_tfds is None):
-        raise UserError("give either --folder and --name, or --from_tfds")
-    if (flags.folder is None) != (flags.name is None):
-        raise UserError("--name goes with --folder: it names what is made of it")
-    changes = Changes(**{name: getattr(flags, name) for name in _CHANGES})
-    if flags.folder is None and (asked := [name for name in _CHANGES if getattr(changes, name)]):
-        raise UserError(f"--{asked[0]} goes with --folder: records of --from_tfds are copied as they are")
+def run_import(flags: argparse.Namespace) -> int:
+    """Imports what the flags of `pipeline.cli.dataset` ask for."""
+    changes = Changes(**{name: getattr(flags, name) for name in CHANGES})
     if flags.folder is not None:
         name = flags.name
         made = import_folder(Path(flags.folder), name, Path(flags.data_dir), changes)

@@ -29,7 +29,6 @@ from pipeline.store.files import put_directory
 
 DATASET: Final = "mnist_5k"
 IMAGE_SIZE: Final = 32
-EPOCHS: Final = 10  # of views that the commands store when nothing else is asked
 
 _VERSION = "1.0.0"
 _NUM_CLASSES = 10

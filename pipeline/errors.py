@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -24,6 +25,9 @@ EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_HANGUP = 128 + signal.SIGHUP
+
+
+DEBUG_VARIABLE = "VIEW_DISTILL_DEBUG"  # 1 in the environment: as `--debug`, here and in child processes
 
 
 class UserError(Exception):
@@ -182,7 +186,9 @@ def _interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def _told(error: UserError | DataError) -> int:
+def _told(error: UserError | DataError, *, behind: BaseException) -> int:
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(behind)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
@@ -194,8 +200,11 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
       main: takes the arguments without the program's name; returns an exit code, None for 0.
       argv: the arguments; `sys.argv[1:]` by default.
     """
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--debug" in arguments:
+        os.environ[DEBUG_VARIABLE] = "1"  # for child processes as well
     try:
-        code = main(sys.argv[1:] if argv is None else argv) or 0
+        code = main(arguments) or 0
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         code = stop.exit_code
@@ -211,13 +220,13 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         elif found is None:
             raise
         else:
-            code = _told(found)
+            code = _told(found, behind=error)
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
 
 
-def run_module(name: str) -> NoReturn:
+def run_module(name: str, *, flags: str | None = None) -> NoReturn:
     """Runs the command that is a module's `main`, the module's import included.
 
     For the first lines of that module, before its other imports, under `if __name__ == "__main__"`: TensorFlow
@@ -226,8 +235,16 @@ def run_module(name: str) -> NoReturn:
 
     Args:
       name: of the module, such as `trainer.train`.
+      flags: the module whose `parse` takes the command's arguments. It imports nothing that takes seconds, and is
+        called first: `--help` and mistakes are answered at once.
     """
     from pipeline.logs import show_warnings  # which needs this module
 
+    def main(argv: list[str]) -> int | None:
+        if flags is not None:
+            importlib.import_module(flags).parse(argv)
+        code: int | None = importlib.import_module(name).main(argv)
+        return code
+
     show_warnings()
-    run_command(lambda argv: importlib.import_module(name).main(argv))
+    run_command(main)

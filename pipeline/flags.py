@@ -11,14 +11,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.buckets.directory import check_url, is_url
-from pipeline.errors import UserError, remedy
+from pipeline.errors import DEBUG_VARIABLE, UserError, remedy
+from pipeline.store.layout import SPEC_FILE, missing_store
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, but for flags without one: their help names what decides."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class _Debug(argparse.Action):
+    """`--debug`, which `pipeline.errors.run_command` looks for; it leaves no attribute in the flags."""
+
+    def __call__(self, *_: Any) -> None:
+        return
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, as UserError, and no abbreviated flags."""
+    """argparse with one-line errors, as UserError, no abbreviated flags, and `--debug` beside `--help`."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        if self.add_help:
+            text = f"show the traceback behind a one-line error; as does {DEBUG_VARIABLE}=1"
+            self.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing usage."""
@@ -162,3 +180,23 @@ def make_directory(path: Path, *, flag: str) -> Path:
             f"{flag}={path}: cannot be written ({error.strerror}); {remedy(error.errno)}"
         ) from error
     return path
+
+
+def check_exists(flag: str, place: str | None) -> None:
+    """Checks a path of this machine that a flag names; a URL is checked when it is opened.
+
+    Raises:
+      UserError: there is nothing.
+    """
+    if place is not None and not is_url(place) and not Path(place).exists():
+        raise UserError(f"{flag}={place}: no such file or directory")
+
+
+def check_store(place: str) -> None:
+    """Checks that a store of this machine is there; one in a bucket is checked when it is opened.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not is_url(place) and not Path(place, SPEC_FILE).exists():
+        raise missing_store(place)

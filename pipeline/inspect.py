@@ -14,42 +14,22 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("pipeline.inspect")
+    run_module("pipeline.inspect", flags="pipeline.cli.inspect")
 
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.cache import add_cache_flags
+from pipeline.cli.inspect import parse
 from pipeline.contents import Contents, contents_text, find_contents, find_problems
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, output_path, place, positive, whole
+from pipeline.errors import DataError
 from pipeline.pages.template import report_extra
 from pipeline.provenance import open_dataset
 from pipeline.sample import IMAGES, count_areas, count_records, sample_views, spread
 from pipeline.store.files import write_json, write_text
 from pipeline.store.reader import Store
-
-_MOST_VIEWS = 1000  # a page of more is too long for a browser
-
-
-def make_parser() -> Parser:
-    """The command's flags."""
-    parser = Parser(
-        prog="python -m pipeline.inspect", description="Says what a store holds, and whether it is whole."
-    )
-    add = parser.add_argument
-    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
-    add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
-    add("--json", type=output_path, help="file to write all of it to")
-    add("--html", type=output_path, help="file to write a page with a gallery of views to")
-    add("--views", type=positive, default=24, help="in the gallery")
-    add("--seed", type=whole, default=0, help="of the sample and the gallery")
-    add("--data_dir", type=place, help="TFDS data directory, for --html; by default the precompute's")
-    add_cache_flags(parser)
-    return parser
 
 
 def write_page(
@@ -82,9 +62,7 @@ def write_page(
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    flags = make_parser().parse_strictly(argv)
-    if flags.views > _MOST_VIEWS:
-        raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
+    flags = parse(argv)
     store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     contents = find_contents(store)
     problems = find_problems(store, checksums=flags.checksums)

@@ -18,7 +18,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("pipeline.plan")
+    run_module("pipeline.plan", flags="pipeline.cli.plan")
 
 import argparse
 import dataclasses
@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cli.plan import CALIBRATE_SECONDS, parse
+from pipeline.cli.precompute import announce_demo, check_flags
 from pipeline.dataset import Dataset
-from pipeline.errors import UserError
-from pipeline.flags import Parser, output_path, positive, positive_number
-from pipeline.options import announce_demo, check_flags, find_eval_splits, make_parser, resolve
+from pipeline.options import find_eval_splits, resolve
 from pipeline.pages.figures import bytes_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
 from pipeline.store.codecs import fidelity, make_codec
@@ -43,7 +43,6 @@ from pipeline.store.shards import MAX_SHARDS, RECORD_BYTES, ShardTask
 from pipeline.worker import PrecomputeJob, ShardWorker, Totals
 
 _CODECS = ("float32", "bfloat16", "float16", "int8", "topk:10", "topk:100")
-_SECONDS = 10.0  # of calibration, start-up excluded
 _LONGEST = 4096  # batches, where the teacher is so fast that this takes less
 
 
@@ -92,7 +91,7 @@ class Task:
         return self.epochs * self.num_examples
 
 
-def calibrate(worker: ShardWorker, *, seconds: float = _SECONDS) -> tuple[Rates, np.ndarray]:
+def calibrate(worker: ShardWorker, *, seconds: float = CALIBRATE_SECONDS) -> tuple[Rates, np.ndarray]:
     """Runs the first views as the precompute would.
 
     Args:
@@ -226,33 +225,11 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> Parser:
-    parser = make_parser()
-    parser.prog = "python -m pipeline.plan"
-    parser.description = "What a precompute would take. Takes the precompute's flags, and these."
-    add = parser.add_argument
-    add("--students", type=positive, default=10, help="that are to be trained on the store")
-    add("--workers", type=positive, default=1, help="side by side")
-    add(
-        "--teacher_rate",
-        type=positive_number,
-        help="views a second of a worker's teacher, in place of measuring",
-    )
-    add("--precompute_rate", type=positive_number, help="with all else beside it; by default the teacher's")
-    add("--num_examples", type=positive, help="with --num_classes, in place of --dataset")
-    add("--num_classes", type=positive, help="with --num_examples, in place of --dataset")
-    add("--calibrate_seconds", type=positive_number, default=_SECONDS, help="to measure for")
-    add("--json", type=output_path, help="file to write the plan to as well")
-    return parser
-
-
 def _given_task(flags: argparse.Namespace) -> Task:
     """The task without a look at the teacher, and at a data set only if one is named."""
     # A data set of numbers alone is not the embedded default, which has a recipe of its own.
     recipe = check_flags(argparse.Namespace(**(vars(flags) | {"dataset": flags.dataset or "as given"})))
     if flags.dataset is None:
-        if flags.num_examples is None or flags.num_classes is None:
-            raise UserError("--teacher_rate needs a data set: --dataset, or --num_examples and --num_classes")
         name, examples, classes, eval_views = "data set as given", flags.num_examples, flags.num_classes, 0
     else:
         dataset = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir)
@@ -307,23 +284,11 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    flags = _parser().parse_strictly(argv)
+    flags = parse(argv)
     given = flags.teacher_rate is not None
-    if not given:
-        for name in ("precompute_rate", "num_examples", "num_classes"):
-            if getattr(flags, name) is not None:
-                raise UserError(
-                    f"--{name} goes with --teacher_rate: without a teacher's rate, one is measured"
-                )
-    elif flags.dataset is not None and (flags.num_examples or flags.num_classes):
-        raise UserError("give either --dataset, or --num_examples and --num_classes")
     logits = None
     if given:
         precompute_rate = flags.precompute_rate or flags.teacher_rate
-        if precompute_rate > flags.teacher_rate:
-            raise UserError(
-                f"--precompute_rate={precompute_rate:g}: more than --teacher_rate={flags.teacher_rate:g}, which it waits for"
-            )
         task = _given_task(flags)
         rates = Rates(teacher=flags.teacher_rate, precompute=precompute_rate, measured=False)
     else:

@@ -15,7 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("pipeline.precompute")
+    run_module("pipeline.precompute", flags="pipeline.cli.precompute")
 
 import shlex
 import sys
@@ -33,18 +33,13 @@ from apache_beam.utils.shared import Shared
 
 from pipeline import beam_worker
 from pipeline.buckets.directory import BucketDirectory
+from pipeline.choices import DEMO_STORE
 from pipeline.claim import Claim, check_space, claimed, open_store
+from pipeline.cli.precompute import announce_demo, make_parser, parse
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.machine import usable_cpus, usable_memory
-from pipeline.options import (
-    DEMO_STORE,
-    PrecomputeOptions,
-    announce_demo,
-    check_flags,
-    make_parser,
-    resolve,
-)
+from pipeline.options import PrecomputeOptions, resolve
 from pipeline.pending import (
     SHARD_SECONDS,
     damaged_tasks,
@@ -269,11 +264,9 @@ def repair_tasks(claim: Claim) -> list[ShardTask]:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    parser = make_parser()
-    flags, rest = parser.parse_known_args(argv)
-    runner_options = beam_options(rest, parser)
+    flags = parse(argv)
+    runner_options = beam_options(flags.beam, make_parser())
     is_demo = announce_demo(flags)
-    check_flags(flags)
     open_store(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
     with claimed(options.store) as claim:

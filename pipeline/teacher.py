@@ -13,11 +13,11 @@ import tensorflow as tf
 
 from pipeline.buckets.copies import copied_teacher
 from pipeline.buckets.directory import is_url
+from pipeline.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_value_range
 from pipeline.errors import DataError, UserError, first_line
-from pipeline.store.identity import VALUE_RANGES, TeacherIdentity
+from pipeline.store.identity import TeacherIdentity
 from pipeline.views.mix import mix
 
-DEFAULT_SIGNATURE = "serving_default"
 _BLOCK = 1 << 20
 
 
@@ -53,8 +53,7 @@ class Teacher:
         value_range: str = "0..255",
         signature: str = DEFAULT_SIGNATURE,
     ) -> None:
-        if value_range not in VALUE_RANGES:
-            raise UserError(f"--teacher_value_range={value_range}: expected one of {', '.join(VALUE_RANGES)}")
+        check_value_range(value_range)
         self.path = copied_teacher(str(path)) if is_url(path) else Path(path)
         self.signature = signature
         self.value_range = value_range

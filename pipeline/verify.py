@@ -13,16 +13,15 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("pipeline.verify")
+    run_module("pipeline.verify", flags="pipeline.cli.verify")
 
 import dataclasses
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.cache import add_cache_flags
-from pipeline.errors import DataError, UserError
-from pipeline.flags import Parser, number, place, whole
+from pipeline.cli.verify import parse
+from pipeline.errors import DataError
 from pipeline.provenance import find_data_dir, find_teacher
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import SplitReader, Store
@@ -105,28 +104,9 @@ def compare(worker: ShardWorker, reader: SplitReader, task: ShardTask, findings:
         findings.max_logit_difference = max(findings.max_logit_difference, float(difference.max()))
 
 
-def make_parser() -> Parser:
-    """The command's flags."""
-    parser = Parser(prog="python -m pipeline.verify", description="Verifies a store against its teacher.")
-    add = parser.add_argument
-    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
-    add(
-        "--teacher",
-        type=place,
-        help="SavedModel or .keras file; by default where the precompute found it",
-    )
-    add("--data_dir", type=place, help="TFDS data directory; by default the precompute's")
-    add_cache_flags(parser)
-    add("--fraction", type=number, default=0.01, help="of the views that are run again, 0 to 1")
-    add("--seed", type=whole, default=0, help="of the sample")
-    return parser
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    flags = make_parser().parse_strictly(argv)
-    if flags.fraction > 1:
-        raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
+    flags = parse(argv)
     store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     for reader in store.readers():
         for shard_number in range(len(reader.manifest.shards)):

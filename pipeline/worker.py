@@ -25,7 +25,7 @@ from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
-from pipeline.views.render import training_renderer
+from pipeline.views.render import eval_renderer, training_renderer
 from pipeline.views.source import ImageSource
 
 _PROGRESS_SECONDS = 0.5
@@ -149,7 +149,7 @@ class ShardWorker:
             num_examples=dataset.num_examples,
             num_classes=spec.num_classes,
         )
-        source = ImageSource(dataset, spec.eval_crop.renderer(spec.policy.image_size))
+        source = ImageSource(dataset, eval_renderer(spec.eval_crop, spec.policy.image_size))
         return ViewInput(
             records,
             source,

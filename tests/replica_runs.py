@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer import train
+from trainer import choices, train
 from trainer.models import STUDENTS
 
 BATCH, STEPS = 8, 6
@@ -50,6 +50,7 @@ def batch_norm_student(num_classes: int, image_size: int) -> tf.keras.Model:
 # A process can have one strategy: TensorFlow numbers its collectives, and a second one would begin again.
 train.make_strategy = functools.cache(train.make_strategy)
 STUDENTS["batch_norm"] = batch_norm_student
+choices.STUDENTS = tuple(STUDENTS)  # type: ignore[misc]
 
 
 def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:

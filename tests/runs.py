@@ -19,7 +19,8 @@ from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard
 from pipeline.views.input import ViewInput
-from trainer.options import TrainOptions, make_parser, resolve
+from trainer.cli.train import make_parser
+from trainer.options import TrainOptions, resolve
 from trainer.replay import step_batches
 from trainer.train import Run, main
 

@@ -22,9 +22,10 @@ from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import ViewRecords
-from pipeline.views.render import EvalCrop, render_probe
+from pipeline.views.render import render_probe
 from pipeline.worker import PrecomputeJob, ShardResult, ShardWorker
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("trainer.compare")
+    run_module("trainer.compare", flags="trainer.cli.compare")
 
 import argparse
 import json
@@ -29,8 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, file_path, make_directory, place, positive
-from pipeline.flags import seed as seed_number
+from pipeline.flags import make_directory
 from pipeline.provenance import check_teacher_exists, find_data_dir, find_teacher, open_dataset
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
@@ -38,13 +37,15 @@ from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.arms import ARMS
 from trainer.children import Job, run_jobs
+from trainer.cli.compare import parse
+from trainer.cli.train import make_parser as make_train_parser
+from trainer.cli.train import shared_arguments, shared_flags
 from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.comparison.result_file import load_result, merge_results
 from trainer.comparison.summary import summarize
 from trainer.describe import comparison_table
 from trainer.evaluate import accuracy_text, unlabeled_text
-from trainer.options import add_shared_flags, resolve, shared_arguments, shared_flags
-from trainer.options import make_parser as make_train_parser
+from trainer.options import resolve
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
 from trainer.results import RESULT_FILE
@@ -64,73 +65,14 @@ _FREE = (
 )
 
 
-def _list_of(parse: Any) -> Any:
-    """argparse type: comma-separated values, each once."""
-
-    def parse_all(text: str) -> list[Any]:
-        return list(dict.fromkeys(parse(part) for part in text.split(",")))
-
-    return parse_all
-
-
-def _arm(name: str) -> str:
-    if name not in ARMS:
-        raise argparse.ArgumentTypeError(f"{name!r}: expected some of {','.join(ARMS)}")
-    return name
-
-
-def make_parser() -> Parser:
-    """The command's flags: its own, and those of `trainer.train` that all runs share."""
-    parser = Parser(
-        prog="python -m trainer.compare",
-        description="Trains one student on stored logits, on a live teacher's, and otherwise; compares the runs.",
-    )
-    add = parser.add_argument
-    add("--store", type=place, help="directory of the store; with --from by default the runs' own")
-    add("--workdir", type=file_path, required=True, help="directory for the runs, result.json and the report")
-    add(
-        "--from",
-        dest="earlier",
-        metavar="DIR[,DIR...]",
-        type=_list_of(lambda text: Path(file_path(text))),
-        help="train nothing: compare the finished runs of these directories, of comparisons or of runs",
-    )
-    add(
-        "--teacher",
-        type=place,
-        help="SavedModel or .keras file; by default where the precompute found it",
-    )
-    add("--arms", type=_list_of(_arm), default="offline,online", help=f"some of {','.join(ARMS)}")
-    add(
-        "--seeds",
-        type=_list_of(seed_number),
-        default="0",
-        help="of the student's initial weights, such as 0,1,2",
-    )
-    add(
-        "--epochs",
-        type=_list_of(positive),
-        help="of each run, or several such as 30,100: a run for each; by default what the store holds",
-    )
-    add("--parallel", type=positive, default=1, help="runs at a time")
-    add(
-        "--measure",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure a step online and offline, after the training",
-    )
-    add_shared_flags(parser)
-    return parser
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    flags = make_parser().parse_strictly(argv)
+    flags = parse(argv)
     workdir = Path(flags.workdir)
     _check_workdir(workdir, earlier=flags.earlier)
     if flags.earlier is not None:
         return _compare_earlier(flags, workdir)
-    store = Store(_checked(flags), shard_cache_bytes=flags.shard_cache_bytes)
+    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
     store.check_files()
     planned = plan_runs(flags, store)
     _check_same(flags, store, workdir)
@@ -173,22 +115,6 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
                 shutil.copy(directory / VIEWS_FILE, workdir / VIEWS_FILE)
         _finish(results[0] if len(results) == 1 else merge_results(results), workdir)
     return 0
-
-
-def _checked(flags: argparse.Namespace) -> str:
-    """The store's path, if the flags are those of a comparison.
-
-    Raises:
-      UserError: they are not.
-    """
-    if flags.store is None:
-        raise UserError("--store is missing: the directory of the store to train on")
-    if flags.strategy == "multiworker":
-        raise UserError(
-            "--strategy=multiworker: a comparison's runs are processes of one machine; train each arm by `trainer.train "
-            "--arm=NAME`, and compare them with --from"
-        )
-    return str(flags.store)
 
 
 # What is to be run.

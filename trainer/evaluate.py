@@ -20,6 +20,7 @@ from pipeline.store.files import publish
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
+from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
 from trainer.distiller import distillation_loss
 
@@ -90,7 +91,7 @@ class Evaluator:
         self._temperature = temperature
         self._temperature_squared = temperature_squared
         image_size = store.spec.policy.image_size
-        source = ImageSource(dataset, store.spec.eval_crop.renderer(image_size))
+        source = ImageSource(dataset, eval_renderer(store.spec.eval_crop, image_size))
         plan = eval_planner(self._size, num_examples=self._count)
         records = store.eval_reader(dataset.split)
         self._input = ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes)

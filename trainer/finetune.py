@@ -19,15 +19,17 @@ from tqdm import tqdm
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError, find_reason
 from pipeline.labels import UNLABELED, top1
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import EvalViews, SampledViews, eval_planner
-from pipeline.views.render import EvalCrop, training_renderer
+from pipeline.views.render import eval_renderer, training_renderer
 from pipeline.views.source import ImageSource
 from trainer.callbacks import MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
-from trainer.hyperrule import BASE_BATCH_SIZE, StaircaseDecay, mixup_ratios, rule_mixup_alpha
+from trainer.choices import BASE_BATCH_SIZE
+from trainer.hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
 from trainer.preemption import Preemption
 from trainer.schedules import Scaled
 from trainer.steps import RunLength
@@ -323,7 +325,7 @@ def evaluate_top1(
     records = EvalViews(
         eval_crop=eval_crop, image_size=image_size, num_examples=count, num_classes=dataset.num_classes
     )
-    source = ImageSource(dataset, eval_crop.renderer(image_size))
+    source = ImageSource(dataset, eval_renderer(eval_crop, image_size))
     view_input = ViewInput(records, source, size, eval_planner(size, num_examples=count))
 
     @tf.function

@@ -15,8 +15,6 @@ import tensorflow as tf
 from pipeline.views import keys
 from trainer.schedules import Multiplier
 
-BASE_BATCH_SIZE = 512  # the rule's; its learning rate is for this many views a step
-
 _SMALL, _MEDIUM = 20_000, 500_000  # examples from which a data set is medium, and large
 _MIXUP_ALPHA = 0.1
 _MIXUP_BLOCK = 512  # views that share a ratio: a batch of the rule's

@@ -221,7 +221,7 @@ def check_trainer_flags(own: list[str], given: list[str]) -> None:
     for flag in given:
         if flag.split("=")[0] in _SET_HERE:
             raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
-    from trainer.options import make_parser as trainer_parser  # TensorFlow, seconds
+    from trainer.cli.train import make_parser as trainer_parser
 
     trainer_parser().parse_strictly([*own, *given])
 

@@ -28,7 +28,8 @@ from pipeline.errors import UserError
 from pipeline.store.files import write_json
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
-from trainer.options import make_parser, resolve
+from trainer.cli.train import make_parser
+from trainer.options import resolve
 from trainer.replay import step_batches
 from trainer.train import Run
 

@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer.choices import Clip, DecayMode
 from trainer.schedules import Multiplier, Scaled, WarmupConstant
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons \(TFA\) has ended", category=UserWarning)
     import tensorflow_addons as tfa
 
-DecayMode = Literal["scaled", "unscaled"]
-Clip = Literal["none", "per_variable", "global"]
 
 # `.../kernel:0`, `.../depthwise_kernel:0`; on the other replicas of a strategy `.../kernel/replica_1:0`.
 _KERNEL = re.compile(r"kernel(/replica_\d+)?:\d+$")

@@ -8,9 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipeline.choices import VALUE_RANGES
 from pipeline.errors import UserError, first_line
 from pipeline.store.files import sha256_of
-from pipeline.teacher import VALUE_RANGES, fingerprint
+from pipeline.teacher import fingerprint
 from trainer import models
 from trainer.models.bit import PublishedWeights
 

@@ -10,9 +10,7 @@ import dataclasses
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.store.spec import Spec, differences
-from pipeline.views.recipes import view_recipe
-from trainer.optimizers import Clip, DecayMode
+from trainer.choices import Clip, DecayMode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,11 +116,6 @@ TRAIN_RECIPES: dict[str, TrainRecipe] = {
 }
 
 
-def default_recipe(spec: Spec) -> str:
-    """Name of the recipe for a store when none is asked for."""
-    return "demo" if spec.provenance.get("embedded_default") else "default"
-
-
 def train_recipe(name: str) -> TrainRecipe:
     """A recipe's training half by name.
 
@@ -132,25 +125,3 @@ def train_recipe(name: str) -> TrainRecipe:
     if name not in TRAIN_RECIPES:
         raise UserError(f"--recipe={name}: expected one of {', '.join(TRAIN_RECIPES)}")
     return TRAIN_RECIPES[name]
-
-
-def check_views(name: str, spec: Spec) -> None:
-    """Refuses a store whose views are not the recipe's.
-
-    Raises:
-      UserError: lists what differs, with both sides.
-    """
-    wanted = train_recipe(name).views
-    if wanted is None:
-        return
-    half = view_recipe(wanted)
-    lines = differences(
-        {"policy": half.policy.to_json(), "eval_crop": half.eval_crop.to_json()},
-        {"policy": spec.policy.to_json(), "eval_crop": spec.eval_crop.to_json()},
-        sides=("in the recipe", "in the store"),
-    )
-    if lines:
-        raise UserError(
-            f"--recipe={name}: the store's views are not the recipe's: {'; '.join(lines)}; precompute with "
-            f"--recipe={wanted}, or pass --allow_recipe_mismatch"
-        )

@@ -12,8 +12,7 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from trainer import tpu as tpus
 from trainer import workers
-
-STRATEGIES = ("default", "mirrored", "multiworker", "tpu")
+from trainer.choices import check_strategy
 
 
 def make_strategy(
@@ -22,7 +21,7 @@ def make_strategy(
     """The strategy of a run; must be called before TensorFlow has used a device.
 
     Args:
-      name: one of `STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none;
+      name: one of `trainer.choices.STRATEGIES`. `mirrored` takes all GPUs, or `replicas` logical CPU devices where there are none;
         `multiworker` all GPUs of each process that TF_CONFIG names, or its CPU; `tpu` all cores of a TPU.
       replicas: of `mirrored`.
       tpu: of `tpu`: its name, or `local`.
@@ -30,11 +29,7 @@ def make_strategy(
     Raises:
       UserError: there is no such strategy, or what it needs is not there.
     """
-    if name not in STRATEGIES:
-        raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
-    for flag, value, owner in (("replicas", replicas, "mirrored"), ("tpu", tpu, "tpu")):
-        if value is not None and name != owner:
-            raise UserError(f"--{flag}={value}: only --strategy={owner} takes it, got --strategy={name}")
+    check_strategy(name, replicas=replicas, tpu=tpu)
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multiworker":

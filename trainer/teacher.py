@@ -14,7 +14,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("trainer.teacher")
+    run_module("trainer.teacher", flags="trainer.cli.teacher")
 
 import argparse
 import dataclasses
@@ -24,106 +24,29 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import demo
-from pipeline.cache import add_input_buffer_flag
+from pipeline.choices import DEFAULT_SIGNATURE
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.flags import Parser, batch_size, file_path, make_directory, number, positive, seed, whole
+from pipeline.flags import make_directory
 from pipeline.store.files import remove_temporaries, replace_directory, write_json
 from pipeline.store.lock import writer_lock
-from pipeline.teacher import DEFAULT_SIGNATURE, VALUE_RANGES
-from pipeline.views.policies import POLICIES, ViewPolicy
-from pipeline.views.recipes import VIEW_RECIPES, view_recipe
-from pipeline.views.render import EvalCrop
 from trainer import models
+from trainer.cli.teacher import parse, views_of
 from trainer.evaluate import accuracy_text
 from trainer.finetune import Finetune, FinetuneOptions, evaluate_top1
-from trainer.hyperrule import BASE_BATCH_SIZE, rule_steps
-from trainer.models.bit import BIT_MODELS, PublishedWeights
+from trainer.hyperrule import rule_steps
+from trainer.models.bit import PublishedWeights
 from trainer.preemption import Preemption
 from trainer.pretrained import build_network
 from trainer.workdir import open_workdir
 
 _EVAL_SPLITS = ("validation", "test")
 _EVAL_BATCH_SIZE = 256
-_IMAGE_SIZE = 128
-
-
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The command's parser, and those of its two subcommands by name."""
-    parser = Parser(
-        prog="python -m trainer.teacher",
-        description="Makes a teacher for pipeline.precompute: from a published BiT checkpoint, or by fine-tuning "
-        "on a data set's labels. `convert --help` and `finetune --help` list the flags of each.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="convert|finetune")
-    convert = commands.add_parser(
-        "convert",
-        help="published BiT .npz to SavedModel",
-        description="Converts a published BiT .npz (the paper's names or big_vision's) into a SavedModel. Example: "
-        "python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/teacher",
-    )
-    add = convert.add_argument
-    add("--npz", type=file_path, required=True, help="the checkpoint")
-    add("--model", required=True, help=f"what it is a checkpoint of: {', '.join(BIT_MODELS)}")
-    add("--num_classes", type=positive, help="by default those of the checkpoint's head")
-    add("--new_head", action="store_true", help="begin with a zero head of --num_classes")
-    add("--image_size", type=positive, default=_IMAGE_SIZE, help="side of the input in pixels")
-    add("--output", type=file_path, required=True, help="directory of the SavedModel")
-    finetune = commands.add_parser(
-        "finetune",
-        help="supervised fine-tuning to SavedModel",
-        description="Fine-tunes on a data set's labels by BiT's rule. Without --dataset: 5,000 MNIST digits. Example: "
-        "python -m trainer.teacher finetune --dataset=oxford_flowers102 --data_dir=DATA --model=bit_r50x1 "
-        "--init=BiT-M-R50x1.npz --output=runs/teacher --workdir=runs/finetune",
-    )
-    _add_finetune_flags(finetune)
-    return parser, {"convert": convert, "finetune": finetune}
-
-
-def _add_finetune_flags(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
-    add("--data_dir", type=file_path, help="TFDS data directory")
-    add("--split", default="train", help="split to train on")
-    add("--model", help=f"network to train: {', '.join(sorted(models.STUDENTS))}")
-    add(
-        "--init",
-        type=file_path,
-        help="weights for --model, but its head: BiT .npz, or Keras SavedModel or .keras of --model",
-    )
-    add(
-        "--teacher",
-        type=file_path,
-        help="instead of --model: Keras SavedModel or .keras file whose head is replaced",
-    )
-    add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
-    add("--head_only", action="store_true", help="train the head alone")
-    add("--output", type=file_path, required=True, help="directory of the SavedModel")
-    add(
-        "--workdir",
-        type=file_path,
-        required=True,
-        help="directory for checkpoints and metrics; the run continues from there",
-    )
-    add("--steps", type=positive, help="by default 500, 10,000 or 20,000 (20,000 examples or more, 500,000)")
-    add("--batch_size", type=batch_size, default=BASE_BATCH_SIZE, help="views a step")
-    add("--learning_rate", type=number, default=0.003, help="for 512 views a step; scaled with the batch")
-    add("--image_size", type=positive, help="side of a view in pixels; by default 128, the recipe's with one")
-    add("--recipe", help=f"views and evaluation crop of: {', '.join(VIEW_RECIPES)} (mixup apart)")
-    add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}; by default light, BiT's own")
-    add("--flip", action=argparse.BooleanOptionalAction, help="mirror half of the views")
-    add("--seed", type=seed, default=0, help="of fresh weights and of the views")
-    add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
-    add("--checkpoint_every", type=positive, default=100, help="steps")
-    add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
-    add_input_buffer_flag(parser)
 
 
 def convert(flags: argparse.Namespace) -> int:
     """The `convert` command."""
-    output = _check_output(flags.output)
-    if flags.model not in BIT_MODELS:
-        raise UserError(f"--model={flags.model}: expected one of {', '.join(BIT_MODELS)}")
+    output = Path(flags.output)
     weights = PublishedWeights(flags.npz)
     found = weights.num_classes
     num_classes = flags.num_classes or (None if flags.new_head else found)
@@ -175,19 +98,9 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
         logger.setLevel(level)
 
 
-def _check_output(text: str) -> Path:
-    """The output's path, before any work: only a SavedModel may be replaced."""
-    path = Path(text)
-    ours = (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))
-    if path.exists() and not ours:
-        raise UserError(f"--output={path}: exists and is no SavedModel; name another directory")
-    return path
-
-
 def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command."""
-    output = _check_output(flags.output)
-    _check_network_flags(flags)
+    output = Path(flags.output)
     dataset, options = _options(flags)
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
@@ -229,7 +142,7 @@ def finetune(flags: argparse.Namespace) -> int:
 
 def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
     """The data set to train on, the embedded default's where none is named, and what is asked of the run."""
-    policy, eval_crop = _views(flags)
+    policy, eval_crop = views_of(flags)
     name, data_dir = flags.dataset, flags.data_dir
     if name is None:
         print("Embedded default: 5,000 MNIST digits. Your own: --dataset=NAME --data_dir=DIR", flush=True)
@@ -258,41 +171,7 @@ def _evaluate(
     }
 
 
-def _views(flags: argparse.Namespace) -> tuple[ViewPolicy, EvalCrop]:
-    """Policy and evaluation crop: a recipe's or BiT's own, with the flags that override them."""
-    recipe = flags.recipe or ("demo" if flags.dataset is None else None)
-    base = ViewPolicy(name="light", image_size=_IMAGE_SIZE) if recipe is None else view_recipe(recipe).policy
-    given = {
-        "name": flags.policy,
-        "image_size": flags.image_size,
-        "flip_probability": None if flags.flip is None else 0.5 * flags.flip,
-    }
-    policy = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
-    return policy, EvalCrop() if recipe is None else view_recipe(recipe).eval_crop
-
-
-def _check_network_flags(flags: argparse.Namespace) -> None:
-    """Refuses what says nothing, or two things, about the network; before anything is loaded."""
-    if (flags.model is None) == (flags.teacher is None):
-        got = "neither" if flags.model is None else "both"
-        raise UserError(f"got {got} of --model and --teacher; name the network to train, or a SavedModel")
-    if flags.model is not None and flags.model not in models.STUDENTS:
-        raise UserError(f"--model={flags.model}: expected one of {', '.join(sorted(models.STUDENTS))}")
-    if flags.init is not None and flags.model is None:
-        raise UserError(f"--init={flags.init}: needs --model; --teacher brings its own weights")
-    if flags.init is not None and flags.init.endswith(".npz") and flags.model not in BIT_MODELS:
-        raise UserError(f"--init={flags.init}: a .npz is of a BiT; --model={flags.model} is none")
-    if flags.teacher_value_range not in VALUE_RANGES:
-        raise UserError(
-            f"--teacher_value_range={flags.teacher_value_range}: expected one of {', '.join(VALUE_RANGES)}"
-        )
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    parser, commands = make_parser()
-    if not argv or argv[0] not in commands:
-        parser.parse_strictly(argv)  # --help, or a mistake
-        raise UserError("name a command: convert or finetune")
-    flags = commands[argv[0]].parse_strictly(argv[1:])
-    return {"convert": convert, "finetune": finetune}[argv[0]](flags)
+    flags = parse(argv)
+    return {"convert": convert, "finetune": finetune}[flags.command](flags)

@@ -12,7 +12,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before the imports that take seconds
     from pipeline.errors import run_module
 
-    run_module("trainer.train")
+    run_module("trainer.train", flags="trainer.cli.train")
 
 import argparse
 import contextlib
@@ -33,6 +33,7 @@ from pipeline.views.input import ViewInput
 from trainer import models
 from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
+from trainer.cli.train import parse
 from trainer.describe import describe
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
@@ -40,7 +41,7 @@ from trainer.failures import explain, explain_divergence
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
 from trainer.online import BatchedTeacher, ContinuedViews, try_teacher
 from trainer.optimizers import make_optimizer
-from trainer.options import TrainOptions, make_parser, resolve
+from trainer.options import TrainOptions, resolve
 from trainer.preemption import Preemption
 from trainer.replay import step_batches
 from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, finish, finished_result
@@ -331,7 +332,7 @@ class Run:
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
-    flags = make_parser().parse_strictly(argv)
+    flags = parse(argv)
     strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
     with opened_store(
         flags.store, write_back=flags.write_back, shard_cache_bytes=flags.shard_cache_bytes

@@ -20,14 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import TryAgainError, UserError
+from trainer.choices import TF_CONFIG_EXAMPLE
 
 if TYPE_CHECKING:
     from trainer.train import Run
 
-TF_CONFIG_EXAMPLE = (
-    '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}, '
-    "with an index of its own on each machine"
-)
 # What TensorFlow's collectives end with when a worker they wait for is gone, or has begun again.
 _LOST = (
     tf.errors.UnavailableError,

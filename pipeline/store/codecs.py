@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from pipeline.choices import FLOAT_CODECS, check_codec
 from pipeline.errors import DataError, UserError
 
 Encoded = dict[str, np.ndarray]  # column of a record to its values for n views, [n, ...]
 
-_FLOATS: dict[str, tf.DType] = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
-_TOP_K = re.compile(r"topk:([1-9][0-9]{0,5})")
-CODECS = (*_FLOATS, "int8", "topk:K")  # as messages and --help spell them
-
-
-def check_codec(name: str) -> None:
-    """Raises UserError unless there is a codec of that name."""
-    if not (name in _FLOATS or name == "int8" or _TOP_K.fullmatch(name)):
-        raise UserError(f"--codec={name}: expected one of {', '.join(CODECS)}, such as topk:16")
+_FLOATS: dict[str, tf.DType] = {name: tf.as_dtype(name) for name in FLOAT_CODECS}
 
 
 def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:

@@ -11,14 +11,13 @@ import hashlib
 import json
 from typing import Any
 
+from pipeline.choices import check_value_range
 from pipeline.errors import UserError
 from pipeline.store.untrusted import is_whole
 from pipeline.text import is_printable
 from pipeline.views.policies import ViewPolicy
 
 MAX_EXAMPLES, MAX_BATCH_SIZE = 10**12, 65_536
-# Scale and shift from views in 0..255 to what a teacher takes.
-VALUE_RANGES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
 
 
 def digest_of(identity: dict[str, Any]) -> str:
@@ -64,7 +63,7 @@ class TeacherIdentity:
 
     Attributes:
       fingerprint: SHA-256 of its files.
-      value_range: that it takes views in; one of `VALUE_RANGES`.
+      value_range: that it takes views in; one of `pipeline.choices.VALUE_RANGES`.
       signature: of a SavedModel; `keras` for a `.keras` file.
       batch_size: at which it runs.
     """
@@ -77,10 +76,7 @@ class TeacherIdentity:
     def __post_init__(self) -> None:
         for what in ("fingerprint", "signature"):
             _check_name(getattr(self, what), f"teacher {what}")
-        if self.value_range not in VALUE_RANGES:
-            raise UserError(
-                f"--teacher_value_range={self.value_range}: expected one of {', '.join(VALUE_RANGES)}"
-            )
+        check_value_range(self.value_range)
         if not is_whole(self.batch_size, 1, MAX_BATCH_SIZE):
             raise UserError(f"--teacher_batch_size={self.batch_size}: expected 1 to {MAX_BATCH_SIZE:,}")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.errors import UserError
+
+SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
 EVAL_DIRECTORY = "eval"  # a TFDS data set of its own: the teacher's logits on evaluation crops
 PENDING = "pending"  # directory of notes on shards that are there but not yet in the metadata
@@ -18,3 +21,10 @@ def below(split: str) -> str:
 def split_directory(store: str | Path, split: str) -> Path:
     """`below` a store on a file system."""
     return Path(store, below(split))
+
+
+def missing_store(store: str | Path) -> UserError:
+    """The error for a place without a store."""
+    return UserError(
+        f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
+    )

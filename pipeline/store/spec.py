@@ -14,13 +14,14 @@ from pipeline.errors import DataError, UserError
 from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec, make_codec
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity, ViewAxis, digest_of
+from pipeline.store.layout import SPEC_FILE, missing_store
 from pipeline.store.untrusted import SPEC_LIMIT, is_whole, parse_json, read_text, scalars
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import EvalCrop, render_probe
+from pipeline.views.render import render_probe
 
 # Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
 FORMAT_VERSION = 1
-SPEC_FILE = "spec.json"
 MAX_CLASSES = 1_000_000
 
 
@@ -178,9 +179,7 @@ class Spec:
         try:
             return cls.from_json(read_text(path, limit=SPEC_LIMIT), where=str(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(
-                f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
-            ) from error
+            raise missing_store(store) from error
         except ValueError as error:
             raise DataError(f"{path}: not a store's spec ({error})") from error
         except OSError as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.errors import UserError
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import EvalCrop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

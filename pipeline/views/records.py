@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.views.batches import EXTRA_CROPS
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
-from pipeline.views.render import EvalCrop
 from pipeline.views.source import ImageSource, LoadedImages
 
 

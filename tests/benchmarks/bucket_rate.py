@@ -24,7 +24,8 @@ from pipeline.flags import number, positive
 from pipeline.store.reader import Store
 from tests.benchmarks.alternate import measure, median, ratio
 from tests.buckets import BUCKET, Fault, FaultyLink, environment, s3_server, upload_tree
-from trainer.options import make_parser, resolve
+from trainer.cli.train import make_parser
+from trainer.options import resolve
 from trainer.replay import replay_input, step_batches
 from trainer.train import Run
 

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 from alternate import measure, median, ratio
 
+from pipeline.cli.precompute import announce_demo, check_flags, make_parser
 from pipeline.dataset import Dataset
 from pipeline.errors import run_command
-from pipeline.options import announce_demo, check_flags, make_parser, resolve
+from pipeline.options import resolve
 from pipeline.store.layout import PENDING, VIEWS_SPLIT
 from pipeline.store.shards import ShardTask
 from pipeline.worker import PrecomputeJob, ShardWorker

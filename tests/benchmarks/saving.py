@@ -24,9 +24,10 @@ from pipeline.provenance import load_teacher, open_dataset
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from trainer import models
+from trainer.cli.train import make_parser
 from trainer.distiller import Distiller
 from trainer.online import BatchedTeacher, ContinuedViews
-from trainer.options import make_parser, resolve
+from trainer.options import resolve
 from trainer.replay import replay_input, step_batches
 from trainer.train import Run
 

@@ -38,9 +38,10 @@ from pipeline.store.identity import DatasetIdentity, TeacherIdentity
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, shard_name
 from pipeline.store.spec import Spec
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
-from pipeline.views.render import EvalCrop, render_probe
+from pipeline.views.render import render_probe
 from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
 
 BYTES = 140  # of a record of `topk:16`, about

@@ -43,10 +43,11 @@ from pipeline.provenance import find_teacher, load_teacher
 from pipeline.store.reader import Store
 from pipeline.teacher import Teacher
 from trainer import models
+from trainer.cli.train import make_parser
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluation
 from trainer.optimizers import make_optimizer
-from trainer.options import make_parser, resolve
+from trainer.options import resolve
 from trainer.replay import step_batches
 from trainer.schedules import WarmupCosine
 from trainer.train import Run

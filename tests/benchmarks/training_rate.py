@@ -15,7 +15,8 @@ from alternate import measure, median, ratio
 
 from pipeline.errors import run_command
 from pipeline.store.reader import Store
-from trainer.options import make_parser, resolve
+from trainer.cli.train import make_parser
+from trainer.options import resolve
 from trainer.replay import step_batches
 from trainer.train import Run
 

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.claim import check_space, claimed, open_store
+from pipeline.cli.precompute import announce_demo, make_parser
 from pipeline.errors import DataError, TryAgainError, UserError
-from pipeline.options import announce_demo, make_parser, resolve
+from pipeline.options import resolve
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.buckets import BUCKET, put_object

@@ -154,7 +154,7 @@ def test_mistakes_are_refused(tmp_path: Path, changes: dict[str, str | None], me
 
 def test_another_command_is_refused() -> None:
     for argv in ([], ["export"]):
-        with pytest.raises(UserError, match=r"expected `python -m pipeline\.dataset import"):
+        with pytest.raises(UserError, match="import"):
             main(argv)
 
 

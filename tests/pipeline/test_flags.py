@@ -71,7 +71,8 @@ def test_a_mistake_is_one_line(parser: Parser, argument: str, message: str) -> N
 
 
 def test_the_nearest_flag_may_be_somebody_elses(parser: Parser) -> None:
-    assert parser.flag_names() == ["-h", "--help", "--epochs", "--seed", "--rate", "--temperature", "--kind"]
+    flags = ["--epochs", "--seed", "--rate", "--temperature", "--kind"]
+    assert parser.flag_names() == ["-h", "--help", "--debug", *flags]
     parser.refuse([])
     with pytest.raises(UserError, match=r"unknown flag --runer=x; did you mean --runner\?"):
         parser.refuse(["--runer=x", "--other"], also=["--runner"])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.precompute import announce_demo, make_parser
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.options import PrecomputeOptions, announce_demo, make_parser, resolve
+from pipeline.options import PrecomputeOptions, resolve
 from pipeline.teacher import fingerprint
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.recipes import view_recipe

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.cli.precompute import announce_demo, make_parser
 from pipeline.errors import DataError, UserError, find_error, run_command
-from pipeline.options import announce_demo, make_parser, resolve
+from pipeline.options import resolve
 from pipeline.pages.views import replay_views
 from pipeline.precompute import describe_plan, main
 from pipeline.provenance import open_dataset

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.choices import VALUE_RANGES
 from pipeline.errors import DataError, UserError
-from pipeline.teacher import VALUE_RANGES, Teacher, fingerprint
+from pipeline.teacher import Teacher, fingerprint
 from pipeline.views.mix import mix
 from tests.stores import BATCH, CLASSES, SIZE, PlainTeacher, keras_teacher, save_teacher, teacher_weights
 

@@ -19,6 +19,7 @@ from pipeline.store.spec import Spec
 from pipeline.teacher import Teacher
 from pipeline.views.batches import partner_views
 from pipeline.views.policies import draw_ratios
+from pipeline.views.render import eval_renderer
 from pipeline.worker import ShardWorker, progress_path
 from tests.stores import (
     BATCH,
@@ -94,7 +95,7 @@ def test_evaluation_logits_are_the_teachers_on_unmixed_crops(
     published_store: Path, worker: ShardWorker, data_dir: Path
 ) -> None:
     spec, dataset = worker.spec, Dataset(DATASET, "test", data_dir=data_dir)
-    renderer = spec.eval_crop.renderer(SIZE)
+    renderer = eval_renderer(spec.eval_crop, SIZE)
     sizes = np.array([renderer.prepare(e).shape[:2] for e in dataset.read(np.arange(7))])
     crops = []
     for encoded, (height, width) in zip(dataset.read(np.arange(7)), sizes, strict=True):

@@ -17,7 +17,7 @@ from pipeline.worker import ShardWorker
 from tests import bit, stores, teachers
 from tests.fake_cloud import CLOUD, Cloud
 from tests.launches import DATA, STORE, TRAINER
-from trainer import models
+from trainer import choices, models
 from trainer.models.bit import BIT_MODELS
 
 MakeStore = Callable[..., Path]
@@ -91,8 +91,9 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bit_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A BiT of two small blocks, by name."""
-    for table in (BIT_MODELS, models.STUDENTS):
+    for name, table in (("BIT_MODELS", BIT_MODELS), ("STUDENTS", models.STUDENTS)):
         monkeypatch.setitem(table, "bit_small", functools.partial(models.bit.bit, depth=bit.UNITS))
+        monkeypatch.setattr(choices, name, tuple(table))
 
 
 @pytest.fixture

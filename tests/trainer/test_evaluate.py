@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
 from pipeline.store.reader import Store
-from pipeline.views.render import Window
+from pipeline.views.render import Window, eval_renderer
 from tests import stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from trainer import models
@@ -48,7 +48,7 @@ def make_evaluator(
 def crops(published_store: Path) -> np.ndarray:
     """The evaluation crops, rendered here without any input pipeline: uint8 [7, S, S, 3]."""
     spec = Store(published_store).spec
-    renderer = spec.eval_crop.renderer(stores.SIZE)
+    renderer = eval_renderer(spec.eval_crop, stores.SIZE)
     out = []
     for encoded in encoded_images(TEST_IMAGES, seed=50):
         height, width = tf.io.decode_image(encoded, channels=3, expand_animations=False).shape[:2]

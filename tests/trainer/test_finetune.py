@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import ViewInput
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import SampledViews
-from pipeline.views.render import EvalCrop, training_renderer
+from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images

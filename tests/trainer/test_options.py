@@ -14,7 +14,8 @@ from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from tests import stores
 from tests.runs import arguments, options
-from trainer.options import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, TrainOptions, make_parser
+from trainer.cli.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, make_parser
+from trainer.options import TrainOptions
 from trainer.recipes import train_recipe
 
 WORKDIR = Path("work")

@@ -11,7 +11,8 @@ from pipeline.store.spec import Spec
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer.models import STUDENTS
 from trainer.optimizers import make_optimizer
-from trainer.recipes import TRAIN_RECIPES, check_views, default_recipe, train_recipe
+from trainer.options import check_views, default_recipe
+from trainer.recipes import TRAIN_RECIPES, train_recipe
 from trainer.schedules import WarmupConstant
 
 

@@ -12,8 +12,9 @@ import pytest
 from pipeline.errors import DataError, UserError
 from pipeline.store.identity import TeacherIdentity
 from pipeline.store.spec import FORMAT_VERSION, SPEC_FILE, Spec, differences, flatten
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import EvalCrop, render_probe
+from pipeline.views.render import render_probe
 from tests.stores import ANY_DATASET
 
 SPEC = Spec(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
-from pipeline.views.render import EvalCrop
 
 
 def test_bit_is_the_papers() -> None:

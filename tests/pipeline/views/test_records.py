@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
 from pipeline.views.records import EvalViews, SampledViews, eval_planner
-from pipeline.views.render import EvalCrop, training_renderer
+from pipeline.views.render import eval_renderer, training_renderer
 from pipeline.views.source import ImageSource
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, ImageList, encoded_images
 
@@ -49,7 +50,7 @@ def test_take_selects_rows_of_every_column() -> None:
 def test_evaluation_views_are_the_examples_in_order_without_chance() -> None:
     crop = EvalCrop()
     views = EvalViews(eval_crop=crop, image_size=24, num_examples=len(TEST_IMAGES), num_classes=5)
-    source = ImageSource(ImageList(encoded_images(TEST_IMAGES)), crop.renderer(24))
+    source = ImageSource(ImageList(encoded_images(TEST_IMAGES)), eval_renderer(crop, 24))
     records, _ = views.fetch(np.array([2, 0, 6]), source)
     assert records.example.tolist() == [2, 0, 6]
     assert not records.flip.any()

@@ -13,15 +13,15 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from pipeline.views.eval_crop import EvalCrop, short_side_shape
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import (
-    EvalCrop,
     Renderer,
     Window,
+    eval_renderer,
     fingerprint32,
     flip,
     render_probe,
-    short_side_shape,
     slice_window,
     training_renderer,
 )
@@ -122,7 +122,7 @@ def test_light_crop_is_the_definition(kind: str) -> None:
 def test_resize_small_evaluation_crop_is_the_definition(kind: str) -> None:
     """Short side to 1.25 * S by area, then the central S x S (big_vision's `resize_small`, `central_crop`)."""
     crop = EvalCrop(kind="resize_small", scale=1.25)
-    fast, _ = graph_of(crop.renderer(24))
+    fast, _ = graph_of(eval_renderer(crop, 24))
     for number, (height, width) in enumerate([(61, 83), (96, 64), (45, 45), (30, 31), (20, 200)]):
         encoded = encode(photo(height, width, seed=number), kind)
         shortest = min(height, width)
@@ -140,7 +140,7 @@ def test_resize_small_evaluation_crop_is_the_definition(kind: str) -> None:
 def test_central_evaluation_crop_is_the_definition(kind: str) -> None:
     """Central 87.5 % of both sides, resized (the Keras example's)."""
     crop = EvalCrop(kind="central", scale=0.875)
-    fast, _ = graph_of(crop.renderer(24))
+    fast, _ = graph_of(eval_renderer(crop, 24))
     for number, (height, width) in enumerate([(61, 83), (96, 64), (1, 53)]):
         encoded = encode(photo(height, width, seed=number), kind)
         h, w = (max(round(side * 0.875), 1) for side in (height, width))

@@ -1,0 +1,43 @@
+"""The flags of `pipeline.inspect`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from pipeline.cache import add_cache_flags
+from pipeline.errors import UserError
+from pipeline.flags import Parser, check_exists, check_store, output_path, place, positive, whole
+
+_MOST_VIEWS = 1000  # a page of more is too long for a browser
+
+
+def make_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        prog="python -m pipeline.inspect", description="Says what a store holds, and whether it is whole."
+    )
+    add = parser.add_argument
+    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
+    add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
+    add("--json", type=output_path, help="file to write all of it to")
+    add("--html", type=output_path, help="file to write a page with a gallery of views to")
+    add("--views", type=positive, default=24, help="in the gallery")
+    add("--seed", type=whole, default=0, help="of the sample and the gallery")
+    add("--data_dir", type=place, help="TFDS data directory, for --html; by default the precompute's")
+    add_cache_flags(parser)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the command's flags, and refuses what can be refused without TensorFlow.
+
+    Raises:
+      UserError: a flag is unknown or out of range, or a path is missing.
+    """
+    flags = make_parser().parse_strictly(argv)
+    if flags.views > _MOST_VIEWS:
+        raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
+    check_store(flags.store)
+    check_exists("--data_dir", flags.data_dir)
+    return flags
