@@ -109,14 +109,11 @@ class Claim:
         """Puts the spec into the bucket; never over another's, whose shards would be taken for this one's."""
         bucket = BucketDirectory(self.location)
         try:
-            bucket.write(SPEC_FILE, text, create=True)
+            bucket.replace(SPEC_FILE, text, version=None)
         except FileExistsError as error:
-            if (
-                bucket.read(SPEC_FILE, limit=SPEC_LIMIT) != text
-            ):  # else put there by an attempt whose answer was lost
-                raise TryAgainError(
-                    f"--store={self.location}: another run has written its spec meanwhile; run the same command again"
-                ) from error
+            raise TryAgainError(
+                f"--store={self.location}: another run has written its spec meanwhile; run the same command again"
+            ) from error
 
     def remove_leftovers(self) -> None:
         """Removes what writers that died left, and of what is published the notes: those were to go in the last step."""

@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import http.client
 import http.server
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3
+import gcsfs
 import pytest
 import s3fs
 
@@ -47,6 +51,12 @@ def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(port).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # of another port
+
+
+def point_at_gcs(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has this process and its children take a server, or a link, for Google Cloud Storage."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    gcsfs.GCSFileSystem.clear_instance_cache()  # of another port
 
 
 @contextlib.contextmanager
@@ -81,7 +91,7 @@ def s3_server() -> Iterator[int]:
 def gcs_server() -> Iterator[int]:
     """Runs an emulator of Google Cloud Storage with one bucket, `BUCKET`; gives its port.
 
-    It answers everything that is asked here but preconditions: an object is never there already.
+    The emulator ignores preconditions; a `GenerationLink` in front of it honors them.
     """
     port = free_port()
     command = Path(sys.executable).with_name("gcp-storage-emulator")
@@ -126,6 +136,7 @@ class Fault:
 
 
 Faults = Callable[[str, str, int], Fault]
+Answer = tuple[int, list[tuple[str, str]], bytes]  # status, headers, body
 
 
 class FaultyLink:
@@ -134,6 +145,8 @@ class FaultyLink:
     Args:
       server: port of the server.
       faults: method, path, and number of the request to what happens to its response.
+      serial: has the server answer one request at a time: its check of a precondition and its write are one step, as in
+        S3, while moto's are two.
 
     Attributes:
       port: to be used in place of the server's.
@@ -141,7 +154,9 @@ class FaultyLink:
       bytes_sent: of bodies, to clients.
     """
 
-    def __init__(self, server: int, faults: Faults) -> None:
+    def __init__(self, server: int, faults: Faults, *, serial: bool = False) -> None:
+        self._turn = threading.Lock() if serial else contextlib.nullcontext()
+        self.server = server
         self.requests: list[tuple[str, str]] = []
         self.bytes_sent = 0
         self.faults = faults
@@ -156,7 +171,9 @@ class FaultyLink:
                     link.requests.append((self.command, self.path))
                 fault = link.faults(self.command, self.path, number)
                 time.sleep(fault.latency)
-                status, headers, body = _ask(server, self)
+                sent = _sent(self)
+                with link._turn:
+                    status, headers, body = link.answer(self, sent)
                 time.sleep(len(body) / fault.rate if fault.rate else 0.0)
                 if fault.status:
                     status, body = fault.status, b""
@@ -200,7 +217,11 @@ class FaultyLink:
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def __enter__(self) -> FaultyLink:
+    def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
+        """The server's answer to a request with a body, if any."""
+        return _ask(self.server, handler, sent)
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -213,12 +234,53 @@ class FaultyLink:
         return sum(asked == method and part in path for asked, path in self.requests)
 
 
-def _ask(port: int, handler: http.server.BaseHTTPRequestHandler) -> tuple[int, list[tuple[str, str]], bytes]:
-    """The server's own answer to a request."""
-    length = int(handler.headers.get("Content-Length", 0))
-    body: bytes | None = handler.rfile.read(length) if length else None
+class GenerationLink(FaultyLink):
+    """A link to the emulator of GCS that honors generations, which the emulator ignores: those of preconditions and of reads.
+
+    Args:
+      server: port of the emulator.
+    """
+
+    def __init__(self, server: int) -> None:
+        super().__init__(server, lambda *_: Fault(), serial=True)
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
+        """412 or 404 where another generation is there."""
+        url = urllib.parse.urlsplit(handler.path)
+        query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
+        for parameter, status in (("ifGenerationMatch", 412), ("generation", 404)):
+            if parameter in query and query[parameter] != self._generation(url.path, query, sent or b""):
+                return status, [], b'{"error": {"message": "another generation"}}'
+        return super().answer(handler, sent)
+
+    def _generation(self, path: str, query: dict[str, str], sent: bytes) -> str:
+        """Of the object that a request is about; 0 where there is none."""
+        bucket, _, name = path.partition("/b/")[2].partition("/o")
+        # The name is in the path, in the query, or in the first part of an upload in two.
+        name = urllib.parse.unquote(name.strip("/")) or query.get("name", "")
+        if not name and (found := re.search(rb'"name": "([^"]+)"', sent)):
+            name = found[1].decode()
+        place = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.server, timeout=60)
+        try:
+            connection.request("GET", place)
+            answer = connection.getresponse()
+            body = answer.read()
+            return str(json.loads(body)["generation"]) if answer.status == 200 else "0"
+        finally:
+            connection.close()
+
+
+def _sent(handler: http.server.BaseHTTPRequestHandler) -> bytes | None:
+    """A request's body."""
     if handler.headers.get("Transfer-Encoding", "").lower() == "chunked":
-        body = _chunks(handler)
+        return _chunks(handler)
+    length = int(handler.headers.get("Content-Length", 0))
+    return handler.rfile.read(length) if length else None
+
+
+def _ask(port: int, handler: http.server.BaseHTTPRequestHandler, body: bytes | None) -> Answer:
+    """The server's own answer to a request."""
     headers = {
         k: v
         for k, v in handler.headers.items()

@@ -88,6 +88,28 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReq
     return f"s3://{buckets.BUCKET}/{abs(hash(request.node.nodeid)):x}"
 
 
+@pytest.fixture(scope="session")
+def gcs_server_port() -> Iterator[int]:
+    """Port of an emulator of Google Cloud Storage that ignores preconditions, with one bucket."""
+    with buckets.gcs_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def gcs_port(gcs_server_port: int) -> Iterator[int]:
+    """Port of a link to it that honors them."""
+    with buckets.GenerationLink(gcs_server_port) as link:
+        yield link.port
+
+
+@pytest.fixture
+def gcs(gcs_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """URL of a directory of the emulator's bucket, this test's own; this process and its children reach it."""
+    buckets.point_at_gcs(gcs_port, monkeypatch)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    return f"gs://{buckets.BUCKET}/{abs(hash(request.node.nodeid)):x}"
+
+
 @pytest.fixture
 def store(published_store: Path, tmp_path: Path) -> Path:
     """A copy of the published store, to be damaged."""

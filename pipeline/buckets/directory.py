@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.buckets.retry import IncompleteError, with_retries
+from pipeline.buckets.conditional import ConditionalObjects, GcsObjects, S3Objects, is_conflict
+from pipeline.buckets.retry import IncompleteError, Result, with_retries
 from pipeline.errors import UserError, first_line
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # scheme to the extra of this project that reads it
@@ -92,6 +93,9 @@ class BucketDirectory:
 
     def _connect(self) -> None:
         self._files = _filesystem(self._scheme)
+        self.conditional: ConditionalObjects = (
+            GcsObjects(self._files) if self._scheme == "gs" else S3Objects(self._files)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "_scheme": self._scheme}
@@ -133,49 +137,95 @@ class BucketDirectory:
           FileNotFoundError: there is none.
           ValueError: longer than `limit` bytes.
         """
+        return self.read_version(name, limit=limit)[0]
 
-        def read() -> bytes:
-            if (size := self._files.info(self.place(name), refresh=True)["size"]) > limit:
-                raise ValueError(f"longer than {limit:,} bytes")
-            data: bytes = self._files.cat_file(self.place(name))
-            if len(data) != size:
-                raise IncompleteError(f"{len(data):,} bytes came of {size:,}")
-            return data
+    def read_version(self, name: str, *, limit: int) -> tuple[bytes, str]:
+        """A small object's content and version, of the same moment; see `replace`.
 
-        return with_retries(f"{self.place(name)}: cannot be read", read)
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: longer than `limit` bytes.
+        """
+        place = self.place(name)
+        return with_retries(f"{place}: cannot be read", lambda: self.conditional.get(place, limit=limit))
 
-    def write(
-        self, name: str, data: bytes, *, create: bool = False, before: Callable[[], None] | None = None
-    ) -> None:
-        """Puts an object there, whole or not at all.
+    def write(self, name: str, data: bytes, *, before: Callable[[], None] | None = None) -> None:
+        """Puts an object there, whole or not at all, over any that is there.
 
         Args:
           name: of the object.
           data: its content.
-          create: only where there is none.
           before: called before each attempt; what it raises ends them.
+        """
+        self._put(name, lambda: self._files.pipe_file(self.place(name), data), before)
+
+    def replace(
+        self, name: str, data: bytes, *, version: str | None, before: Callable[[], None] | None = None
+    ) -> str:
+        """Writes a small object only over the version that is known; compare and swap.
+
+        An attempt whose answer was lost is recognized by its content: where `data` is there, this is a success. Where
+        that may be another writer's, `data` needs something of its own.
+
+        Args:
+          name: of the object.
+          data: its content.
+          version: that is there, of `read_version` or `replace`; None if there must be no such object.
+          before: called before each attempt; what it raises ends them.
+
+        Returns:
+          The new version.
+
+        Raises:
+          FileExistsError: another version is there, or none where one was expected; nothing was written.
+        """
+        place = self.place(name)
+        try:
+            return self._put(name, lambda: self.conditional.put(place, data, version=version), before)
+        except FileExistsError as error:
+            conflict = error
+        try:
+            found, there = self.read_version(name, limit=len(data))
+        except (FileNotFoundError, ValueError):  # gone, or longer
+            raise conflict from None
+        if found != data:
+            raise conflict
+        return there
+
+    def upload(
+        self, path: Path, name: str, *, create: bool = False, before: Callable[[], None] | None = None
+    ) -> None:
+        """`write` of a file's content.
+
+        Args:
+          path: of the file.
+          name: of the object.
+          create: only where there is none.
+          before: see `write`.
 
         Raises:
           FileExistsError: there is one, and `create` wants none; it may be of an attempt whose answer was lost.
         """
         mode = "create" if create else "overwrite"
-        self._put(name, lambda: self._files.pipe_file(self.place(name), data, mode=mode), before)
 
-    def upload(
-        self, path: Path, name: str, *, create: bool = False, before: Callable[[], None] | None = None
-    ) -> None:
-        """`write` of a file's content."""
-        mode = "create" if create else "overwrite"
-        self._put(name, lambda: self._files.put_file(str(path), self.place(name), mode=mode), before)
+        def put() -> None:
+            try:
+                self._files.put_file(str(path), self.place(name), mode=mode)
+            except Exception as error:
+                if create and is_conflict(error):
+                    raise FileExistsError(self.place(name)) from error
+                raise
 
-    def _put(self, name: str, put: Callable[[], Any], before: Callable[[], None] | None) -> None:
-        def attempt() -> None:
+        self._put(name, put, before)
+
+    def _put(self, name: str, put: Callable[[], Result], before: Callable[[], None] | None) -> Result:
+        def attempt() -> Result:
             if before is not None:
                 before()
-            put()
+            return put()
 
         try:
-            with_retries(f"{self.place(name)}: cannot be written", attempt)
+            return with_retries(f"{self.place(name)}: cannot be written", attempt)
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.url}: {first_line(error)}; make the bucket first, or correct its name"

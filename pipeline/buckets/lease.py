@@ -1,6 +1,10 @@
-"""One writer a store in a bucket: a lock object that its owner keeps renewing, for no kernel watches over it.
+"""One writer per store in a bucket: a lock object that its owner keeps renewing, since no kernel watches over it.
 
-A lock whose owner is a process of this machine that has ended is broken at once. Another is watched: one that is
+The lock changes hands by conditional writes alone: it is created, renewed, taken over and released only over the version
+that the writer has seen. Of several runs that find a dead owner, one takes the lock over; a renewal that arrives after
+that changes nothing. A released lock stays as an object that says so, since few servers have conditional removals.
+
+A lock whose owner is a process of this machine that has ended is taken over at once. Another is watched: one that is
 not renewed for `PATIENCE` seconds has no owner any more. No two machines' clocks are compared.
 """
 
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import secrets
@@ -19,7 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.buckets.conditional import unsupported
 from pipeline.buckets.directory import BucketDirectory
+from pipeline.buckets.retry import with_retries
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.untrusted import parse_json
@@ -27,6 +34,8 @@ from pipeline.store.untrusted import parse_json
 RENEWAL, PATIENCE = 20.0, 90.0  # seconds; a renewal may be late by three of them
 _POLL = 2.0
 _LIMIT = 1 << 16
+_RELEASED = b'{"released": true}'
+Owner = dict[str, Any]
 
 
 def machine_of_processes() -> str:
@@ -36,18 +45,30 @@ def machine_of_processes() -> str:
     return f"{started} {Path('/proc/self/ns/pid').stat().st_ino}"
 
 
-def _read(bucket: BucketDirectory) -> dict[str, Any] | None:
-    """The lock that is there, or None."""
+def _read(bucket: BucketDirectory) -> tuple[Owner | None, str | None]:
+    """The lock's owner, None where it is free, and its version, None where there is no lock object."""
     try:
-        found = parse_json(bucket.read(LOCK_FILE, limit=_LIMIT).decode())
+        data, version = bucket.read_version(LOCK_FILE, limit=_LIMIT)
     except FileNotFoundError:
-        return None
+        return None, None
+    if data == _RELEASED:
+        return None, version
+    try:
+        found = parse_json(data.decode())
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = {}
+    return found if isinstance(found, dict) else {}, version
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
+def lease_owner(bucket: BucketDirectory) -> Owner | None:
+    """What the lock says of its owner, who may have ended without a word; None where the lock is free.
+
+    Two calls more than `PATIENCE` seconds apart that return the same have found a dead owner.
+    """
+    return _read(bucket)[0]
+
+
+def _is_dead(owner: Owner) -> bool:
     """Whether the owner is known to have ended: a process number of this very machine that nobody has, or that is ours."""
     if owner.get("machine") != machine_of_processes() or type(owner.get("pid")) is not int:
         return False
@@ -60,7 +81,7 @@ def check_lease(bucket: BucketDirectory, lease: str) -> None:
     Raises:
       TryAgainError: another run has taken it over.
     """
-    if (found := _read(bucket)) is None or found.get("lease") != lease:
+    if (found := lease_owner(bucket)) is None or found.get("lease") != lease:
         raise TryAgainError(
             f"--store={bucket.url}: another run has taken the store over, for this one's lock was not renewed for "
             f"{PATIENCE:.0f} s; wait for it, then run the same command again: what it published is kept"
@@ -72,84 +93,144 @@ def hold_lease(bucket: BucketDirectory, *, patience: float = PATIENCE) -> Iterat
     """Holds the lock of a store in a bucket; gives the text by which its workers know it.
 
     Raises:
-      UserError: somebody else holds it; says who and since when.
+      UserError: somebody else holds it; says who and since when. Or the server ignores preconditions.
     """
-    _wait_for_owner(bucket, patience=patience)
-    lease = secrets.token_hex(8)
+    lock = _take(bucket, patience=patience)
+    ended = threading.Event()
+    thread = threading.Thread(target=lock.keep_renewing, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield lock.lease
+    finally:
+        ended.set()
+        thread.join()
+        # Where the link is down the lock stays, and the next run sees that it is not renewed. The error that ended the
+        # work is the one to report.
+        with contextlib.suppress(UserError, DataError):
+            lock.write(_RELEASED)
+
+
+class _HeldLock:
+    """The lock object while this process owns it.
+
+    Args:
+      bucket: of the store.
+      owner: the lock's content but its count of renewals.
+      version: that is there.
+    """
+
+    def __init__(self, bucket: BucketDirectory, owner: Owner, version: str) -> None:
+        self._bucket, self._owner, self._version = bucket, owner, version
+        self.lease: str = owner["lease"]
+
+    def write(self, data: bytes) -> bool:
+        """Replaces the lock if it is still this owner's; whether it was."""
+        for _ in range(2):
+            try:
+                self._version = self._bucket.replace(LOCK_FILE, data, version=self._version)
+            except FileExistsError:
+                found, version = _read(self._bucket)
+                if found is None or version is None or found.get("lease") != self.lease:
+                    return False
+                self._version = version  # of an earlier renewal, which was thought to have failed
+            else:
+                return True
+        return False
+
+    def keep_renewing(self, ended: threading.Event) -> None:
+        """Renews the lock from time to time, until another run has taken it over."""
+        renewals = 0
+        while not ended.wait(RENEWAL):
+            renewals += 1
+            # The link is down: workers find out before they write. Whatever it is, a later renewal may succeed.
+            with contextlib.suppress(Exception):
+                if not self.write(_text(self._owner, renewals)):
+                    return
+
+
+def _text(owner: Owner, renewals: int) -> bytes:
+    return json.dumps({**owner, "renewals": renewals}).encode()
+
+
+def _take(bucket: BucketDirectory, *, patience: float) -> _HeldLock:
+    """Creates the lock, or replaces one that is free or whose owner has ended.
+
+    Raises:
+      UserError: its owner lives, another run was faster, or the server ignores preconditions.
+    """
     owner = {
-        "lease": lease,
+        "lease": secrets.token_hex(8),  # by which an attempt whose answer was lost is known to be ours
         "pid": os.getpid(),
         "machine": machine_of_processes(),
         "host": socket.gethostname(),
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
     }
-    try:
-        bucket.write(LOCK_FILE, _text(owner, 0), create=True)
-    except FileExistsError as error:
-        found = _read(bucket) or {}
-        if found.get("lease") != lease:  # else ours, put there by an attempt whose answer was lost
+    while True:
+        dead, free = _wait_for_owner(bucket, patience=patience)
+        try:
+            version = bucket.replace(LOCK_FILE, _text(owner, 0), version=free)
+        except FileExistsError as error:
+            if (found := lease_owner(bucket)) is None:  # another run has taken and released it meanwhile
+                continue
             raise _held(bucket, found) from error
-    ended = threading.Event()
-    thread = threading.Thread(target=_renew, args=(bucket, owner, ended), daemon=True)
-    thread.start()
-    try:
-        yield lease
-    finally:
-        ended.set()
-        thread.join()
-        # Where the link is down the lock stays, and whoever comes next sees that nobody renews it: what ended the work
-        # is what is told.
-        with contextlib.suppress(UserError, DataError):
-            if (_read(bucket) or {}).get("lease") == lease:
-                bucket.remove(LOCK_FILE)
+        break
+    if dead is not None:
+        print(
+            f"--store={bucket.url}: the lock of {_whose(dead)} has no owner any more: taken over", flush=True
+        )
+    lock = _HeldLock(bucket, owner, version)
+    if not _honors_preconditions(bucket, owner):
+        lock.write(_RELEASED)
+        raise UserError(unsupported(bucket.url))
+    return lock
 
 
-def _text(owner: dict[str, Any], renewals: int) -> bytes:
-    return json.dumps({**owner, "renewals": renewals}).encode()
+def _honors_preconditions(bucket: BucketDirectory, owner: Owner) -> bool:
+    """Whether the server refuses to write the lock, which is there, as absent and as of another version.
+
+    Private S3 servers may ignore the conditions, and so does a botocore older than them.
+    """
+    place, text = bucket.place(LOCK_FILE), _text(owner, 0)
+    for version in (None, "1"):
+        put = functools.partial(bucket.conditional.put, place, text, version=version)
+        try:
+            with_retries(f"{place}: cannot be written", put)
+        except FileExistsError:
+            continue
+        return False
+    return True
 
 
-def _renew(bucket: BucketDirectory, owner: dict[str, Any], ended: threading.Event) -> None:
-    """Says from time to time that the owner lives, unless somebody thought otherwise in the meantime."""
-    renewals = 0
-    while not ended.wait(RENEWAL):
-        # The link is down: workers find out before they write. Whatever it is, a later renewal may succeed.
-        with contextlib.suppress(Exception):
-            if (_read(bucket) or {}).get("lease") != owner["lease"]:
-                return
-            renewals += 1
-            bucket.write(LOCK_FILE, _text(owner, renewals))
-
-
-def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> None:
-    """Returns when there is no lock, breaking one without an owner.
+def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner | None, str | None]:
+    """Returns when the lock is free or its owner has ended: the dead owner, if any, and the version to be replaced.
 
     Raises:
       UserError: its owner lives.
     """
-    if (first := _read(bucket)) is None:
-        return
-    if not _is_dead(first):
-        print(
-            f"--store={bucket.url}: locked by {_whose(first)}; watching for {patience:.0f} s whether it lives",
-            flush=True,
-        )
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            time.sleep(min(_POLL, patience / 10))
-            if (found := _read(bucket)) is None:
-                return
-            if found != first:
-                raise _held(bucket, found)
-    print(f"--store={bucket.url}: the lock of {_whose(first)} has no owner any more: broken", flush=True)
-    bucket.remove(LOCK_FILE)
+    first, version = _read(bucket)
+    if first is None or _is_dead(first):
+        return first, version
+    print(
+        f"--store={bucket.url}: locked by {_whose(first)}; watching for {patience:.0f} s whether it lives",
+        flush=True,
+    )
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        time.sleep(min(_POLL, patience / 10))
+        found, now = _read(bucket)
+        if found is None:
+            return None, now
+        if now != version:
+            raise _held(bucket, found)
+    return first, version
 
 
-def _whose(owner: dict[str, Any]) -> str:
+def _whose(owner: Owner) -> str:
     if not {"pid", "host", "since"} <= owner.keys():
         return "another process"
     return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
 
 
-def _held(bucket: BucketDirectory, owner: dict[str, Any]) -> UserError:
+def _held(bucket: BucketDirectory, owner: Owner) -> UserError:
     return UserError(f"--store={bucket.url}: {_whose(owner)} is writing it; wait for it, or end it there")

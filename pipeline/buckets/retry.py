@@ -32,7 +32,6 @@ _LIBRARIES = {
 }
 # Of botocore and google.auth: nobody said who asks, or for what.
 _CREDENTIALS = {
-    "ClientError",  # what s3fs does not know as an OSError: a bad key, a clock that is wrong
     "DefaultCredentialsError",
     "NoCredentialsError",
     "NoRegionError",
@@ -41,6 +40,10 @@ _CREDENTIALS = {
     "ProfileNotFound",
     "RefreshError",
 }
+# Of S3, to a request that came: what was asked is refused, but for damage on the way, which has a status of 400, too. s3fs
+# has the ClientError as the cause of its OSError, also where the server is busy (503) or another writes there (409, 412).
+_REFUSED_BY_S3 = {400, 401, 403}
+_DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
 _OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _log = logging.getLogger(__name__)
 
@@ -128,6 +131,7 @@ def _refusal(what: str, error: Exception) -> UserError | None:
         if (
             isinstance(link, PermissionError)
             or (library in _LIBRARIES and type(link).__name__ in _CREDENTIALS)
+            or _is_refused_by_s3(link)
             or _is_forbidden_by_gcs(link)
         ):
             return UserError(
@@ -135,6 +139,20 @@ def _refusal(what: str, error: Exception) -> UserError | None:
                 "the files that the bucket's own tools take"
             )
     return None
+
+
+def s3_error(error: BaseException) -> tuple[int, str] | None:
+    """HTTP status and code of a botocore ClientError, else None."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        return None
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(response.get("Error", {}).get("Code"))
+
+
+def _is_refused_by_s3(error: BaseException) -> bool:
+    status, code = s3_error(error) or (0, "")
+    return status in _REFUSED_BY_S3 and code not in _DAMAGED_ON_THE_WAY
 
 
 def _is_forbidden_by_gcs(error: BaseException) -> bool:

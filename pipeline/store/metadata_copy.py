@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.buckets.directory import BucketDirectory
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.files import write_bytes
 from pipeline.store.layout import EVAL_DIRECTORY
 from pipeline.store.metadata import FEATURES_FILE, INFO_FILE, MANIFEST_FILE
@@ -37,6 +37,8 @@ class MetadataCopy:
         self.path = Path(tempfile.mkdtemp(prefix="view-distill-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         (self.path / EVAL_DIRECTORY).mkdir()
+        # By name in the bucket, as of the last read or write here; None where there is no such object.
+        self._versions: dict[str, str | None] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -46,8 +48,9 @@ class MetadataCopy:
         limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()}
         for name, limit in limits.items():
             try:
-                data = self._bucket.read(name, limit=limit)
+                data, self._versions[name] = self._bucket.read_version(name, limit=limit)
             except FileNotFoundError:
+                self._versions[name] = None
                 (self.path / name).unlink(missing_ok=True)
                 continue
             except ValueError as error:
@@ -57,13 +60,28 @@ class MetadataCopy:
     def publish(self, directory: Path, *, before: Callable[[], None] | None = None) -> None:
         """Puts one directory's metadata of the copy into the bucket, what says that it is published last.
 
+        Each file replaces only the version that was copied, so that a writer that slept, and whose lock was taken over in
+        the meantime, replaces nothing of the new owner's.
+
         Args:
           directory: of the copy.
           before: see `BucketDirectory.write`.
+
+        Raises:
+          TryAgainError: another run has published since the copy was made.
         """
         below = directory.relative_to(self.path)
-        for name in _PUBLISHED:
-            self._bucket.write((below / name).as_posix(), (directory / name).read_bytes(), before=before)
+        for file in _PUBLISHED:
+            name, data = (below / file).as_posix(), (directory / file).read_bytes()
+            try:
+                self._versions[name] = self._bucket.replace(
+                    name, data, version=self._versions[name], before=before
+                )
+            except FileExistsError as error:
+                raise TryAgainError(
+                    f"{self._bucket.place(name)}: another run has published since this one read it; run the same command "
+                    "again: what is published is kept"
+                ) from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import pickle
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.buckets.directory import BucketDirectory, check_url, is_url
 from pipeline.errors import DataError, TryAgainError, UserError
-from tests.buckets import BUCKET, Fault, FaultyLink, free_port, point_at, put_object
+from tests.buckets import BUCKET, Answer, Fault, FaultyLink, free_port, point_at, point_at_gcs, put_object
 
 
 @pytest.mark.parametrize("url", ["http://host/x", "s3://", "gs:///", "file:///tmp/x", "s3a://b/x"])
@@ -96,12 +97,73 @@ def test_what_is_not_there_or_too_long(s3: str) -> None:
         bucket.read("long", limit=10)
 
 
-def test_an_object_is_created_once(s3: str) -> None:
-    bucket = BucketDirectory(s3)
-    bucket.write("lock", b"mine", create=True)
+@pytest.mark.parametrize("scheme", ["s3", "gcs"])
+def test_an_object_is_replaced_only_over_the_version_that_is_known(
+    scheme: str, request: pytest.FixtureRequest
+) -> None:
+    bucket = BucketDirectory(request.getfixturevalue(scheme))
+    first = bucket.replace("lock", b"mine", version=None)
+    assert bucket.read_version("lock", limit=10) == (b"mine", first)
+    second = bucket.replace("lock", b"mine, too", version=first)
+    assert second != first
+    for version in (None, first):
+        with pytest.raises(FileExistsError):
+            bucket.replace("lock", b"yours", version=version)
+        with pytest.raises(FileExistsError):
+            bucket.replace("lock", b"yours, and longer", version=version)
+        # As after an attempt whose answer was lost.
+        assert bucket.replace("lock", b"mine, too", version=version) == second
+    assert bucket.read_version("lock", limit=10) == (b"mine, too", second)
+    bucket.remove("lock")
     with pytest.raises(FileExistsError):
-        bucket.write("lock", b"yours", create=True)
-    assert bucket.read("lock", limit=10) == b"mine"
+        bucket.replace("lock", b"mine again", version=second)
+    assert bucket.objects() == {}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gcs"])
+def test_content_and_version_are_of_one_moment(
+    scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url: str = request.getfixturevalue(scheme)
+    direct, written = BucketDirectory(url), []
+    direct.write("file", b"first")
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        """Another process writes between the question for the version and that for the content."""
+        if method == "GET" and ("alt=media" in path or scheme == "s3") and len(written) < 2:
+            written.append(number)
+            direct.write("file", b"%05d" % number)
+        return Fault()
+
+    with FaultyLink(request.getfixturevalue(f"{scheme}_port"), faults) as link:
+        direct.read("file", limit=10)  # connected
+        (point_at if scheme == "s3" else point_at_gcs)(link.port, monkeypatch)
+        data, version = BucketDirectory(url).read_version("file", limit=10)
+    assert len(written) == 2
+    assert (data, version) == direct.read_version("file", limit=10)
+
+
+class NoCondition(FaultyLink):
+    """To a server that does not say which condition has failed."""
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
+        status, headers, body = super().answer(handler, sent)
+        return status, headers, body.replace(b"<Condition>If-None-Match</Condition>", b"")
+
+
+@pytest.mark.parametrize("size", [1, 101 << 20], ids=["small", "in parts"])
+def test_a_file_is_uploaded_only_where_none_is(
+    s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "shard"
+    with path.open("wb") as file:
+        file.truncate(size)
+    BucketDirectory(s3).write("shard", b"first")
+    with NoCondition(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        with pytest.raises(FileExistsError):
+            BucketDirectory(s3).upload(path, "shard", create=True)
+        assert BucketDirectory(s3).read("shard", limit=10) == b"first"
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
-import gcsfs
 import numpy as np
 import pytest
 
@@ -19,25 +17,13 @@ from pipeline.precompute import main
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.reader import Store
 from pipeline.teacher import fingerprint
-from tests.buckets import BUCKET, Fault, FaultyLink, gcs_server
+from tests.buckets import Fault, FaultyLink, point_at_gcs
 from tests.stores import DATASET, Asked
 
 
-@pytest.fixture(scope="module")
-def gcs_port() -> Iterator[int]:
-    with gcs_server() as port:
-        yield port
-
-
-@pytest.fixture
-def gcs(
-    gcs_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
-) -> str:
-    """URL of a directory of the emulator's bucket, this test's own."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{gcs_port}")
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIEW_DISTILL_CACHE", str(tmp_path / "cache"))
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    return f"gs://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
 
 
 def upload(bucket: BucketDirectory, directory: Path, name: str) -> None:
@@ -90,8 +76,7 @@ def test_a_server_that_fails_now_and_then_is_not_noticed(
         return Fault()
 
     with FaultyLink(gcs_port, faults) as link:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{link.port}")
-        gcsfs.GCSFileSystem.clear_instance_cache()
+        point_at_gcs(link.port, monkeypatch)
         BucketDirectory(gcs).download("file", tmp_path / "copy", size=len(data))
     assert len(failed) == 3
     assert (tmp_path / "copy").read_bytes() == data
@@ -113,7 +98,8 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(gcs: str, asked: Ask
         if path.is_file() and path.name not in ("spec.json", LOCK_FILE)
     }
     stored = BucketDirectory(f"{gcs}/store")
-    there = {name: stored.read(name, limit=1 << 30) for name in stored.objects() if name != "spec.json"}
+    names = set(stored.objects()) - {"spec.json", LOCK_FILE}
+    there = {name: stored.read(name, limit=1 << 30) for name in names}
     assert there == here
     store = Store(f"{gcs}/store")
     store.check_files()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from gcsfs.retry import validate_response
+from s3fs.errors import translate_boto_error
 
 from pipeline.buckets import retry
 from pipeline.buckets.retry import DAMAGED_ATTEMPTS, IncompleteError, with_retries
@@ -119,3 +122,29 @@ def test_an_upload_that_gcs_gives_up_is_told_by_its_cause() -> None:
     of_gcsfs = types.FunctionType(upload.__code__, {"__name__": "gcsfs.core"})
     with pytest.raises(TryAgainError, match=r"x \(reset\), 2 times"):
         with_retries("x", of_gcsfs, attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "refused"),
+    [
+        (403, "AccessDenied", True),
+        (400, "InvalidToken", True),
+        (400, "400", True),  # of a HEAD, whose answer has no body
+        (400, "BadDigest", False),
+        (409, "ConditionalRequestConflict", False),
+        (503, "SlowDown", False),
+        (500, "InternalError", False),
+    ],
+)
+def test_s3_refuses_some_requests_and_fails_others_for_a_moment(
+    status: int, code: str, *, refused: bool
+) -> None:
+    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    call = Failing(translate_boto_error(ClientError(response, "PutObject")), 2)
+    if refused:
+        with pytest.raises(UserError, match="access refused"):
+            with_retries("s3://b/x: cannot be written", call)
+        assert call.calls == 1
+    else:
+        with_retries("s3://b/x: cannot be written", call)
+        assert call.calls == 3

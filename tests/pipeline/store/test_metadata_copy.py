@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.buckets.directory import BucketDirectory
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
 
@@ -68,6 +68,46 @@ def test_what_is_published_first_is_read_last(
         below = ["/eval/" in path for method, path in link.requests if method == "GET"]
     assert below == sorted(below)
     assert below.count(True) == 3
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gcs"])
+def test_who_wakes_up_after_a_takeover_replaces_no_metadata(
+    scheme: str, published_store: Path, request: pytest.FixtureRequest
+) -> None:
+    """Even between the check of the lock and the write, and where nothing had been published."""
+    bucket = BucketDirectory(request.getfixturevalue(scheme))
+    names = ("manifest.json", "features.json", "dataset_info.json")
+
+    def fill(copy: MetadataCopy, of: bytes) -> None:
+        for name in names:
+            (copy.path / name).write_bytes(name.encode() + of)
+
+    for round in (b"1", b"2"):
+        sleeper, owner = MetadataCopy(bucket), MetadataCopy(bucket)
+        fill(sleeper, b" of the sleeper" + round)
+        fill(owner, b" of the owner" + round)
+        owner.publish(owner.path)
+        with pytest.raises(TryAgainError, match=r"manifest.json: another run has published") as caught:
+            sleeper.publish(sleeper.path)
+        assert caught.value.exit_code == 75
+        for name in names:
+            assert bucket.read(name, limit=100) == name.encode() + b" of the owner" + round
+        # The last write of the sleeper's, on its way all the time.
+        sleeper._versions["manifest.json"] = owner._versions["manifest.json"]
+        sleeper._versions["features.json"] = owner._versions["features.json"]
+        with pytest.raises(TryAgainError, match=r"dataset_info.json: another run has published"):
+            sleeper.publish(sleeper.path)
+        assert bucket.read("dataset_info.json", limit=100) == b"dataset_info.json of the owner" + round
+
+
+def test_one_copy_publishes_again_and_again(s3: str) -> None:
+    copy = MetadataCopy(BucketDirectory(s3))
+    for number in range(3):
+        for name in ("manifest.json", "features.json", "dataset_info.json"):
+            (copy.path / name).write_text(str(number if name != "features.json" else 0))
+        copy.publish(copy.path)
+        copy.publish(copy.path)
+    assert BucketDirectory(s3).read("dataset_info.json", limit=9) == b"2"
 
 
 def test_a_file_too_long_for_a_store_is_not_read(s3: str) -> None:
