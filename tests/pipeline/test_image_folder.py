@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.image_folder import scan
+from pipeline.text import is_printable
 
 
 def make(root: Path, *names: str | bytes) -> Path:
@@ -49,7 +50,7 @@ def test_a_class_name_that_tfds_would_change_is_refused(tmp_path: Path, name: st
     found = scan(make(tmp_path, "cat/1.jpg", f"{name}/1.jpg", "dog/1.jpg"))
     (problem,) = found.problems
     assert "rename" in problem
-    assert problem.isprintable()
+    assert is_printable(problem)
 
 
 def test_class_names_that_only_unicode_tells_apart_are_refused(tmp_path: Path) -> None:
