@@ -12,6 +12,7 @@ from pipeline.store.files import TEMPORARY
 from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import parse_shard_name, shard_name
+from pipeline.store.splits import file_split
 
 Contents = dict[str, Any]
 
@@ -33,7 +34,7 @@ def _split_contents(reader: SplitReader) -> dict[str, Any]:
 
 def _unpublished(store: Store) -> dict[str, int]:
     """Shards that a run is writing, or that one left that died: files beyond what is published."""
-    published = {reader.split: len(reader.manifest.shards) for reader in store.readers()}
+    published = {file_split(reader.split): len(reader.manifest.shards) for reader in store.readers()}
     found = []
     directories = {below(reader.split): reader for reader in store.readers()}
     for reader in directories.values():

@@ -170,6 +170,7 @@ class _File:
     path: str
     skip: int  # records before the split's first
     first: int  # index, in the split, of the first record taken
+    take: int  # records taken
 
 
 class Dataset:
@@ -201,30 +202,52 @@ class Dataset:
         if data_dir is not None and is_url(data_dir):
             place = copied_dataset(name, str(data_dir), limit=data_cache_bytes)
         builder = load_builder(name, place)
-        info = builder.info
-        try:
-            split_info = info.splits[split]
-            instructions = split_info.file_instructions
-        except (KeyError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"--split={split}: {info.full_name} has splits {', '.join(sorted(info.splits))}"
-            ) from error
+        self._info = info = builder.info
         self.name = f"{'/'.join(filter(None, [info.name, info.config_name]))}:{info.version}"
-        self.split = split
         self.data_dir = str(data_dir) if data_dir else None
         self.data_cache_bytes = data_cache_bytes
         self.path = str(builder.data_dir)
         self.split_names = sorted(info.splits)
-        self.num_examples = int(split_info.num_examples)
-        if not self.num_examples:
-            raise UserError(f"--split={split}: {self.name} in {self.path} has no examples there")
         self._image_key, self._label_key = _image_and_label(info)
         self.num_classes = int(info.features[self._label_key].num_classes)
         self.class_names = list(info.features[self._label_key].names)
+        self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
+        self._select(split, flag="--split")
+
+    def select(self, split: str, *, flag: str = "--split") -> Dataset:
+        """Another split of the same data set, which is not opened again for it.
+
+        Args:
+          split: such as `test` or `train[800:]`.
+          flag: that names it.
+
+        Raises:
+          UserError: there is no such split, or it is empty.
+        """
+        other = object.__new__(type(self))  # not `copy`, which would open it again
+        vars(other).update(vars(self))
+        other._select(split, flag=flag)
+        return other
+
+    def _select(self, split: str, *, flag: str) -> None:
+        info = self._info
+        try:
+            split_info = info.splits[split]
+            instructions = split_info.file_instructions
+        except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f"{flag}={split}: {info.full_name} has splits {', '.join(self.split_names)}"
+            ) from error
+        self.split = split
+        self.num_examples = int(split_info.num_examples)
+        if not self.num_examples:
+            raise UserError(f"{flag}={split}: {self.name} in {self.path} has no examples there")
         self._files: list[_File] = []
         first = 0
         for instruction in instructions:
-            self._files.append(_File(str(instruction.filename), instruction.skip, first))
+            self._files.append(
+                _File(str(instruction.filename), instruction.skip, first, int(instruction.take))
+            )
             first += instruction.take
         _allow_open_files(len(self._files) + _OTHER_FILES)
         self._starts = [file.first for file in self._files]
@@ -234,7 +257,6 @@ class Dataset:
         # TFDS knows no bytes of a sub-split such as `train[:90%]`: those of the whole splits that it names.
         named = [name for name in self.split_names if re.search(rf"\b{re.escape(name)}\b", split)]
         self._num_bytes = {name: int(info.splits[name].num_bytes) for name in named}
-        self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.name, self.split, self.data_dir, self.data_cache_bytes)
@@ -251,6 +273,17 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return DatasetIdentity(
             name=self.name, split=self.split, num_examples=self.num_examples, fingerprint=digest[:32]
+        )
+
+    def overlap(self, other: Dataset) -> int:
+        """Number of this split's examples that are in another split of the same data set, too."""
+        theirs: dict[str, list[_File]] = {}
+        for file in other._files:
+            theirs.setdefault(file.path, []).append(file)
+        return sum(
+            max(min(ours.skip + ours.take, file.skip + file.take) - max(ours.skip, file.skip), 0)
+            for ours in self._files
+            for file in theirs.get(ours.path, ())
         )
 
     def _reader(self, number: int) -> ArrayRecordReader:

@@ -13,9 +13,13 @@ from pipeline.choices import DEMO_STORE
 from pipeline.cli.precompute import check_flags
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.spec import Provenance, Spec
+from pipeline.store.splits import file_split
 from pipeline.teacher import Teacher
 from pipeline.views.render import render_probe
+
+_LONGEST_SPLIT = 100  # characters, in file names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class PrecomputeOptions:
       image_cache_bytes: per process.
       input_buffer_bytes: for batches that are rendered ahead, per process; None is a quarter of the memory.
       data_cache_bytes: for copies of data sets in buckets.
-      eval_splits: to store evaluation logits of.
+      datasets: by split of the store: `views`, and those to store evaluation logits of.
       repair: whether published shards are read, and computed again where they are damaged.
       spec: of the store.
     """
@@ -44,9 +48,14 @@ class PrecomputeOptions:
     image_cache_bytes: int
     input_buffer_bytes: int | None
     data_cache_bytes: int
-    eval_splits: tuple[str, ...]
+    datasets: dict[str, Dataset]
     repair: bool
     spec: Spec
+
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """Splits to store evaluation logits of."""
+        return tuple(split for split in self.datasets if split != VIEWS_SPLIT)
 
 
 def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
@@ -91,22 +100,52 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         image_cache_bytes=flags.image_cache_bytes,
         input_buffer_bytes=flags.input_buffer_bytes,
         data_cache_bytes=flags.data_cache_bytes,
-        eval_splits=find_eval_splits(flags.eval_splits, dataset),
+        datasets={VIEWS_SPLIT: dataset, **find_eval_splits(flags.eval_splits, dataset)},
         repair=flags.repair,
         spec=spec,
     )
 
 
-def find_eval_splits(text: str, dataset: Dataset) -> tuple[str, ...]:
-    """Names of the splits to evaluate: `all`, `none`, or a comma-separated list that exists."""
+def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
+    """The splits to evaluate by name: of `all`, `none`, or a comma-separated list of splits and slices.
+
+    Raises:
+      UserError: there is no such split, or a store cannot name it.
+    """
     if text in ("all", "none"):
-        return tuple(dataset.split_names) if text == "all" else ()
-    names = tuple(dict.fromkeys(filter(None, text.split(","))))
-    if unknown := [name for name in names if name not in dataset.split_names]:
-        raise UserError(
-            f"--eval_splits={text}: no split {', '.join(unknown)}; {dataset.name} has {', '.join(dataset.split_names)}"
+        names = dataset.split_names if text == "all" else []
+    else:
+        names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    found = {name: dataset.select(name, flag="--eval_splits") for name in names}
+    # Names of whole splits that a store does not change are taken by them.
+    taken = {file_split(name): name for name in [*dataset.split_names, *names][::-1]}
+    for name in names:
+        other = taken[file_split(name)]
+        if other != name or name == VIEWS_SPLIT or len(file_split(name)) > _LONGEST_SPLIT:
+            raise UserError(
+                f"--eval_splits={name}: a store would name it {file_split(name):.120}, which is longer than {_LONGEST_SPLIT} "
+                f"characters or taken by {VIEWS_SPLIT if name == VIEWS_SPLIT else other}; name another slice, or rename the split"
+            )
+    return found
+
+
+def describe_eval_splits(options: PrecomputeOptions) -> str:
+    """One line on what is evaluated and which of it is trained on."""
+    dataset = options.datasets[VIEWS_SPLIT]
+    parts, held_out = [], False
+    for name in options.eval_splits:
+        evaluated = options.datasets[name]
+        overlap = evaluated.overlap(dataset)
+        held_out |= not overlap
+        shared = f", {overlap:,} of them in --split={dataset.split}" if overlap else ""
+        parts.append(f"{name} ({evaluated.num_examples:,} examples{shared})")
+    line = f"evaluation splits: {'; '.join(parts) or 'none'}"
+    if options.eval_splits and not held_out:
+        line += (
+            "; none is held out: students will have no held-out accuracy; train on a part and evaluate on the rest, such as "
+            "--split=train[:90%] --eval_splits=train[90%:]"
         )
-    return names
+    return line
 
 
 def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> Provenance:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.buckets.lease import check_lease
-from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.options import PrecomputeOptions
 from pipeline.outlet import note_name
@@ -88,9 +87,7 @@ def pending_tasks(
     identities = {VIEWS_SPLIT: spec.dataset}
     totals = {}
     for split in options.eval_splits:
-        dataset = Dataset(
-            spec.dataset.name, split, data_dir=options.data_dir, data_cache_bytes=options.data_cache_bytes
-        )
+        dataset = options.datasets[split]
         identities[split], totals[split] = dataset.identity(), dataset.num_examples
     totals[VIEWS_SPLIT] = options.epochs * spec.num_examples
     tasks: list[ShardTask] = []

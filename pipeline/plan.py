@@ -26,6 +26,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -234,7 +235,7 @@ def _given_task(flags: argparse.Namespace) -> Task:
     else:
         dataset = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir)
         name, examples, classes = dataset.name, dataset.num_examples, dataset.num_classes
-        eval_views = _eval_views(flags, dataset)
+        eval_views = _eval_views(find_eval_splits(flags.eval_splits, dataset))
     return Task(
         dataset=name,
         num_examples=examples,
@@ -247,9 +248,8 @@ def _given_task(flags: argparse.Namespace) -> Task:
     )
 
 
-def _eval_views(flags: argparse.Namespace, dataset: Dataset) -> int:
-    splits = find_eval_splits(flags.eval_splits, dataset)
-    return sum(Dataset(dataset.name, split, data_dir=flags.data_dir).num_examples for split in splits)
+def _eval_views(datasets: Mapping[str, Dataset]) -> int:
+    return sum(dataset.num_examples for split, dataset in datasets.items() if split != VIEWS_SPLIT)
 
 
 def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
@@ -258,7 +258,7 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
         flags.store = scratch
         options = resolve(flags, is_demo=announce_demo(flags))
         spec = options.spec
-        dataset = Dataset(spec.dataset.name, spec.dataset.split, data_dir=options.data_dir)
+        dataset = options.datasets[VIEWS_SPLIT]
         job = PrecomputeJob(
             store=scratch,
             spec=spec.to_json(),
@@ -267,14 +267,13 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
             image_cache_bytes=options.image_cache_bytes,
         )
         print(f"measuring for {flags.calibrate_seconds:g} s ...", file=sys.stderr, flush=True)
-        rates, logits = calibrate(ShardWorker(job), seconds=flags.calibrate_seconds)
-        flags.data_dir = options.data_dir
+        rates, logits = calibrate(ShardWorker(job, options.datasets), seconds=flags.calibrate_seconds)
         task = Task(
             dataset=dataset.name,
             num_examples=dataset.num_examples,
             num_classes=dataset.num_classes,
             epochs=options.epochs,
-            eval_views=_eval_views(flags, dataset),
+            eval_views=_eval_views(options.datasets),
             views_per_shard=options.views_per_shard,
             codec=spec.codec,
             temperature=spec.temperature,

@@ -39,7 +39,7 @@ from pipeline.cli.precompute import announce_demo, make_parser, parse
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.machine import usable_cpus, usable_memory
-from pipeline.options import PrecomputeOptions, resolve
+from pipeline.options import PrecomputeOptions, describe_eval_splits, resolve
 from pipeline.pending import (
     SHARD_SECONDS,
     damaged_tasks,
@@ -290,8 +290,9 @@ def main(argv: list[str]) -> int:
             lease=claim.lease,
             progress=str(claim.path),
         )
+        print(describe_eval_splits(options))
         shared = Shared()
-        worker = shared.acquire(lambda: ShardWorker(job), tag=job)
+        worker = shared.acquire(lambda: ShardWorker(job, options.datasets), tag=job)
         print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
         claim.write_spec(options.spec)
         begun = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,11 +95,15 @@ class Totals:
 class ShardWorker:
     """Holds teacher and data set, and computes shards.
 
+    Args:
+      job: what it works on.
+      datasets: by split of the store, as far as they are open in this process; others are opened when they are needed.
+
     Raises:
       DataError: the teacher, data set or rendering here is not the spec's.
     """
 
-    def __init__(self, job: PrecomputeJob) -> None:
+    def __init__(self, job: PrecomputeJob, datasets: Mapping[str, Dataset] | None = None) -> None:
         self.job = job
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
@@ -107,6 +111,22 @@ class ShardWorker:
         self._batch_size = self.spec.teacher.batch_size
         self.teacher = load_teacher(self.spec, job.teacher)
         self._inputs: dict[str, ViewInput] = {}
+        self._datasets = dict(datasets or {})
+
+    def _dataset(self, split: str) -> Dataset:
+        """The data set of the training views, or of an evaluated split."""
+        if split not in self._datasets:
+            name = self.spec.dataset.split if split == VIEWS_SPLIT else split
+            if self._datasets:
+                self._datasets[split] = next(iter(self._datasets.values())).select(name)
+            else:
+                self._datasets[split] = Dataset(
+                    self.spec.dataset.name,
+                    name,
+                    data_dir=self.job.data_dir,
+                    data_cache_bytes=self.job.data_cache_bytes,
+                )
+        return self._datasets[split]
 
     def input_of(self, split: str) -> ViewInput:
         """Input pipeline of the training views, or of a split's evaluation crops."""
@@ -115,13 +135,7 @@ class ShardWorker:
         return self._inputs[split]
 
     def _training_input(self) -> ViewInput:
-        spec = self.spec
-        dataset = Dataset(
-            spec.dataset.name,
-            spec.dataset.split,
-            data_dir=self.job.data_dir,
-            data_cache_bytes=self.job.data_cache_bytes,
-        )
+        spec, dataset = self.spec, self._dataset(VIEWS_SPLIT)
         if lines := differences(
             dataset.identity().to_json(), spec.dataset.to_json(), sides=("here", "in the spec")
         ):
@@ -136,13 +150,7 @@ class ShardWorker:
         return ViewInput(records, source, self._batch_size, buffer_bytes=self.job.input_buffer_bytes)
 
     def _eval_input(self, split: str) -> ViewInput:
-        spec = self.spec
-        dataset = Dataset(
-            spec.dataset.name,
-            split,
-            data_dir=self.job.data_dir,
-            data_cache_bytes=self.job.data_cache_bytes,
-        )
+        spec, dataset = self.spec, self._dataset(split)
         records = EvalViews(
             eval_crop=spec.eval_crop,
             image_size=spec.policy.image_size,

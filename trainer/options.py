@@ -204,8 +204,9 @@ def _eval_every(length: RunLength) -> int:
 
 
 def _eval_split(asked: str | None, store: Store) -> str | None:
-    """The split to evaluate on: as asked, else validation, else test, else none; by default none that is trained on."""
+    """The split to evaluate on: as asked, else validation, test or another one that is held out, else none."""
     if asked is not None:
         store.eval_reader(asked)
         return asked
-    return next((name for name in ("validation", "test") if name in store.held_out_splits), None)
+    held_out = store.held_out_splits
+    return next((name for name in ("validation", "test", *held_out) if name in held_out), None)

@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import argparse
 import dataclasses
-import re
 from pathlib import Path
 
 import tensorflow as tf
@@ -30,6 +29,7 @@ from pipeline.errors import UserError
 from pipeline.flags import make_directory
 from pipeline.store.files import remove_temporaries, replace_directory, write_json
 from pipeline.store.lock import writer_lock
+from pipeline.store.splits import may_overlap
 from trainer import models
 from trainer.cli.teacher import parse, views_of
 from trainer.evaluate import accuracy_text
@@ -157,7 +157,7 @@ def _evaluate(
     network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions
 ) -> dict[str, tuple[float | None, int]]:
     """Top-1 accuracy on each held-out split that the data set has, and how many of its images have no label."""
-    held_out = set(_EVAL_SPLITS) - set(re.split(r"\W+", dataset.split))  # `train+validation` is trained on
+    held_out = [split for split in _EVAL_SPLITS if not may_overlap(split, dataset.split)]
     return {
         split: evaluate_top1(
             network,
@@ -166,8 +166,8 @@ def _evaluate(
             image_size=options.policy.image_size,
             batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),
         )
-        for split in _EVAL_SPLITS
-        if split in held_out and split in dataset.split_names
+        for split in held_out
+        if split in dataset.split_names
     }
 
 

@@ -67,7 +67,11 @@ def make_parser() -> Parser:
         action="store_true",
         help="compute published shards again that are missing or damaged; each must be as the manifest says",
     )
-    add("--eval_splits", default="all", help="comma-separated splits to store evaluation logits of")
+    add(
+        "--eval_splits",
+        default="all",
+        help="comma-separated splits or slices to store evaluation logits of, such as validation,train[800:]; all or none",
+    )
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, per process")
     add_input_buffer_flag(parser)
     return parser

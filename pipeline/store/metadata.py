@@ -22,7 +22,9 @@ from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec
 from pipeline.store.files import publish, write_text
 from pipeline.store.identity import DatasetIdentity
+from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
+from pipeline.store.splits import file_split
 from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, read_json, split_name
 
 MANIFEST_FILE = "manifest.json"
@@ -87,7 +89,7 @@ class SplitManifest:
 
 
 def published_lengths(directory: Path) -> dict[str, list[int]]:
-    """Shard lengths by split from `dataset_info.json`; empty where nothing is published.
+    """Shard lengths by split, as files name it, from `dataset_info.json`; empty where nothing is published.
 
     Raises:
       DataError: the file is not TFDS metadata of a store.
@@ -119,7 +121,7 @@ def _shard_lengths(split: _SplitInfo) -> list[int]:
 
 
 def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
-    """The published part of the manifest, by split.
+    """The published part of the manifest, by split: `views`, or the evaluated split such as `train[800:]`.
 
     A manifest may run ahead of `dataset_info.json` where a run died between the two; what is ahead is not
     published and is left out.
@@ -149,7 +151,10 @@ def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
                 f"{directory}: split {name} has {len(shards)} shards of {sum(s.records for s in shards)} views in "
                 f"{MANIFEST_FILE}, {len(counts)} of {sum(counts)} in {INFO_FILE}"
             )
-        out[name] = dataclasses.replace(splits[name], shards=shards)
+        split = name if name == VIEWS_SPLIT else splits[name].dataset.split
+        if file_split(split) != name:
+            raise DataError(f"{path}: split {name} is of {split}, which is {file_split(split)} in a store")
+        out[split] = dataclasses.replace(splits[name], shards=shards)
     return out
 
 
@@ -164,6 +169,7 @@ def publish_metadata(
     for name, split in splits.items():
         if len(split.shards) > MAX_SHARDS:
             raise DataError(f"split {name}: {len(split.shards)} shards, at most {MAX_SHARDS}")
+    splits = {file_split(split): manifest for split, manifest in splits.items()}
     for name, counts in published_lengths(directory).items():
         if name not in splits or [s.records for s in splits[name].shards[: len(counts)]] != counts:
             raise DataError(f"{directory}: publishing would change what is published of split {name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, ShardCache
 from pipeline.store.shards import parse, shard_name
 from pipeline.store.spec import Spec, differences
+from pipeline.store.splits import may_overlap
 from pipeline.store.untrusted import check_links
 from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
@@ -214,9 +214,8 @@ class Store:
 
     @property
     def held_out_splits(self) -> list[str]:
-        """Evaluated splits that are no part of what is trained on; `train[:90%]` is part of `train`."""
-        trained_on = re.findall(r"\w+", self.spec.dataset.split)
-        return [name for name in self.eval_splits if name not in trained_on]
+        """Evaluated splits and slices with no example that is trained on, as far as their names say."""
+        return [name for name in self.eval_splits if not may_overlap(name, self.spec.dataset.split)]
 
     def eval_reader(self, split: str) -> SplitReader:
         """Reader of the teacher's logits on the evaluation crops of a split.

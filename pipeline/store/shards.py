@@ -20,6 +20,7 @@ from pipeline.store.checked_json import build
 from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.files import publish, sha256_of, write_text
 from pipeline.store.layout import PENDING
+from pipeline.store.splits import file_split
 from pipeline.store.untrusted import NOTE_LIMIT, is_whole, read_json
 from pipeline.views.records import ViewRecords
 
@@ -34,11 +35,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def shard_name(split: str, number: int) -> str:
     """File name of a shard; no total in it, so that a store grows without a rename."""
-    return f"{split}.array_record-{number:05d}"
+    return f"{file_split(split)}.array_record-{number:05d}"
 
 
 def parse_shard_name(name: str) -> tuple[str, int] | None:
-    """Split and number from a shard's file name; None of any other name."""
+    """Split, as files name it, and number from a shard's file name; None of any other name."""
     split, _, number = name.partition(".array_record-")
     return (split, int(number)) if split and number.isascii() and number.isdigit() else None
 

@@ -187,7 +187,7 @@ def main(argv: list[str]) -> int:
             views_per_shard=flags.views_per_shard,
             image_cache_bytes=0,
             data_cache_bytes=0,
-            eval_splits=(),
+            datasets={},
             repair=False,
             spec=make_spec(flags.examples),
         )

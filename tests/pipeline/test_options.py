@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from pipeline.cli.precompute import announce_demo, make_parser
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
-from pipeline.options import PrecomputeOptions, resolve
+from pipeline.options import PrecomputeOptions, describe_eval_splits, find_eval_splits, resolve
 from pipeline.teacher import fingerprint
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.recipes import view_recipe
-from tests.stores import CLASSES, DATASET, SIZE
+from tests.images import TRAIN_IMAGES, encoded_images
+from tests.stores import CLASSES, DATASET, SIZE, prepare_dataset
 
 
 def options(data_dir: Path, teacher: Path, *flags: str) -> PrecomputeOptions:
@@ -116,7 +118,13 @@ def test_a_recipe_and_the_flags_that_override_it(data_dir: Path, teacher_path: P
 
 @pytest.mark.parametrize(
     ("flags", "splits"),
-    [("all", ("test", "train")), ("none", ()), ("test", ("test",)), ("test,test,", ("test",))],
+    [
+        ("all", ("test", "train")),
+        ("none", ()),
+        ("test", ("test",)),
+        ("test,test,", ("test",)),
+        ("train[3:],test", ("train[3:]", "test")),
+    ],
 )
 def test_evaluation_splits(data_dir: Path, teacher_path: Path, flags: str, splits: tuple[str, ...]) -> None:
     assert options(data_dir, teacher_path, f"--eval_splits={flags}").eval_splits == splits
@@ -133,7 +141,8 @@ def test_evaluation_splits(data_dir: Path, teacher_path: Path, flags: str, split
         ("--recipe=vit", "--recipe=vit: expected one of keras_example, bit, demo"),
         ("--split=nope", f"--split=nope: {DATASET}/1.0.0 has splits test, train"),
         ("--split=train[:0]", "--split=train[:0]: "),
-        ("--eval_splits=valid", f"--eval_splits=valid: no split valid; {DATASET}:1.0.0 has test, train"),
+        ("--eval_splits=valid", f"--eval_splits=valid: {DATASET}/1.0.0 has splits test, train"),
+        ("--eval_splits=train[99:]", "--eval_splits=train[99:]: "),
         ("--area_range=0,2", "--area_range=0.0,2.0: expected 0 < low"),
         ("--image_size=9999", "--image_size=9999: expected 1 to 4096"),
         ("--image_size=32", "takes float32 (None, 24, 24, 3), but views are float32 [B, 32, 32, 3]"),
@@ -153,6 +162,26 @@ def test_an_impossible_value_is_one_line(data_dir: Path, teacher_path: Path, fla
         options(data_dir, teacher_path, flag)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_evaluated_and_trained_on_is_described(data_dir: Path, teacher_path: Path) -> None:
+    asked = options(data_dir, teacher_path, "--split=train[:10]", "--eval_splits=test,train[8:],train")
+    line = describe_eval_splits(asked)
+    assert "test (7 examples);" in line
+    assert "train[8:] (9 examples, 2 of them in --split=train[:10])" in line
+    assert "train (17 examples, 10 of them" in line
+    assert "none is held out" not in line
+    assert "none is held out" in describe_eval_splits(options(data_dir, teacher_path, "--eval_splits=train"))
+
+
+def test_splits_that_a_store_would_name_alike_are_refused(tmp_path: Path) -> None:
+    images = encoded_images(TRAIN_IMAGES[:3])
+    prepare_dataset(tmp_path, {"train": images, "train_to_2": images, "views": images})
+    dataset = Dataset(DATASET, "train", data_dir=tmp_path)
+    assert list(find_eval_splits("train_to_2,train[:1]", dataset)) == ["train_to_2", "train[:1]"]
+    for name in ("train[:2]", "views"):
+        with pytest.raises(UserError, match=rf"--eval_splits={re.escape(name)}: "):
+            find_eval_splits(f"train,{name}", dataset)
 
 
 def test_the_embedded_default_is_said_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:

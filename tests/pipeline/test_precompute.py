@@ -6,12 +6,16 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from pipeline import dataset, inspect, verify
 from pipeline.errors import DataError, UserError, find_error, run_command
 from pipeline.precompute import main
 from pipeline.store.lock import writer_lock
 from pipeline.store.metadata import published_lengths
+from pipeline.store.reader import Store
 from pipeline.store.shards import shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -166,3 +170,38 @@ def test_damaged_data_exit_3_with_one_line_on_standard_error(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {asked.store}/{SPEC_FILE}: not a store's spec")
+
+
+def test_slices_are_evaluated_under_names_that_tfds_reads(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data set is opened once, for both splits and the worker."""
+    opened, load_builder = [], dataset.load_builder
+    monkeypatch.setattr(dataset, "load_builder", lambda *args: opened.append(args) or load_builder(*args))
+    flags = asked.flags("--split=train[:12]", "--eval_splits=train[12:],test", "--epochs=1")
+    assert main(flags) == 0
+    assert len(opened) == 1
+    assert "train[12:] (5 examples); test (7 examples)" in capsys.readouterr().out
+    store = Store(asked.store)
+    assert store.eval_splits == store.held_out_splits == ["test", "train[12:]"]
+    assert store.eval_reader("train[12:]").read(np.arange(5)).example.tolist() == [0, 1, 2, 3, 4]
+    source = tfds.builder_from_directory(str(asked.store / "eval")).as_data_source("train_from_12")
+    assert [int(record["example"]) for record in source] == [0, 1, 2, 3, 4]
+    # Continued, verified, inspected and repaired as any other split.
+    before = shard_files(asked.store)
+    assert main(flags) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    found = [f"--store={asked.store}", f"--data_dir={asked.data_dir}", f"--teacher={asked.teacher}"]
+    assert verify.main([*found, "--fraction=1"]) == 0
+    assert inspect.main(found[:1]) == 0
+    out = capsys.readouterr().out
+    assert "evaluation crops: 12 run again, 0 with other parameters, 0 differing crops" in out
+    assert "train[12:]" in out
+    assert "unpublished" not in out
+    (asked.store / "eval" / shard_name("train[12:]", 0)).unlink()
+    assert main([*flags, "--repair"]) == 0
+    assert shard_files(asked.store) == before
+    # What overlaps the training split is named, and is not held out.
+    assert main([*flags, "--eval_splits=train[10:]"]) == 0
+    assert "2 of them in --split=train[:12]" in capsys.readouterr().out
+    assert Store(asked.store).held_out_splits == ["test", "train[12:]"]

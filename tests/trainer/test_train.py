@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.dataset import Dataset
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
@@ -295,3 +297,23 @@ def test_a_split_without_labels_is_evaluated_without_an_accuracy(
     assert result["best"]["agreement"] == max(line["agreement"] for line in history)
     row = FinishedRun.load(tmp_path / "run").to_json(relative_to=tmp_path)
     assert (row["top1"], summarise([row])[0]["top1_mean"]) == (None, None)
+
+
+def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_given(
+    tmp_path: Path, data_dir: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    part = Dataset(stores.DATASET, "train[:12]", data_dir=data_dir)
+    spec = dataclasses.replace(stores.make_spec(data_dir, teacher_path), dataset=part.identity())
+    store, workdir = tmp_path / "store", tmp_path / "run"
+    worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+    stores.write_store(worker, epochs=1, eval_splits=("train[12:]", "train"))
+    argv = arguments(store, workdir, data_dir)
+    assert main(argv) == 0
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["eval_split"] == "train[12:]"
+    assert list(result["evaluation"]) == ["train[12:]"]  # not the whole split
+    assert result["evaluation"]["train[12:]"]["examples"] == 5
+    assert FinishedRun.load(workdir).evaluation == metrics(workdir, "eval_train[12:]")[-1]
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "nothing to do" in capsys.readouterr().out

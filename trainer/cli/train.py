@@ -138,7 +138,10 @@ def add_shared_flags(parser: Parser) -> None:
         help="batch normalisation over all replicas' views of a step",
     )
     add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
-    add("--eval_split", help="split that intervals are evaluated on; by default validation, else test")
+    add(
+        "--eval_split",
+        help="split that intervals are evaluated on; by default validation, else test, else another held-out one",
+    )
     add(
         "--eval_every",
         type=positive,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,12 +28,12 @@ CODEC = make_codec("float16", 7, temperature=2.0)
 DIGEST = "d" * 64
 
 
-def manifest(*lengths: int, kl: float = 0.0) -> SplitManifest:
+def manifest(*lengths: int, kl: float = 0.0, split: str = "train") -> SplitManifest:
     shards = tuple(
         ShardInfo(records=n, bytes=1000 * n, sha256=f"{i:064x}", kl=kl * (i + 1), max_error=0.1 * i)
         for i, n in enumerate(lengths)
     )
-    return SplitManifest(dataset=ANY_DATASET, shards=shards)
+    return SplitManifest(dataset=dataclasses.replace(ANY_DATASET, split=split), shards=shards)
 
 
 def publish(directory: Path, *lengths: int) -> None:
@@ -40,7 +41,7 @@ def publish(directory: Path, *lengths: int) -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    splits = {"views": manifest(20, 20, 11), "test": manifest(7)}
+    splits = {"views": manifest(20, 20, 11), "test": manifest(7, split="test")}
     publish_metadata(tmp_path, splits, digest=DIGEST, codec=CODEC)
     assert load_manifest(tmp_path, digest=DIGEST) == splits
     assert published_lengths(tmp_path) == {"views": [20, 20, 11], "test": [7]}
@@ -110,6 +111,17 @@ def test_coverage_comes_from_dataset_info_alone(tmp_path: Path) -> None:
     loaded = load_manifest(tmp_path, digest=DIGEST)["views"]
     assert [shard.records for shard in loaded.shards] == [20, 20]
     assert loaded.records == 40
+
+
+def test_a_slice_is_published_under_a_name_that_tfds_takes(tmp_path: Path) -> None:
+    splits = {"train[800:]": manifest(7, split="train[800:]"), "test": manifest(3, split="test")}
+    publish_metadata(tmp_path, splits, digest=DIGEST, codec=CODEC)
+    assert published_lengths(tmp_path) == {"train_from_800": [7], "test": [3]}
+    assert load_manifest(tmp_path, digest=DIGEST) == splits
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace("train[800:]", "train[801:]"))
+    with pytest.raises(DataError, match="train_from_800 is of .*train_from_801"):
+        load_manifest(tmp_path, digest=DIGEST)
 
 
 def test_coverage_never_shrinks(tmp_path: Path) -> None:
