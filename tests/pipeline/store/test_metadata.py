@@ -120,7 +120,7 @@ def test_a_slice_is_published_under_a_name_that_tfds_takes(tmp_path: Path) -> No
     assert load_manifest(tmp_path, digest=DIGEST) == splits
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace("train[800:]", "train[801:]"))
-    with pytest.raises(DataError, match="train_from_800 is of .*train_from_801"):
+    with pytest.raises(DataError, match=r"train_from_800 is of .*train_from_801"):
         load_manifest(tmp_path, digest=DIGEST)
 
 
