@@ -2,8 +2,9 @@
 
     python -m pipeline.verify --store=runs/mnist_5k/store            # 1 % of the views, seconds
 
-Every shard's checksum is compared. Then a seeded sample of teacher batches, cut as the precompute cut them,
-is drawn, rendered and run again. Exit code 0 if every parameter and crop is the same and no logit, both sides
+Every shard is read once: its checksum is compared, and of its teacher batches, cut as the precompute cut them,
+a sample is drawn, rendered and run again. The sample has `--fraction` of each split's batches, at least one; every
+batch is equally likely, and which ones they are depends on `--seed` alone. Exit code 0 if every parameter and crop is the same and no logit, both sides
 through the codec, differs by more than the arithmetic of another machine and one step of the codec allow; 3
 otherwise.
 """
@@ -15,20 +16,31 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     run_module("pipeline.verify", flags="pipeline.cli.verify")
 
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
 from pipeline.cli.verify import parse
 from pipeline.errors import DataError
 from pipeline.provenance import find_data_dir, find_teacher
+from pipeline.store.codecs import Codec
 from pipeline.store.layout import VIEWS_SPLIT
+from pipeline.store.openers import DOWNLOADS
 from pipeline.store.reader import SplitReader, Store
-from pipeline.store.shards import ShardTask
-from pipeline.views.keys import random_words, stream_key, unit_float64
-from pipeline.worker import PrecomputeJob, ShardWorker, Totals, found_records
+from pipeline.views.input import Batch
+from pipeline.views.keys import stream_key
+from pipeline.views.order import permute
+from pipeline.views.records import ViewRecords
+from pipeline.worker import PrecomputeJob, ShardWorker, found_records
 
+_SHARDS_PER_PIPELINE = 256  # to start one takes 0.1 to 0.35 s of CPU time
 # float32 sums in another order: oneDNN on another processor, or another number of threads. Relative to the
 # largest logit of the view; on the machine that wrote the store the difference is 0.
 ARITHMETIC = np.float32(1e-4)
@@ -52,6 +64,14 @@ class Findings:
     wrong_logits: int = 0
     max_logit_difference: float = 0.0
 
+    def add(self, other: Findings) -> None:
+        """Adds another split's."""
+        self.views += other.views
+        self.wrong_parameters += other.wrong_parameters
+        self.wrong_crops += other.wrong_crops
+        self.wrong_logits += other.wrong_logits
+        self.max_logit_difference = max(self.max_logit_difference, other.max_logit_difference)
+
     @property
     def failed(self) -> bool:
         """Whether the store must not be used."""
@@ -63,54 +83,125 @@ def arithmetic_slack(logits: np.ndarray) -> np.ndarray:
     return ARITHMETIC * np.abs(logits).max(axis=1, keepdims=True)
 
 
-def sample_batches(reader: SplitReader, *, batch_size: int, fraction: float, seed: int) -> list[ShardTask]:
-    """A seeded sample of teacher batches, as tasks of one batch each; at least one.
+def sample_batches(
+    lengths: Sequence[int], *, batch_size: int, fraction: float, seed: int
+) -> Iterator[np.ndarray]:
+    """A seeded, uniform sample of a split's teacher batches: for each shard, the first views of those in it.
+
+    A keyed permutation ranks all batches, and the lowest ranks are the sample: the number of batches is exact, and a shard
+    is decided without looking at the others.
 
     Args:
-      reader: of the split.
+      lengths: views per shard.
       batch_size: of the teacher.
-      fraction: of the batches, 0 to 1.
+      fraction: of the batches, 0 to 1; at least one batch is sampled.
       seed: of the sample.
+
+    Yields:
+      int64 [n], ascending, once per shard.
     """
-    tasks, first = [], 0
-    for shard_number, shard in enumerate(reader.manifest.shards):
-        for start in range(0, shard.records, batch_size):
-            records = min(batch_size, shard.records - start)
-            tasks.append(
-                ShardTask(split=reader.split, number=shard_number, first=first + start, records=records)
-            )
-        first += shard.records
-    words = random_words(stream_key(seed, "verify", len(tasks)), 0, len(tasks))[:, 0]
-    count = max(round(fraction * len(tasks)), 1)
-    return [tasks[i] for i in np.sort(np.argsort(unit_float64(words), kind="stable")[:count])]
+    total = sum(-(-length // batch_size) for length in lengths)
+    count = max(round(fraction * total), 1)
+    key = stream_key(seed, "verify", total)
+    first_view = first_batch = 0
+    for length in lengths:
+        starts = np.arange(first_view, first_view + length, batch_size)
+        ranks = permute(np.arange(first_batch, first_batch + len(starts)), size=total, key=key)
+        yield starts[ranks < count]
+        first_view, first_batch = first_view + length, first_batch + len(starts)
 
 
-def compare(worker: ShardWorker, reader: SplitReader, task: ShardTask, findings: Findings) -> None:
-    """Adds one teacher batch's comparison to `findings`."""
-    for start, batch in worker.batches(task, Totals()):
-        fresh = worker.run_teacher(batch)[: task.first + task.records - start]
-        found = found_records(batch, fresh)
-        stored = reader.read(np.arange(start, start + len(fresh)))
-        same = stored.example == found.example
-        same &= (stored.box == found.box).all(axis=1) & (stored.flip == found.flip)
-        same &= stored.ratio == found.ratio
-        crops = (stored.crop_hash == found.crop_hash) & (stored.source_hash == found.source_hash)
-        difference = np.abs(stored.logits - reader.codec.decode(reader.codec.encode(fresh, first_view=start)))
-        allowed = reader.codec.allowed_difference(fresh, arithmetic_slack(fresh))
-        findings.views += len(fresh)
-        findings.wrong_parameters += int((~same).sum())
-        findings.wrong_crops += int((~crops).sum())
-        findings.wrong_logits += int((difference > allowed).any(axis=1).sum())
-        findings.max_logit_difference = max(findings.max_logit_difference, float(difference.max()))
+def verified_shards(reader: SplitReader) -> Iterator[ArrayRecordReader]:
+    """Readers of a split's shards in order, each compared with the manifest; the next few are read ahead.
+
+    Raises:
+      DataError: a shard is missing or damaged.
+    """
+    count = len(reader.manifest.shards)
+    ahead: collections.deque[concurrent.futures.Future[ArrayRecordReader]] = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(DOWNLOADS)
+    try:
+        for number in range(count):
+            while len(ahead) < min(DOWNLOADS, count - number):
+                ahead.append(pool.submit(reader.opener.verify, number + len(ahead)))
+            with contextlib.closing(ahead.popleft().result()) as shard:
+                yield shard
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compare(
+    batch: Batch, fresh: np.ndarray, stored: ViewRecords, findings: Findings, *, codec: Codec, first_view: int
+) -> None:
+    """Adds one teacher batch's comparison to `findings`.
+
+    Args:
+      batch: as rendered now.
+      fresh: logits of its first n views, float32 [n, C], as the teacher gives them now.
+      stored: records of these views.
+      findings: of the split.
+      codec: of the store.
+      first_view: index of the first view.
+    """
+    found = found_records(batch, fresh)
+    same = stored.example == found.example
+    same &= (stored.box == found.box).all(axis=1) & (stored.flip == found.flip)
+    same &= stored.ratio == found.ratio
+    crops = (stored.crop_hash == found.crop_hash) & (stored.source_hash == found.source_hash)
+    difference = np.abs(stored.logits - codec.decode(codec.encode(fresh, first_view=first_view)))
+    allowed = codec.allowed_difference(fresh, arithmetic_slack(fresh))
+    findings.views += len(fresh)
+    findings.wrong_parameters += int((~same).sum())
+    findings.wrong_crops += int((~crops).sum())
+    findings.wrong_logits += int((difference > allowed).any(axis=1).sum())
+    findings.max_logit_difference = max(findings.max_logit_difference, float(difference.max()))
+
+
+def _rendered(worker: ShardWorker, split: str, samples: Iterable[np.ndarray]) -> Iterator[Batch]:
+    """The batches of `sample_batches`, rendered; an input pipeline is started for many shards at a time."""
+    shards = iter(samples)
+    while group := list(itertools.islice(shards, _SHARDS_PER_PIPELINE)):
+        if len(starts := np.concatenate(group)):
+            yield from worker.input_of(split).batches(starts)
+
+
+def verify_split(
+    worker: ShardWorker, reader: SplitReader, samples: Iterable[np.ndarray], on_views: Callable[[int], None]
+) -> Findings:
+    """Verifies a split's shards, and runs a sample of its teacher batches again; each shard is read once.
+
+    Args:
+      worker: with the store's teacher and data set.
+      reader: of the split.
+      samples: of `sample_batches`.
+      on_views: called with numbers of views that are done.
+
+    Raises:
+      DataError: a shard is missing or damaged.
+    """
+    findings, first = Findings(), 0
+    to_render, samples = itertools.tee(samples)
+    batches = _rendered(worker, reader.split, to_render)
+    shards = zip(reader.manifest.shards, verified_shards(reader), samples, strict=True)
+    for number, (info, shard, starts) in enumerate(shards):
+        end = first + info.records
+        for start in starts.tolist():
+            views = np.arange(start, min(start + worker.spec.teacher.batch_size, end))
+            batch = next(batches)
+            fresh = worker.run_teacher(batch)[: len(views)]
+            stored = reader.read_from(number, shard, views)
+            compare(batch, fresh, stored, findings, codec=reader.codec, first_view=start)
+            on_views(len(views))
+            first += len(views)
+        on_views(end - first)  # those that are not in the sample
+        first = end
+    return findings
 
 
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = parse(argv)
     store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
-    for reader in store.readers():
-        for shard_number in range(len(reader.manifest.shards)):
-            reader.verify(shard_number)
     job = PrecomputeJob(
         store=flags.store,
         spec=store.spec.to_json(),
@@ -120,19 +211,17 @@ def main(argv: list[str]) -> int:
         data_cache_bytes=flags.data_cache_bytes,
     )
     worker = ShardWorker(job)
-    batch_size = store.spec.teacher.batch_size
-    tasks = [
-        (reader, task)
-        for reader in store.readers()
-        for task in sample_batches(reader, batch_size=batch_size, fraction=flags.fraction, seed=flags.seed)
-    ]
     findings = {False: Findings(), True: Findings()}
-    with tqdm(
-        total=sum(t.records for _, t in tasks), unit=" views", desc="verify", dynamic_ncols=True
-    ) as bar:
-        for reader, task in tasks:
-            compare(worker, reader, task, findings[task.split != VIEWS_SPLIT])
-            bar.update(task.records)
+    total = sum(reader.num_records for reader in store.readers())
+    with tqdm(total=total, unit=" views", desc="verify", dynamic_ncols=True) as bar:
+        for reader in store.readers():
+            samples = sample_batches(
+                [shard.records for shard in reader.manifest.shards],
+                batch_size=store.spec.teacher.batch_size,
+                fraction=flags.fraction,
+                seed=flags.seed,
+            )
+            findings[reader.split != VIEWS_SPLIT].add(verify_split(worker, reader, samples, bar.update))
     for is_eval, found in findings.items():
         print(
             f"{'evaluation crops' if is_eval else 'views'}: {found.views:,} run again, "

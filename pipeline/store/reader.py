@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline.buckets.directory import BucketDirectory, is_url
 from pipeline.cache import SHARD_CACHE_BYTES
@@ -71,15 +72,26 @@ class SplitReader:
         shards = np.searchsorted(self._ends, distinct, side="right")
         serialized: list[bytes] = []
         for number in np.unique(shards):
-            wanted = distinct[shards == number] - self._starts[number]
-            try:
-                serialized += self.opener.open(int(number)).read(wanted.tolist())
-            except (RuntimeError, IndexError, ValueError) as error:
-                first = int(distinct[shards == number][0])
-                raise DataError(
-                    f"{self.opener.place(int(number))}: records from view {first} on cannot be read: {first_line(error)}"
-                ) from error
+            shard = self.opener.open(int(number))
+            serialized += self._serialized(int(number), shard, distinct[shards == number])
         return parse(serialized, self.codec).take(inverse)
+
+    def read_from(self, number: int, shard: ArrayRecordReader, views: np.ndarray) -> ViewRecords:
+        """Records of views int64 [n] of one shard, ascending, by a reader of it such as `opener.verify` returns.
+
+        Raises:
+          DataError: the shard is damaged.
+        """
+        return parse(self._serialized(number, shard, views), self.codec)
+
+    def _serialized(self, number: int, shard: ArrayRecordReader, views: np.ndarray) -> list[bytes]:
+        try:
+            records: list[bytes] = shard.read((views - self._starts[number]).tolist())
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise DataError(
+                f"{self.opener.place(number)}: records from view {views[0]} on cannot be read: {first_line(error)}"
+            ) from error
+        return records
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
         """Implements `RecordSource`: a replay draws nothing.

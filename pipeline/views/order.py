@@ -54,15 +54,29 @@ def examples_at(positions: np.ndarray, *, num_examples: int, seed: int, epoch: i
     Returns:
       int64 [...], a bijection of 0..N-1 for each (seed, epoch).
     """
-    # N <= rows * columns < N + sqrt(N) + 1, so walking is rare.
-    rows = math.isqrt(num_examples - 1) + 1
-    columns = -(-num_examples // rows)
+    return permute(positions, size=num_examples, key=stream_key(seed, "order", epoch))
+
+
+def permute(positions: np.ndarray, *, size: int, key: np.ndarray) -> np.ndarray:
+    """A keyed bijection of `0..size-1`, evaluated at some positions.
+
+    Args:
+      positions: integers in 0..size-1, any shape [...].
+      size: 1 to 2**40.
+      key: uint64 [2], from `stream_key`.
+
+    Returns:
+      int64 [...].
+    """
+    # size <= rows * columns < size + sqrt(size) + 1, so walking is rare.
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
     # Each round's key: two Philox key words hashed with the round's number.
-    first, second = stream_key(seed, "order", epoch)
+    first, second = key
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
         keys = _hash(np.arange(ROUNDS, dtype=np.uint64) ^ second, first)
         out = _permute_domain(np.atleast_1d(positions).astype(np.uint64), keys, rows, columns)
-        while (outside := out >= num_examples).any():
+        while (outside := out >= size).any():
             out[outside] = _permute_domain(out[outside], keys, rows, columns)
     return out.astype(np.int64).reshape(np.shape(positions))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import pytest
 
 from pipeline import verify
 from pipeline.errors import DataError, UserError
+from pipeline.store.files import sha256_of
 from pipeline.store.metadata import load_manifest, publish_metadata
 from pipeline.store.reader import Store
-from pipeline.store.shards import ShardTask, serialize, write_shard
+from pipeline.store.shards import serialize, write_shard
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
 from pipeline.worker import ShardWorker
 from tests import stores
+from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
 
 VIEW = 3  # the one that is forged
 
@@ -43,6 +47,13 @@ def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
     )
     splits = {"views": dataclasses.replace(manifest["views"], shards=shards)}
     publish_metadata(store, splits, digest=digest, codec=codec)
+
+
+def first_batch(worker: ShardWorker, store: Path) -> verify.Findings:
+    """Findings over the first teacher batch of a store."""
+    reader = Store(store).views
+    samples = [np.arange(0 if number else 1) for number in range(len(reader.manifest.shards))]
+    return verify.verify_split(worker, reader, samples, lambda count: None)
 
 
 def with_column(name: str, change: Callable[[np.ndarray], None]) -> Callable[[ViewRecords], ViewRecords]:
@@ -90,10 +101,7 @@ def test_tolerance_follows_the_codec(
             forged,
             with_column("logits", lambda row, share=share: np.add(row, share * np.abs(row).max(), out=row)),
         )
-        findings = verify.Findings()
-        task = ShardTask(split="views", number=0, first=0, records=8)
-        verify.compare(worker, Store(forged).views, task, findings)
-        assert findings.wrong_logits == count
+        assert first_batch(worker, forged).wrong_logits == count
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +128,8 @@ def test_a_forged_record_is_counted(
     store: Path, worker: ShardWorker, column: str, change: Callable[[np.ndarray], None], count: str
 ) -> None:
     forge(store, with_column(column, change))
-    findings = verify.Findings()
-    verify.compare(
-        worker, Store(store).views, ShardTask(split="views", number=0, first=0, records=8), findings
-    )
-    assert findings.views == 8
+    findings = first_batch(worker, store)
+    assert findings.views == stores.BATCH
     counts = {name: getattr(findings, name) for name in ("wrong_parameters", "wrong_crops", "wrong_logits")}
     assert counts == {**dict.fromkeys(counts, 0), count: 1}
     assert findings.failed
@@ -139,9 +144,7 @@ def test_a_forged_store_is_refused(
     assert "(1 views beyond what float16 allows)" in capsys.readouterr().out
 
 
-def test_a_damaged_shard_is_refused_before_anything_is_run(
-    store: Path, data_dir: Path, teacher_path: Path
-) -> None:
+def test_a_damaged_shard_is_refused(store: Path, data_dir: Path, teacher_path: Path) -> None:
     path = store / "views.array_record-00001"
     content = bytearray(path.read_bytes())
     content[200] ^= 1
@@ -157,15 +160,69 @@ def test_another_teacher_is_refused_with_both_fingerprints(
         run_verify(published_store, data_dir, keras_teacher_path)
 
 
-def test_the_sample_is_seeded_and_as_large_as_asked(published_store: Path) -> None:
-    reader = Store(published_store).views
-    everything = verify.sample_batches(reader, batch_size=stores.BATCH, fraction=1, seed=0)
-    assert sum(task.records for task in everything) == reader.num_records
-    half = [verify.sample_batches(reader, batch_size=stores.BATCH, fraction=0.5, seed=s) for s in (0, 0, 1)]
-    assert half[0] == half[1]
-    assert half[0] != half[2]
-    assert len(half[0]) == round(len(everything) / 2)
-    assert len(verify.sample_batches(reader, batch_size=stores.BATCH, fraction=0, seed=0)) == 1
+def sample(lengths: list[int], fraction: float, seed: int) -> list[int]:
+    samples = verify.sample_batches(lengths, batch_size=8, fraction=fraction, seed=seed)
+    per_shard = list(samples)
+    assert len(per_shard) == len(lengths)
+    return np.concatenate(per_shard).tolist()
+
+
+def test_the_sample_is_seeded_uniform_and_as_large_as_asked() -> None:
+    lengths = [20, 8, 7, 100, 1]  # of 3, 1, 1, 13 and 1 batches
+    everything = sample(lengths, 1, 0)
+    assert everything == [0, 8, 16, 20, 28, *range(35, 135, 8), 135]
+    assert sample(lengths, 0.5, 0) == sample(lengths, 0.5, 0) != sample(lengths, 0.5, 1)
+    assert len(sample(lengths, 0.5, 0)) == round(len(everything) / 2)
+    assert len(sample(lengths, 0, 0)) == 1
+    seeds = 2000
+    counts = collections.Counter(start for seed in range(seeds) for start in sample(lengths, 5 / 19, seed))
+    expected = seeds * 5 / 19
+    assert set(counts) == set(everything)
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
+
+
+def test_the_sample_of_a_large_store_is_taken_in_bounded_memory() -> None:
+    """Of 14 million images and 300 epochs: 66 million batches in 64,000 shards, of which a few are looked at here."""
+    lengths = [65_536] * 64_000
+    tracemalloc.start()
+    samples = verify.sample_batches(lengths, batch_size=64, fraction=0.01, seed=0)
+    found = np.concatenate([next(samples) for _ in range(100)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 800 < len(found) < 1250  # 1,024 are expected
+    assert peak < 2_000_000
+
+
+def test_each_shard_is_hashed_once(
+    published_store: Path, data_dir: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("pipeline.store.openers.sha256_of", count)
+    assert run_verify(published_store, data_dir, teacher_path) == 0
+    shards = [path.name for path in published_store.rglob("*.array_record-*")]
+    assert sorted(hashed) == sorted(shards)
+
+
+def test_each_shard_of_a_bucket_is_downloaded_once(
+    published_store: Path,
+    data_dir: Path,
+    teacher_path: Path,
+    s3: str,
+    s3_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload_tree(s3_port, published_store, s3.removeprefix(f"s3://{BUCKET}/"))
+    with FaultyLink(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        assert verify.main([f"--store={s3}", f"--data_dir={data_dir}", f"--teacher={teacher_path}"]) == 0
+        got = [path.rsplit("/", 1)[1] for method, path in link.requests if method == "GET"]
+    shards = [path.name for path in published_store.rglob("*.array_record-*")]
+    assert sorted(name for name in got if ".array_record-" in name) == sorted(shards)
 
 
 def test_a_fraction_outside_0_to_1_is_a_mistake(published_store: Path) -> None:
