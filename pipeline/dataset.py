@@ -114,7 +114,7 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
     return builder
 
 
-def _image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
+def image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
     """Names of the image and the label feature: the supervised pair, else the only candidates.
 
     Raises:
@@ -208,7 +208,7 @@ class Dataset:
         self.data_cache_bytes = data_cache_bytes
         self.path = str(builder.data_dir)
         self.split_names = sorted(info.splits)
-        self._image_key, self._label_key = _image_and_label(info)
+        self._image_key, self._label_key = image_and_label(info)
         self.num_classes = int(info.features[self._label_key].num_classes)
         self.class_names = list(info.features[self._label_key].names)
         self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)

@@ -27,7 +27,7 @@ from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
 from pipeline.cli.dataset import CHANGES
-from pipeline.dataset import find_builder, load_builder, without_announcements
+from pipeline.dataset import find_builder, image_and_label, load_builder, without_announcements
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.flags import make_directory
 from pipeline.image_files import Changes, Examined, change, examine
@@ -57,23 +57,29 @@ def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[st
     lines = []
     if folder.skipped:
         names = ", ".join(f"{count:,} {name}" for name, count in sorted(folder.skipped.items()))
-        lines.append(f"skipped {sum(folder.skipped.values()):,} files and folders of the system: {names}")
+        lines.append(f"skipped files and folders of the system: {sum(folder.skipped.values()):,} ({names})")
     if count := sum(one.oriented for one in examined):
         lines.append(
-            f"{count:,} images with an EXIF orientation were turned upright"
-            if changes.apply_orientation
-            else f"{count:,} images have an EXIF orientation, which TensorFlow's decoders ignore: teacher and students see "
-            "them turned, as they are stored; --apply_orientation turns them upright"
+            f"images with an EXIF orientation: {count:,}, "
+            + (
+                "turned upright"
+                if changes.apply_orientation
+                else "kept as stored. TensorFlow's decoders ignore the tag: teacher and students see them turned or mirrored; "
+                "--apply_orientation turns them upright"
+            )
         )
     if count := sum(one.transparent for one in examined):
         lines.append(
-            f"{count:,} images with transparent pixels were put onto white"
-            if changes.flatten_alpha
-            else f"{count:,} images have transparent pixels, whose alpha channel is dropped: teacher and students see the "
-            "color below, often black; --flatten_alpha puts them onto white"
+            f"images with transparent pixels: {count:,}, "
+            + (
+                "put onto white"
+                if changes.flatten_alpha
+                else "kept as stored. The alpha channel is dropped: teacher and students see the color below, often black; "
+                "--flatten_alpha puts them onto white"
+            )
         )
     if count := sum(one.converted for one in examined):
-        lines.append(f"{count:,} images were converted to PNG")
+        lines.append(f"images converted to PNG: {count:,}")
     return lines
 
 
@@ -92,6 +98,7 @@ def make_builder(
       changes: to the images.
       on_image: called after each.
     """
+    asked = "".join(f" --{change}" for change in CHANGES if getattr(changes, change))
 
     # mypy looks for the keyword in `object`: to it, the base class is Any.
     class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -101,7 +108,7 @@ def make_builder(
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
-                description=f"Made of a folder of images by pipeline.dataset ({changes}).",
+                description=f"Made of a folder of images by `pipeline.dataset import{asked}`.",
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -249,6 +256,7 @@ def convert_tfds(name: str, from_data_dir: str | None, data_dir: Path) -> str:
         raise UserError(f"--from_tfds={name}: is array_record already in {source}; --dataset={name} takes it")
     if file_format not in file_adapters.FileFormat.with_tf_data():
         raise UserError(f"--from_tfds={name}: prepared as {file_format.value}, which cannot be converted")
+    image_and_label(info)  # what could not be used is not converted
     path = Path(info.name, info.config_name or "", str(info.version))
     shards = [
         (split.filename_template.replace(filetype_suffix="array_record"), split, number)

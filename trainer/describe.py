@@ -22,6 +22,9 @@ def describe(options: TrainOptions, store: Store) -> str:
     )
     if length.endless:
         text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"
+    split = options.eval_split
+    if split is not None and split not in store.held_out_splits:
+        text += f"\n--eval_split={split} is not held out: it shares examples with the training split {dataset.split}"
     if options.arm is not OFFLINE:
         text += f"\narm {options.arm.name}: {options.arm.what}"
     elif length.online_from < length.steps:

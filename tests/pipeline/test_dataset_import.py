@@ -170,8 +170,8 @@ def test_what_would_surprise_is_counted_and_changed_on_request(
     Image.new("RGBA", (8, 8)).save(images / "tulip" / "drawing.png")
     assert main(flags(tmp_path)) == 0
     err = capsys.readouterr().err
-    assert "1 images have an EXIF orientation" in err
-    assert "1 images have transparent pixels" in err
+    assert "EXIF orientation: 1, kept as stored" in err
+    assert "transparent pixels: 1, kept as stored" in err
     dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
     kept = dataset.read(np.arange(8))
     assert (images / "tulip" / "turned.jpg").read_bytes() in kept
@@ -181,7 +181,12 @@ def test_what_would_surprise_is_counted_and_changed_on_request(
     assert (code, "1 files or folders" in line) == (EXIT_USER_ERROR, True)
     asked = ["--apply_orientation", "--flatten_alpha", "--convert_to_png"]
     assert main([*flags(tmp_path), *asked]) == 0
-    assert "1 images were converted to PNG" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "EXIF orientation: 1, turned upright" in err
+    assert "transparent pixels: 1, put onto white" in err
+    assert "converted to PNG: 1" in err
+    builder = tfds.builder("my_flowers", data_dir=tmp_path / "data")
+    assert all(flag in builder.info.description for flag in asked)
     dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
     changed = dataset.read(np.arange(9))
     assert len(set(changed) & set(kept)) == 6
@@ -305,6 +310,32 @@ def test_a_damaged_tfrecord_is_refused_and_nothing_is_prepared(
     assert code == EXIT_DATA_ERROR
     assert path.name in line
     assert left(tmp_path) == []
+
+
+def test_a_data_set_that_could_not_be_used_is_not_converted(tmp_path: Path) -> None:
+    class Depths(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "depths"
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            image = tfds.features.Image(shape=(4, 4, 1), dtype=np.float32)
+            label = tfds.features.ClassLabel(num_classes=2)
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict({"image": image, "label": label})
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, object]:
+            return {"train": iter([(0, {"image": np.zeros([4, 4, 1], np.float32), "label": 1})])}
+
+        def _generate_examples(self) -> None:
+            raise NotImplementedError
+
+    Depths(data_dir=tmp_path).download_and_prepare(
+        file_format="tfrecord", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    with pytest.raises(UserError, match="float32"):
+        dataset_import.convert_tfds("depths", str(tmp_path), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:

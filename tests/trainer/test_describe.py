@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pipeline.store.reader import Store
@@ -22,6 +23,15 @@ def test_what_is_left_over_and_where_the_teacher_comes_in_is_told(three_epochs: 
     assert "online" not in text
     text = described(three_epochs, "--epochs=5", "--teacher=somewhere")
     assert "online teacher from step 10 on, with the continuing views" in text
+
+
+def test_an_evaluation_split_that_is_trained_on_is_named(published_store: Path) -> None:
+    opened = Store(published_store)
+    asked = options(arguments(published_store, Path("run"), None, "--eval_split=test"), opened)
+    assert "not held out" not in describe(asked, opened)
+    dataset = dataclasses.replace(opened.spec.dataset, split="train+test[:5]")
+    opened.spec = dataclasses.replace(opened.spec, dataset=dataset)
+    assert "--eval_split=test is not held out" in describe(asked, opened)
 
 
 def test_a_run_without_an_end_says_how_it_ends(three_epochs: Path) -> None:

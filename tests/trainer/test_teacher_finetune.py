@@ -15,6 +15,7 @@ from pipeline.errors import run_command
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import Teacher
 from tests import stores
+from tests.images import TRAIN_IMAGES, encoded_images
 from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
 from trainer.callbacks import RunCallback
 from trainer.pretrained import load_keras_model
@@ -278,6 +279,16 @@ def test_damaged_image_exits_3_and_is_named(tmp_path: Path, capsys: pytest.Captu
     data_dir = stores.prepare_dataset(tmp_path / "data", splits, name=COLOURS)
     code, line = fail(finetune_arguments(data_dir, tmp_path, "--image_cache_bytes=0"), capsys)
     assert (code, "example 2: 60 bytes that are not a whole image" in line) == (3, True)
+
+
+def test_training_split_without_labels_exits_2_with_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = {"train": encoded_images(TRAIN_IMAGES)}
+    data_dir = stores.prepare_dataset(tmp_path / "data", images, name=COLOURS, unlabeled=range(3, stores.N))
+    code, line = fail(finetune_arguments(data_dir, tmp_path, "--steps=5"), capsys)
+    assert code == 2
+    assert re.search(r"--split=train: example \d+ of \w+:1\.0\.0 .* of the \d+ examples", line)
 
 
 def test_embedded_default_needs_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

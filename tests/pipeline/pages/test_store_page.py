@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.dataset import Dataset
 from pipeline.inspect import main
 from pipeline.pages.figures import look_up
-from pipeline.pages.store_page import GalleryView, Picture, render_store
+from pipeline.pages.store_page import GalleryView, Picture, make_gallery, render_store
 from pipeline.provenance import open_dataset
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
@@ -25,6 +26,7 @@ from pipeline.views.render import training_renderer
 from pipeline.worker import ShardWorker
 from tests import results, stores
 from tests.browser import find_chromium, open_browser
+from tests.images import TRAIN_IMAGES, encoded_images
 from tests.pages import Reader
 
 
@@ -94,6 +96,14 @@ def test_gallery_is_of_the_store(pages: dict[str, Page], published_store: Path, 
             assert [one[name] for one in facts["teacher"]] == pytest.approx(np.sort(shares)[::-1])
         own, partner, mixed = (pixels_of(tile) for tile in tiles[row])
         assert np.abs(facts["ratio"] * own + (1 - facts["ratio"]) * partner - mixed).max() <= 0.51
+
+
+def test_an_example_without_a_label_has_none_on_the_page(published_store: Path, tmp_path: Path) -> None:
+    images = {"train": encoded_images(TRAIN_IMAGES)}
+    stores.prepare_dataset(tmp_path, images, unlabeled=range(stores.N))
+    dataset = Dataset(stores.DATASET, "train", data_dir=tmp_path)
+    (shown,) = make_gallery(Store(published_store), dataset, np.array([3]), on_views=int)
+    assert shown.facts["own"]["label"] == shown.facts["partner"]["label"] == "no label"
 
 
 def pixels_of(tile: str) -> np.ndarray:
