@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import DataError
-from pipeline.pages.figures import bytes_text
+from pipeline.pages.figures import bytes_text, codec_cost_text
 from pipeline.store.files import TEMPORARY
 from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
@@ -130,8 +130,12 @@ def contents_text(contents: Contents) -> str:
         "begun by": provenance.get("command"),
         "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
         "coverage": f"{contents['epochs']:,} epochs, {contents['views']:,} views",
-        "codec": f"{identity['codec']}, mean KL {cost['mean_kl']:.1e} at T = {identity['temperature']:g}, largest logit "
-        f"error {cost['max_logit_error']:.2g}",
+        "codec": codec_cost_text(
+            identity["codec"],
+            mean_kl=cost["mean_kl"],
+            max_logit_error=cost["max_logit_error"],
+            temperature=identity["temperature"],
+        ),
         "size": f"{bytes_text(contents['bytes'])} in {contents['shards']:,} shards",
     }
     if unpublished := contents["unpublished"]["files"]:

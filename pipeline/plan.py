@@ -35,7 +35,7 @@ from pipeline.cli.plan import CALIBRATE_SECONDS, parse
 from pipeline.cli.precompute import announce_demo, check_flags
 from pipeline.dataset import Dataset
 from pipeline.options import find_eval_splits, resolve
-from pipeline.pages.figures import bytes_text
+from pipeline.pages.figures import bytes_text, error_text, kept_logits, kl_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
 from pipeline.store.codecs import fidelity, make_codec
 from pipeline.store.files import write_json
@@ -133,7 +133,7 @@ def codec_costs(task: Task, logits: np.ndarray | None) -> dict[str, dict[str, fl
         out[name] = {"bytes_a_view": size, "bytes": size * (task.views + task.eval_views)}
         if logits is not None:
             kl, error = fidelity(logits, codec.decode(codec.encode(logits)), task.temperature)
-            out[name] |= {"mean_kl": max(kl, 0.0) / len(logits), "max_logit_error": error}
+            out[name] |= {"mean_kl": kl / len(logits), "max_logit_error": error}
     return out
 
 
@@ -196,8 +196,10 @@ def table(plan: dict[str, Any]) -> str:
         f"{'codec':10} {'bytes a view':>12} {'store':>10} {'mean KL':>9} {'worst logit':>12}",
     ]
     for name, cost in plan["codecs"].items():
-        kl = f"{cost['mean_kl']:.1e}" if "mean_kl" in cost else "-"
-        error = f"{cost['max_logit_error']:.2g}" if "mean_kl" in cost else "-"
+        kl = kl_text(cost["mean_kl"]) if "mean_kl" in cost else "-"
+        # Of `topk`, the error is that of logits which it does not keep.
+        shown = "mean_kl" in cost and kept_logits(name) is None
+        error = error_text(cost["max_logit_error"]) if shown else "-"
         chosen = "  <- --codec" if name == plan["codec"] else ""
         lines.append(
             f"{name:10} {cost['bytes_a_view']:>12,.0f} {bytes_text(cost['bytes']):>10} {kl:>9} {error:>12}{chosen}"

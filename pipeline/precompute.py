@@ -40,6 +40,7 @@ from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.machine import usable_cpus, usable_memory
 from pipeline.options import PrecomputeOptions, describe_eval_splits, resolve
+from pipeline.pages.figures import codec_cost_text
 from pipeline.pending import (
     SHARD_SECONDS,
     damaged_tasks,
@@ -232,8 +233,7 @@ def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds
     text = (
         f"store: {claim.location}: {views.records:,} views ({views.records // spec.num_examples} epochs of "
         f"{spec.num_examples:,} examples), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
-        f"codec {spec.codec}: mean KL {cost['mean_kl']:.2e} at T={spec.temperature:g}, largest logit error "
-        f"{cost['max_logit_error']:.2e}"
+        f"codec {codec_cost_text(spec.codec, **cost, temperature=spec.temperature)}"
     )
     if counters is None:
         text += (

@@ -16,6 +16,12 @@ from typing import Any, Literal
 
 Theme = Literal["light", "dark"]
 
+# An expression: the text of every cell of a table whose content is not wholly in its box, or its box in the window.
+CUT = (
+    "[...document.querySelectorAll('td, th')].filter(c => c.getClientRects().length && (c.scrollWidth > c.clientWidth + 1 "
+    "|| c.getBoundingClientRect().right > window.innerWidth || c.getBoundingClientRect().right > "
+    "c.closest('table').parentElement.getBoundingClientRect().right + 1)).map(c => c.innerText)"
+)
 _FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -32,6 +32,7 @@ from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, In
 from pipeline.store.lock import writer_lock
 from trainer.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
 
+METRICS_FILE = "metrics.jsonl"
 _POLL_SECONDS = 0.2
 _ONE_LINE = (
     EXIT_USER_ERROR,
@@ -86,7 +87,7 @@ class Job:
       name: for the user.
       module: whose `main` it is.
       argv: of the command.
-      workdir: of the run, if it is one.
+      workdir: of the run; `METRICS_FILE` there says how far it is.
       steps: that the run will have when it is finished.
     """
 
@@ -109,10 +110,12 @@ class Child:
       job: it.
       process: of the child.
       signalled: whether it was sent a signal.
+      first_step: that it starts from.
     """
 
     def __init__(self, job: Job) -> None:
         self.job, self.signalled = job, False
+        self.first_step = latest_step(job.workdir)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         _wait_for_lock(job)
         with job.log.open("w") as log:
@@ -123,6 +126,11 @@ class Child:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
+
+    def describe(self) -> str:
+        """What the bar shows of it."""
+        loading = latest_step(self.job.workdir) == self.first_step
+        return f"{self.job.name} (loading)" if loading else self.job.name
 
     def check(self) -> bool:
         """Whether it has finished.
@@ -186,7 +194,7 @@ def _wait_for_lock(job: Job) -> None:
 
 def latest_step(workdir: Path) -> int:
     """The step of the last whole line of a run's metrics.jsonl; 0 where there is none."""
-    path = workdir / "metrics.jsonl"
+    path = workdir / METRICS_FILE
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
         for line in reversed(file.read().splitlines(keepends=True)):
@@ -220,13 +228,16 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
             detach_closed_outputs()
 
 
-def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job], None]) -> None:
+def run_jobs(
+    jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job], None], unit: str = " steps"
+) -> None:
     """Does the jobs in their order, up to `parallel` at a time; a bar shows their steps.
 
     Args:
       jobs: not yet done, perhaps begun.
       parallel: children at a time, 1 or more.
       on_finished: called after each.
+      unit: of the bar.
 
     Raises:
       ChildError: one failed; the others are told to save and end first.
@@ -234,7 +245,7 @@ def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job],
     """
     waiting, running = list(jobs), list[Child]()
     done = 0
-    with _Signals(running) as signals, _bar(jobs) as bar:
+    with _Signals(running) as signals, _bar(jobs, unit) as bar:
         try:
             while (waiting or running) and signals.first is None:
                 while waiting and len(running) < parallel:
@@ -246,7 +257,7 @@ def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job],
                         running.remove(child)
                         done += child.job.steps
                         on_finished(child.job)
-                bar.set_description(", ".join(child.job.name for child in running), refresh=False)
+                bar.set_description(", ".join(child.describe() for child in running), refresh=False)
                 begun = [child.job for child in running] + waiting
                 bar.update(done + sum(min(latest_step(job.workdir), job.steps) for job in begun) - bar.n)
         finally:
@@ -260,13 +271,13 @@ def run_jobs(jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job],
 
 
 @contextlib.contextmanager
-def _bar(jobs: Sequence[Job]) -> Iterator[tqdm]:
+def _bar(jobs: Sequence[Job], unit: str) -> Iterator[tqdm]:
     begun = sum(min(latest_step(job.workdir), job.steps) for job in jobs)
     total = sum(job.steps for job in jobs)
     with tqdm(
         total=total,
         initial=begun,
-        unit=" steps",
+        unit=unit,
         dynamic_ncols=True,
         mininterval=1.0,
         disable=not total,

@@ -36,7 +36,7 @@ from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.arms import ARMS
-from trainer.children import Job, run_jobs
+from trainer.children import METRICS_FILE, Job, run_jobs
 from trainer.cli.compare import parse
 from trainer.cli.train import make_parser as make_train_parser
 from trainer.cli.train import shared_arguments, shared_flags
@@ -85,8 +85,11 @@ def main(argv: list[str]) -> int:
         print(f"{len(planned)} runs, {len(planned) - len(jobs)} of them finished", flush=True)
         run_jobs(jobs, parallel=flags.parallel, on_finished=_tell)
         if (cost := _cost_job(flags, planned, workdir)) is not None:
-            print("measuring steps online and offline", flush=True)
-            run_jobs([cost], parallel=1, on_finished=lambda _: None)
+            print("measuring the time per step, online and offline", flush=True)
+            shutil.rmtree(cost.workdir, ignore_errors=True)  # the progress of one that was interrupted
+            cost.workdir.mkdir()
+            run_jobs([cost], parallel=1, on_finished=lambda _: None, unit=" turns")
+            shutil.rmtree(cost.workdir)
         result = _summarize(store, _finished_below(workdir), workdir, _measured(workdir))
         if not (workdir / VIEWS_FILE).exists():
             dataset = open_dataset(
@@ -177,12 +180,16 @@ def _cost_job(flags: argparse.Namespace, planned: Sequence[Job], workdir: Path) 
         return None
     if _measured(workdir) is not None:
         return None
+    from trainer.measure import TURNS
+
     online = next(job for job in planned if "--arm=online" in job.argv)
+    directory = workdir / "measuring"
     return Job(
         name="measuring",
         module="trainer.measure",
-        argv=[*online.argv, f"--output={workdir / COST_FILE}"],
-        workdir=workdir / "measuring",
+        argv=[*online.argv, f"--output={workdir / COST_FILE}", f"--progress={directory / METRICS_FILE}"],
+        workdir=directory,
+        steps=TURNS,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.pages.figures import KINDS
 from pipeline.store.reader import Store
 from trainer.arms import OFFLINE
 from trainer.evaluate import accuracy_text
@@ -39,13 +40,13 @@ def describe(options: TrainOptions, store: Store) -> str:
 
 def comparison_table(result: dict[str, Any]) -> str:
     """The figures of a comparison's result.json that answer what it is asked, for a terminal."""
-    rows = [("arm", "epochs", "seeds", f"top-1 ({result['eval_split']})", "agreement")]
+    rows = [("arm", "epochs", "runs", f"top-1 ({result['eval_split']})", "agreement")]
     for arm in result["arms"]:
         rows.append(
             (
                 arm["arm"],
                 f"{arm['epochs']:,}",
-                ",".join(map(str, arm["seeds"])),
+                KINDS["seeds"](arm["seeds"]),
                 _spread(arm["top1_mean"], arm["top1_std"]),
                 _spread(arm["agreement_mean"], arm["agreement_std"]),
             )
@@ -62,7 +63,12 @@ def comparison_table(result: dict[str, Any]) -> str:
     cost = result["cost"]
     if (seconds := cost["seconds_a_step"]) is not None:
         parts = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
-        lines.append(f"milliseconds a step: {parts}; online takes {cost['saving']:+.0%}")
+        lines.append(f"milliseconds per step: {parts}; online takes {cost['saving']:+.0%}")
+        if (rows_a_step := cost["teacher_rows_a_step"]) != cost["batch_size"]:
+            lines.append(
+                f"the online teacher computes {rows_a_step} rows for {cost['batch_size']} views: it runs in the store's batches "
+                f"of {cost['teacher_batch_size']}"
+            )
     return "\n".join(line.rstrip() for line in lines)
 
 

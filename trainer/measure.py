@@ -4,6 +4,9 @@ Takes the flags of `trainer.train`, and is run by `trainer.compare` after the tr
 process, on the run's own batches, so that a machine whose speed drifts slows all alike: steps offline (replayed
 batches), steps online (the same batches, the live teacher), the student's update alone (one batch that stays in
 memory), the teacher alone, and the input alone.
+
+Batches are rendered ahead, in other threads. So a turn begins when they have filled their buffers, and ends when they
+have filled them again: it pays for as many batches as it takes, and for none of another turn's.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import argparse
 import copy
+import dataclasses
+import json
 import statistics
 import tempfile
 import time
@@ -22,50 +27,82 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.store.files import write_json
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
+from pipeline.views.source import ImageSource
 from trainer.cli.train import make_parser
 from trainer.options import resolve
 from trainer.replay import step_batches
 from trainer.train import Run
 
 _ROUNDS = 5  # that count, after one that does not
-_ROUND_SECONDS = 2.0  # of the slowest of the five, about
-# Of each, before: while the input fills its buffers a step takes up to three times as long.
-_WARM_UP_STEPS, _WARM_UP_SECONDS = 12, 15.0
-_MOST_STEPS = 20  # a round
-
-HOW = (
-    "median of {rounds} rounds of {steps} steps; steps offline, steps online, the student's update alone, the teacher "
-    "alone and the input alone take turns in one process, on the run's own batches"
-)
+_TURN_SECONDS = 2.0  # about
+_MOST_STEPS = 20  # per turn
+_WARM_UP_STEPS, _WARM_UP_SECONDS = 3, 15.0  # of each, after the one that traces
+# A process is idle when its threads together work for less than this share of a poll.
+_POLL_SECONDS, _IDLE_SHARE, _IDLE_TIMEOUT = 0.02, 0.25, 60.0
+_READ = 256  # images at a time
+NAMES = ("offline", "online", "student", "teacher", "input")
+TURNS = len(NAMES) * (_ROUNDS + 2)  # of a whole measurement: the warm-up, and the round that does not count
 
 Work = Callable[[], object]  # a step, finished when it returns
 
 
-def measure(contenders: dict[str, Work]) -> tuple[dict[str, float], int]:
-    """Seconds a step of each contender, the median over rounds, and how many steps a round has."""
-    slowest = 0.0
-    for work in contenders.values():
-        slowest = max(slowest, _warm_up(work))
-    steps = min(max(round(_ROUND_SECONDS / slowest), 1), _MOST_STEPS)
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured, by contender.
+
+    Attributes:
+      seconds: per step, the median over rounds.
+      spread: the least and the most of the rounds.
+      steps: per turn.
+    """
+
+    seconds: dict[str, float]
+    spread: dict[str, tuple[float, float]]
+    steps: dict[str, int]
+
+    def describe(self) -> str:
+        """How it was measured, for the report."""
+        low, high = min(self.steps.values()), max(self.steps.values())
+        count = f"{low} to {high} steps" if low < high else f"{low} {'step' if low == 1 else 'steps'}"
+        return (
+            f"median of {_ROUNDS} turns of {count} each; steps offline, steps online, the student's update alone, the teacher "
+            "alone and the input alone take turns in one process, on the run's own batches"
+        )
+
+
+def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lambda: None) -> Measured:
+    """Measures the seconds per step of contenders that take turns; `on_turn` is called after each turn."""
+    steps = {}
+    for name, work in contenders.items():
+        steps[name] = min(max(round(_TURN_SECONDS / _warm_up(work)), 1), _MOST_STEPS)
+        on_turn()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(_ROUNDS + 1):
         for name, work in contenders.items():
+            _wait_until_idle()
             begun = time.perf_counter()
-            for _ in range(steps):
+            for _ in range(steps[name]):
                 work()
+            ended = _wait_until_idle()
             if number:
-                seconds[name].append((time.perf_counter() - begun) / steps)
-    return {name: statistics.median(values) for name, values in seconds.items()}, steps
+                seconds[name].append((ended - begun) / steps[name])
+            on_turn()
+    return Measured(
+        {name: statistics.median(values) for name, values in seconds.items()},
+        {name: (min(values), max(values)) for name, values in seconds.items()},
+        steps,
+    )
 
 
 def _warm_up(work: Work) -> float:
-    """Seconds of the last step of the first ones."""
+    """Seconds of the last of the first steps."""
     work()  # traces
     begun = ended = time.perf_counter()
     seconds = 0.0
@@ -75,6 +112,17 @@ def _warm_up(work: Work) -> float:
         if ended - begun > _WARM_UP_SECONDS:
             break
     return seconds
+
+
+def _wait_until_idle() -> float:
+    """Returns when no thread of this process works; the time (`time.perf_counter`) since which none does."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT
+    while True:
+        since, work = time.perf_counter(), time.process_time()
+        time.sleep(_POLL_SECONDS)
+        idle = time.process_time() - work < _IDLE_SHARE * _POLL_SECONDS
+        if idle or time.monotonic() > deadline:
+            return since
 
 
 def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
@@ -94,11 +142,55 @@ def _step(run: Run, batches: Iterator[Any]) -> Work:
     return lambda: float(function(batches)["loss"])
 
 
+def _fill_cache(source: ImageSource) -> None:
+    """Decodes all images, if they are kept: as after the first epoch of a run."""
+    count = source.images.num_examples if source.cached else 0
+    for start in range(0, count, _READ):
+        source.load(np.arange(start, min(start + _READ, count)))
+
+
+def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Work]:
+    """What takes turns, by name."""
+    online.input = offline.input  # the same views; decoded images are kept once
+    _fill_cache(offline.input.source)
+    resident = next(_batches(offline))
+    alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
+    views = mix(resident["crops"], resident["partner"], resident["ratio"])
+    forward = tf.function(online.online_teacher, jit_compile=jit_compile)
+    drawn = _batches(offline)  # not the offline steps' own, whose buffers it would empty
+
+    def draw() -> object:
+        return next(drawn)["crops"].numpy()
+
+    works: list[Work] = [
+        _step(offline, _batches(offline)),
+        _step(online, _batches(online)),
+        _step(offline, alone),
+        lambda: forward(views).numpy(),
+        draw,
+    ]
+    return dict(zip(NAMES, works, strict=True))
+
+
+class _Progress:
+    """Counts turns in a file that `trainer.children.latest_step` reads; in none without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._turns = path, 0
+
+    def __call__(self) -> None:
+        self._turns += 1
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": self._turns}) + "\n")
+
+
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     parser = make_parser()
     parser.prog, parser.description = "python -m trainer.measure", "Measures steps online and offline."
     parser.add_argument("--output", required=True, help="JSON file of the figures")
+    parser.add_argument("--progress", type=Path, help="file to append a line to after each turn")
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
         if flags.strategy != "default":
@@ -111,29 +203,14 @@ def main(argv: list[str]) -> int:
         online = _run(flags, store, workdir, "online")
     if online.teacher is None or online.online_teacher is None:
         raise ValueError("a live arm has a teacher")
-    replayed = _batches(offline)
-    resident = next(replayed)
-    alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
-    views = mix(resident["crops"], resident["partner"], resident["ratio"])
-    forward = tf.function(online.online_teacher, jit_compile=flags.jit_compile)
-
-    def draw() -> object:
-        return next(replayed)["crops"].numpy()
-
-    seconds, steps = measure(
-        {
-            "offline": _step(offline, replayed),
-            "online": _step(online, _batches(online)),
-            "student": _step(offline, alone),
-            "teacher": lambda: forward(views).numpy(),
-            "input": draw,
-        }
-    )
+    contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
+    measured = measure(contenders, on_turn=_Progress(flags.progress))
     figures = {
-        "seconds_a_step": seconds,
+        "seconds_a_step": measured.seconds,
+        "seconds_a_step_spread": measured.spread,
         "batch_size": online.options.recipe.batch_size,
         "teacher_parameters": online.teacher.num_parameters,
-        "how": HOW.format(rounds=_ROUNDS, steps=steps),
+        "how": measured.describe(),
     }
     write_json(Path(flags.output), figures)
     return 0

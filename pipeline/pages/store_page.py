@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipeline.dataset import Dataset
 from pipeline.labels import UNLABELED
-from pipeline.pages.figures import leaves, look_up, show
+from pipeline.pages.figures import kept_logits, leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
 from pipeline.store.codecs import log_softmax
@@ -189,6 +189,7 @@ def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
         show=functools.partial(show, contents),
         leaves=functools.partial(leaves, contents),
         breakable=breakable,
+        kept=kept_logits(contents["spec"]["identity"]["codec"]),
         charts={name: trusted(chart) for name, chart in _draw_charts(contents).items()},
         gallery=gallery,
     )

@@ -383,4 +383,5 @@ def fidelity(logits: np.ndarray, decoded: np.ndarray, temperature: float) -> tup
     """
     log_p, log_q = log_softmax(logits, temperature), log_softmax(decoded, temperature)
     kl = np.exp(log_p) * (log_p - log_q)
-    return float(kl.sum()), float(np.abs(logits - decoded).max())
+    # Rounding alone may bring the sum below 0, which a KL never is.
+    return max(float(kl.sum()), 0.0), float(np.abs(logits - decoded).max())

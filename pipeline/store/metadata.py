@@ -81,7 +81,9 @@ class SplitManifest:
 
     def fidelity(self) -> dict[str, float]:
         """Mean KL and largest logit error of the codec over all shards."""
-        total = sum(shard.kl * shard.records for shard in self.shards)
+        total = sum(
+            max(shard.kl, 0.0) * shard.records for shard in self.shards
+        )  # older shards may have -1e-16
         return {
             "mean_kl": total / max(self.records, 1),
             "max_logit_error": max((shard.max_error for shard in self.shards), default=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -51,6 +52,10 @@ def main(argv):
         raise RuntimeError("a defect")
     if what in ("SIGKILL", "SIGSEGV"):
         os.kill(os.getpid(), signal.Signals[what])
+    if what == "count":
+        time.sleep(0.5)
+        (directory / "metrics.jsonl").write_text('{"step": 1}\\n')
+        time.sleep(1)
     if what == "wait":
         time.sleep(60)
     (directory / "done").touch()
@@ -179,6 +184,17 @@ def test_run_that_is_still_written_is_waited_for(job: Callable[..., Job], capsys
     assert run(later) == ["run"]
     writer.join()
     assert "run: waiting for the process that is still writing it" in capsys.readouterr().out
+
+
+def test_bar_shows_what_is_loading_and_how_far_a_job_is(
+    job: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+):
+    counted = dataclasses.replace(job("count"), steps=2)
+    run_jobs([counted], parallel=1, on_finished=lambda _: None, unit=" turns")
+    shown = capsys.readouterr().err
+    assert "run (loading)" in shown
+    assert "2/2" in shown
+    assert "turns" in shown
 
 
 def test_directory_that_cannot_be_written_is_not_waited_for(job: Callable[..., Job]):

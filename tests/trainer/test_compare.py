@@ -133,6 +133,8 @@ def test_result_says_what_was_compared(compared: Compared, compared_store: Path)
     assert result["teacher"]["parameters"] == sum(weight.size for weight in stores.teacher_weights())
     assert (result["eval_split"], result["eval_images"], result["classes"]) == ("test", 7, stores.CLASSES)
     assert result["recipe"]["batch_size"] == BATCH
+    assert result["recipe"]["warmup_steps"] == STEPS // 20  # as resolved, not as left out
+    assert not {"epochs", "views"} & set(result["recipe"])
     (offline, online) = result["arms"]
     assert offline["seeds"] == online["seeds"] == [0]
     assert offline["top1_std"] is None
@@ -145,6 +147,12 @@ def test_cost_is_measured_and_is_what_follows_from_the_seconds(compared: Compare
     assert all(value > 0 for value in seconds.values())
     assert cost["saving"] == pytest.approx(seconds["online"] / seconds["offline"] - 1)
     assert cost["limit"] == pytest.approx(seconds["teacher"] / seconds["student"])
+    for name, value in seconds.items():
+        low, high = cost["seconds_a_step_spread"][name]
+        assert low <= value <= high
+    assert set(cost["seconds_a_step_in_runs"]) == {"offline", "online"}
+    size = compared.result["store"]["spec"]["identity"]["teacher"]["batch_size"]
+    assert (cost["teacher_batch_size"], cost["teacher_rows_a_step"]) == (size, -(-BATCH // size) * size)
     assert cost["teacher_passes"] == {"offline": 0, "online": STEPS * BATCH}
     assert cost["store_bytes"] == sum(path.stat().st_size for path in compared_store.glob("views.array*"))
     assert "online takes" in compared.output

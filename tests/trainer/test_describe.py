@@ -53,14 +53,16 @@ def test_a_warm_up_longer_than_the_run_is_the_first_line(three_epochs: Path) -> 
 def test_a_comparison_is_a_row_an_arm_and_a_line_a_pair() -> None:
     result = results.full_result()
     lines = comparison_table(result).splitlines()
-    assert lines[0].split() == ["arm", "epochs", "seeds", "top-1", "(test)", "agreement"]
+    assert lines[0].split() == ["arm", "epochs", "runs", "top-1", "(test)", "agreement"]
+    assert "3 (seeds 0, 1, 2)" in lines[1]
     for line, arm in zip(lines[1:], result["arms"], strict=False):
         assert line.split()[0] == arm["arm"]
         assert f"{arm['top1_mean']:.2%}" in line
     pairs = [line for line in lines if " - " in line]
     assert len(pairs) == len(result["pairs"])
-    assert lines[-1].startswith("milliseconds a step: ")
-    assert f"online takes {result['cost']['saving']:+.0%}" in lines[-1]
+    assert lines[-2].startswith("milliseconds per step: ")
+    assert f"online takes {result['cost']['saving']:+.0%}" in lines[-2]
+    assert "256 rows for 128 views" in lines[-1]  # the teacher's padding
 
 
 def test_a_comparison_without_labels_has_no_accuracy_and_says_so() -> None:

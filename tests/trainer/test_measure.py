@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.errors import EXIT_USER_ERROR
 from tests.runs import arguments, fail
-from trainer.measure import main, measure
+from trainer.measure import NAMES, TURNS, main, measure
 
 
-def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+def test_contenders_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.measure._ROUNDS", 2)
     done: list[str] = []
-    seconds, steps = measure({name: lambda name=name: done.append(name) for name in "ab"})
-    assert set(seconds) == {"a", "b"}
-    assert all(value > 0 for value in seconds.values())
-    first = done.index("b")
-    warm_up, turns = done[: 2 * first], done[2 * first :]
-    assert first > 2  # traced, and then as many steps as the input takes to fill its buffers
-    assert warm_up == ["a"] * first + ["b"] * first
-    rounds, rest = divmod(len(turns), 2 * steps)
-    assert rest == 0
-    assert rounds >= 2
-    assert turns == ["a"] * steps + ["b"] * steps + turns[: (rounds - 1) * 2 * steps]
+    turns: list[int] = []
+    measured = measure(
+        {name: lambda name=name: done.append(name) for name in "ab"}, on_turn=lambda: turns.append(len(done))
+    )
+    steps = measured.steps["a"]
+    warm_up = done.index("b")
+    assert warm_up > 2  # traced, and then steps whose time says how many a turn takes
+    rounds = len("ab") * (2 + 1)
+    expected = [warm_up, 2 * warm_up] + [2 * warm_up + steps * turn for turn in range(1, rounds + 1)]
+    assert turns == expected
+    assert done[2 * warm_up :] == (["a"] * steps + ["b"] * steps) * (2 + 1)
+    for name in "ab":
+        low, high = measured.spread[name]
+        assert 0 < low <= measured.seconds[name] <= high
+
+
+def test_turn_pays_for_the_batches_that_it_takes_and_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are made ahead while others have their turn: they are not free, and not the others' either."""
+    monkeypatch.setattr("trainer.measure._ROUNDS", 3)
+    cost = 0.005
+
+    def work(number: np.int64) -> np.int64:
+        until = time.thread_time() + cost
+        while time.thread_time() < until:
+            pass
+        return number
+
+    batches = tf.data.Dataset.range(10_000).map(lambda n: tf.numpy_function(work, [n], tf.int64)).prefetch(16)
+    drawn = iter(batches)
+    measured = measure({"input": lambda: next(drawn), "other": lambda: time.sleep(0.001)})
+    assert measured.seconds["input"] > 0.9 * cost
+    assert measured.seconds["other"] < cost
+
+
+def test_turns_of_a_whole_measurement_are_counted() -> None:
+    turns: list[None] = []
+    measure(dict.fromkeys(NAMES, lambda: None), on_turn=lambda: turns.append(None))
+    assert len(turns) == TURNS
 
 
 def test_one_device_is_measured(

@@ -79,6 +79,11 @@ class FinishedRun:
         return int(self.config["recipe"]["batch_size"])
 
     @property
+    def warmup_steps(self) -> int:
+        """Of the schedule, as resolved for the run's length."""
+        return int(self.config["warmup_steps"])
+
+    @property
     def epochs(self) -> int:
         """That were asked for; the last may lack views that fill no batch."""
         asked = self.config["flags"]["epochs"] or self.config["recipe"]["epochs"]
@@ -153,6 +158,7 @@ class FinishedRun:
             "seed": self.seed,
             "epochs": self.epochs,
             "steps": self.steps,
+            "warmup_steps": self.warmup_steps,
             "batch_size": self.batch_size,
             "directory": _relative(self.directory, relative_to),
             "top1": final["student_top1"],

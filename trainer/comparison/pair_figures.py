@@ -114,6 +114,7 @@ def cost_figures(
     seconds_a_step: dict[str, float],
     *,
     batch_size: int,
+    teacher_rows: int,
     steps: int,
     precompute_passes: int,
 ) -> dict[str, Any]:
@@ -122,21 +123,25 @@ def cost_figures(
     Args:
       seconds_a_step: `teacher`, `student`, `input`, `offline` and `online`.
       batch_size: B.
+      teacher_rows: that the teacher computes for a step's B views; more than B where its batches are padded.
       steps: of a run.
-      precompute_passes: images that the teacher ran on for the store, at the teacher's and the input's seconds each.
+      precompute_passes: images that the teacher ran on for the store, at the teacher's and the input's seconds each; its
+        batches there have no padding to speak of.
 
     Returns:
       `saving`, online / offline - 1; `limit`, teacher / student, of a student that waits for nothing else;
+      `teacher_in_step`, online - offline, the seconds that the teacher adds to a step;
       `precompute_seconds`, of the store, reckoned;
       `break_even_students`, trained like these runs, that cost as much online as offline with the store; None if
       online is no slower.
     """
     seconds = seconds_a_step
-    precompute = precompute_passes / batch_size * (seconds["teacher"] + seconds["input"])
+    precompute = precompute_passes * (seconds["teacher"] / teacher_rows + seconds["input"] / batch_size)
     saved = steps * (seconds["online"] - seconds["offline"])
     return {
         "saving": seconds["online"] / seconds["offline"] - 1,
         "limit": seconds["teacher"] / seconds["student"],
+        "teacher_in_step": seconds["online"] - seconds["offline"],
         "precompute_seconds": precompute,
         "break_even_students": precompute / saved if saved > 0 else None,
     }

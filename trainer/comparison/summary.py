@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
 from trainer.comparison.result_file import FORMAT, summarise
 
+# Of a recipe, what is said of each run: its length, and the views, which are the store's.
+_OF_RUNS = ("epochs", "views", "warmup_steps")
 PAIRS = (("offline", "online"), ("consistent", "fixed"), ("consistent", "independent"))
 
 
@@ -57,11 +60,7 @@ def summarize(
             "spec": {"identity": spec.identity(), "provenance": spec.provenance},
             "precompute_teacher_passes": _teacher_passes(store),
         },
-        "recipe": {
-            "name": first.config["recipe_name"],
-            **first.config["recipe"],
-            "temperature": first.config["temperature"],
-        },
+        "recipe": _recipe(runs),
         "student": {
             "name": first.result["student"],
             "parameters": first.result["parameters"],
@@ -154,8 +153,13 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
     """What can be counted; with measured seconds, what follows from them for the longest online run there is."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
+    teacher_batch = store.spec.teacher.batch_size
+    rows = -(-size // teacher_batch) * teacher_batch  # as `trainer.online.BatchedTeacher` pads
     counted = {
         "batch_size": size,
+        "teacher_batch_size": teacher_batch,
+        "teacher_rows_a_step": rows,
+        "seconds_a_step_in_runs": _seconds_in_runs(runs),
         "teacher_passes": {"offline": 0, "online": longest.steps * size},
         "store_bytes": store.views.manifest.bytes,
         "bytes_a_view": store.views.manifest.bytes / store.views.num_records,
@@ -167,12 +171,41 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
             "how": "no step was measured (--no-measure, or no online arm)",
         }
     figures = cost_figures(
-        measured["seconds_a_step"], batch_size=size, steps=longest.steps, precompute_passes=passes
+        measured["seconds_a_step"],
+        batch_size=size,
+        teacher_rows=rows,
+        steps=longest.steps,
+        precompute_passes=passes,
     )
     return {
         **counted,
         "seconds_a_step": measured["seconds_a_step"],
+        "seconds_a_step_spread": measured.get("seconds_a_step_spread"),  # older measurements have none
         **figures,
         "how": f"{measured['how']}; the store is paid for by students of {longest.steps:,} steps each, its own cost taken "
         f"as the teacher's and the input's seconds for {passes:,} images",
+    }
+
+
+def _seconds_in_runs(runs: Sequence[FinishedRun]) -> dict[str, float]:
+    """Mean seconds per step of the runs themselves, by arm."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        if (seconds := run.seconds_a_step) is not None:
+            found.setdefault(run.arm, []).append(seconds)
+    return {arm: statistics.fmean(values) for arm, values in found.items()}
+
+
+def _recipe(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """The recipe as all runs had it. What depends on a run's length is given by length where lengths differ."""
+    first = runs[0]
+    warmup = {run.epochs: run.warmup_steps for run in runs}
+    same = len({*warmup.values()}) == 1
+    return {
+        "name": first.config["recipe_name"],
+        **{name: value for name, value in first.config["recipe"].items() if name not in _OF_RUNS},
+        "temperature": first.config["temperature"],
+        "warmup_steps": first.warmup_steps
+        if same
+        else {f"{epochs:,} epochs": steps for epochs, steps in sorted(warmup.items())},
     }

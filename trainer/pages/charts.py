@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from pipeline.pages.charts import PERCENT, add_legend, make_axes
+from pipeline.pages.figures import number_text
 from pipeline.pages.svg import DRAWN, styled
 from trainer.pages.arm_styles import arm_order, arm_style
 
@@ -132,7 +133,7 @@ def log_y(axes: Axes) -> None:
     if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
 
 
 @styled

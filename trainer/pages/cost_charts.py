@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.pages.charts import add_legend, make_axes
+from pipeline.pages.figures import number_text
 from pipeline.pages.svg import DRAWN, styled
 from trainer.pages.arm_styles import ARM_STYLES, arm_style
 from trainer.pages.charts import Run, finite
 
 _BARS = {
-    "online": ("online, as run", ""),
-    "offline": ("offline, as run", "///"),
+    "online": ("online", ""),
+    "offline": ("offline", "///"),
     "teacher": ("teacher alone", "..."),
     "student": ("student alone", "\\\\\\"),
     "input": ("input alone", "xxx"),
@@ -31,11 +32,11 @@ def _seconds_a_step(result: dict[str, Any]) -> dict[str, float]:
 
 @styled
 def step_seconds(result: dict[str, Any]) -> Figure | None:
-    """Bars of milliseconds a step: both arms as run, then their parts measured alone; None without any."""
+    """Bars of milliseconds per step: both arms, then their parts measured alone; None without any."""
     seconds = _seconds_a_step(result)
     if not seconds:
         return None
-    figure, axes = make_axes(xlabel="milliseconds a step", ylabel="")
+    figure, axes = make_axes(xlabel="milliseconds per step", ylabel="")
     figure.set_figheight(0.7 + 0.5 * len(seconds))
     axes.grid(visible=False)
     names = list(seconds)[::-1]
@@ -54,7 +55,7 @@ def step_seconds(result: dict[str, Any]) -> Figure | None:
             label=label,
         )
         axes.annotate(
-            f"{value:.3g}",
+            number_text(value),
             (value, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -109,7 +110,7 @@ def total_time(result: dict[str, Any], runs: Sequence[Run]) -> Figure | None:
         height = break_even * each["online"] / unit
         axes.plot([break_even], [height], "o", color=DRAWN["ink"], markersize=5)
         axes.annotate(
-            f"even at {break_even:.3g}",
+            f"even at {number_text(break_even)}",
             (break_even, height),
             xytext=(9, -9),
             textcoords="offset points",

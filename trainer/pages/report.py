@@ -26,7 +26,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _ARMS = {
     "offline": "replays the stored views with their stored teacher logits; no teacher in memory",
     "online": "the same views, and the live teacher run on each",
-    "fixed": "one stored logit vector an image, of its evaluation crop; the student sees augmented crops",
+    "fixed": "one stored logit vector per image, of its evaluation crop; the student sees augmented crops",
     "independent": "teacher and student each see a crop of their own; no mixup",
     "consistent": "teacher and student see the same crop; no mixup: the control of the two others",
 }
@@ -67,7 +67,7 @@ def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, 
         ),
         "learning-rate": (charts.learning_rates(runs), "Learning rate as run against epoch"),
         "patience": (patience, "Accuracy against the length of training"),
-        "seconds": (cost_charts.step_seconds(result), "Milliseconds a step, as run and by part"),
+        "seconds": (cost_charts.step_seconds(result), "Milliseconds per step, of both arms and by part"),
         "total-time": (
             cost_charts.total_time(result, runs),
             "Total time against the number of students trained",
@@ -130,6 +130,7 @@ def _render(result: Result, runs: Sequence[Run], charts: dict[str, str], views: 
         arms=arm_order([run["arm"] for run in result["runs"]]),
         described=_ARMS,
         breakable=breakable,
+        trusted=trusted,
         arm_key=lambda arm: trusted(arm_key(arm)),
         charts={name: trusted(chart) for name, chart in charts.items()},
         views=[

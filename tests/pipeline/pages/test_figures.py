@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.pages.figures import KINDS, bytes_text, duration_text, join, leaves, look_up, number_text, show
+from pipeline.pages.figures import (
+    KINDS,
+    bytes_text,
+    codec_cost_text,
+    duration_text,
+    join,
+    leaves,
+    look_up,
+    number_text,
+    show,
+)
 
 TREE = {"runs": [{"top1": 0.5, "a.b": {"c": None, "d": {}}}], "name": '<b>"x"</b>', "ok": True}
 
@@ -44,7 +54,15 @@ def test_durations_and_bytes() -> None:
         ("points", -0.012, "\N{MINUS SIGN}1.20"),
         ("date", "2026-01-02T03:04:00+00:00", "2 January 2026, 03:04 UTC"),
         ("date", "one day", "one day"),
-        ("list", ["a", 1], "a, 1"),
+        ("seeds", [0], "1 (seed 0)"),
+        ("seeds", [0, 2], "2 (seeds 0, 2)"),
+        ("milliseconds", 1.6534, "1,653"),
+        ("number", 999.9, "1,000"),
+        ("seconds", 0.9996, "1,000 ms"),
+        ("count", 1234.5, "1,234"),
+        ("kl", -1.8e-16, "0"),
+        ("kl", 1.8e-16, "0"),
+        ("kl", 0.25, "0.25"),
         ("text", [1, 2], "[1, 2]"),
         ("command", "run --a=1 --b", "run \\\n    --a=1 \\\n    --b"),
     ],
@@ -76,3 +94,12 @@ def test_what_is_not_there_is_said() -> None:
     assert ">not known<" in show(TREE, "nowhere")
     assert ">none<" in show(TREE, "nowhere", absent="none")
     assert ">not measured<" in show(TREE, "ok", "number")
+
+
+def test_cost_of_a_codec_that_keeps_some_logits_is_its_kl() -> None:
+    plain = codec_cost_text("float16", mean_kl=1.11e-10, max_logit_error=0.00195, temperature=10.0)
+    assert plain.startswith("float16: mean KL 1.1e-10 nats at T = 10")
+    assert "largest logit error 0.00195" in plain
+    kept = codec_cost_text("topk:10", mean_kl=-1.8e-16, max_logit_error=8.48, temperature=1.0)
+    assert kept.startswith("topk:10: mean KL 0 nats at T = 1")
+    assert "error" not in kept

@@ -25,7 +25,7 @@ from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import training_renderer
 from pipeline.worker import ShardWorker
 from tests import results, stores
-from tests.browser import find_chromium, open_browser
+from tests.browser import CUT, find_chromium, open_browser
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.pages import Reader
 
@@ -150,6 +150,7 @@ def test_in_a_browser(pages: dict[str, Page], tmp_path: Path) -> None:
             for width, theme in ((1280, "light"), (390, "dark")):
                 page.open(made.path, width=width, theme=theme)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.evaluate(CUT) == []  # no column is out of sight
             for figure, value, shown in page.evaluate(read):
                 assert json.loads(value) == look_up(made.contents, figure), figure
                 assert shown

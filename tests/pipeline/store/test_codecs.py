@@ -242,6 +242,13 @@ def test_log_softmax_of_large_logits() -> None:
     np.testing.assert_allclose(log_p, [[0.0, -500.0], [-np.log(2), -np.log(2)]], atol=1e-12)
 
 
+def test_a_kl_is_never_below_zero() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):  # of each, rounding alone is left, and is negative for some
+        logits = generator.normal(0, 1, (1, 102)).astype(np.float32)
+        assert fidelity(logits, logits + np.float32(64), 10.0)[0] >= 0
+
+
 def test_fidelity_against_the_definition() -> None:
     decoded = LOGITS + np.float32(0.25) * np.sign(LOGITS)
     p, q = (np.exp(x.astype(float) / 3) for x in (LOGITS, decoded))

@@ -203,6 +203,7 @@ def test_fidelity_is_weighed_by_views() -> None:
     assert cost["mean_kl"] == pytest.approx((30 * 1 + 10 * 2) / 40)
     assert cost["max_logit_error"] == pytest.approx(0.1)
     assert manifest().fidelity() == {"mean_kl": 0, "max_logit_error": 0}
+    assert manifest(30, kl=-1.8e-16).fidelity()["mean_kl"] == 0  # as an older version measured it
 
 
 def test_fidelity_is_in_the_manifest(tmp_path: Path) -> None:

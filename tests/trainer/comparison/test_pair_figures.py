@@ -83,10 +83,16 @@ def test_unlabeled_images_are_left_out_of_accuracy_but_not_of_agreement():
 
 def test_store_is_paid_for_when_the_saved_seconds_are_its_own():
     seconds = {"teacher": 3.0, "student": 1.0, "input": 0.5, "offline": 1.0, "online": 4.0}
-    found = cost_figures(seconds, batch_size=10, steps=100, precompute_passes=1000)
+    found = cost_figures(seconds, batch_size=10, teacher_rows=10, steps=100, precompute_passes=1000)
     assert found["saving"] == 3.0
     assert found["limit"] == 3.0
     assert found["precompute_seconds"] == pytest.approx(100 * 3.5)
     assert found["break_even_students"] == pytest.approx(100 * 3.5 / (100 * 3.0))
-    free = cost_figures({**seconds, "online": 1.0}, batch_size=10, steps=100, precompute_passes=1000)
+    assert found["teacher_in_step"] == 3.0
+    # Ten views that the teacher pads to 40 rows: the precompute has no padding.
+    padded = cost_figures(seconds, batch_size=10, teacher_rows=40, steps=100, precompute_passes=1000)
+    assert padded["precompute_seconds"] == pytest.approx(1000 * 3.0 / 40 + 100 * 0.5)
+    free = cost_figures(
+        {**seconds, "online": 1.0}, batch_size=10, teacher_rows=10, steps=100, precompute_passes=1000
+    )
     assert free["break_even_students"] is None

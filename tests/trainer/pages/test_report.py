@@ -13,7 +13,7 @@ from pipeline.pages.figures import look_up
 from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
 from tests import results
-from tests.browser import find_chromium, open_browser
+from tests.browser import CUT, find_chromium, open_browser
 from tests.pages import Reader
 from trainer.pages.report import render, write_report
 from trainer.pages.view_grid import VIEWS_FILE, read_views, save_views
@@ -173,6 +173,8 @@ def test_in_a_browser(pages: dict[str, str], tmp_path: Path) -> None:
                 page.open(path, width=width, theme=theme)
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, f"{name} at {width}"
+                # No column is out of sight.
+                assert page.evaluate(CUT) == [], f"{name} at {width}"
             for figure, value, shown in page.evaluate(read):
                 assert json.loads(value) == look_up(result, figure), figure
                 assert shown
