@@ -280,6 +280,7 @@ def _bar(jobs: Sequence[Job], unit: str) -> Iterator[tqdm]:
         unit=unit,
         dynamic_ncols=True,
         mininterval=1.0,
+        miniters=0,  # shows the time and what is loading, without a step as well
         disable=not total,
     ) as bar:
         yield bar

@@ -53,7 +53,7 @@ def main(argv):
     if what in ("SIGKILL", "SIGSEGV"):
         os.kill(os.getpid(), signal.Signals[what])
     if what == "count":
-        time.sleep(0.5)
+        time.sleep(1.5)
         (directory / "metrics.jsonl").write_text('{"step": 1}\\n')
         time.sleep(1)
     if what == "wait":
