@@ -182,6 +182,19 @@ def full_result() -> dict[str, Any]:
     return make_result(runs, [*pairs, make_other_pair("fixed"), make_other_pair("independent")])
 
 
+def unlabeled_result() -> dict[str, Any]:
+    """Of a split with hidden labels: no accuracy anywhere."""
+    result = full_result()
+    result["eval_unlabeled"] = result["eval_images"]
+    result["teacher"]["top1"] = None
+    for run in result["runs"]:
+        run["top1"] = None
+        run["history"] = [line | {"top1": None} for line in run["history"]]
+    result["arms"] = [arm | {"top1_mean": None, "top1_std": None} for arm in result["arms"]]
+    result["pairs"] = [pair | {"top1_difference": None, "top1_interval": None} for pair in result["pairs"]]
+    return result
+
+
 def one_arm_result() -> dict[str, Any]:
     """One run and nothing to compare it with; nothing of the cost was measured."""
     result = make_result([make_run("offline")], [])

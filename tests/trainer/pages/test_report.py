@@ -21,6 +21,7 @@ from trainer.pages.view_grid import VIEWS_FILE, read_views, save_views
 RESULTS = {
     "full": results.full_result,
     "one_arm": results.one_arm_result,
+    "unlabeled": results.unlabeled_result,
     "sparse": results.sparse_result,
     "hostile": results.hostile_result,
 }
@@ -79,6 +80,13 @@ def test_verdict_of_a_match_is_the_bound_of_the_intervals(pages: dict[str, str])
         "Offline matches online: the accuracy of their students differs by no more than 0.60 points, at 95 % confidence"
         in words
     )
+
+
+def test_unlabeled_images_are_counted_and_no_accuracy_is_made_up(pages: dict[str, str]) -> None:
+    page = Reader(pages["unlabeled"])
+    assert "eval_unlabeled" in {path for path, _, _ in page.figures}
+    assert "were not compared" in page.words
+    assert "eval_unlabeled" not in {path for path, _, _ in Reader(pages["full"]).figures}
 
 
 def test_verdict_of_a_difference() -> None:
