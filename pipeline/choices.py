@@ -30,3 +30,15 @@ def check_value_range(name: str) -> None:
     """Raises UserError unless there is a value range of that name."""
     if name not in VALUE_RANGES:
         raise UserError(f"--teacher_value_range={name}: expected one of {', '.join(VALUE_RANGES)}")
+
+
+def check_num_classes(num_classes: int, *, of: str) -> None:
+    """Refuses a single class: its softmax is 1 for every logit, so every loss is 0.
+
+    Raises:
+      UserError: there is one class; `of` names what has it.
+    """
+    if num_classes == 1:
+        raise UserError(
+            f"{of}: one class; its probability is always 1, so a student has nothing to learn; expected 2 classes or more"
+        )

@@ -37,6 +37,7 @@ class PrecomputeOptions:
       datasets: by split of the store: `views`, and those to store evaluation logits of.
       repair: whether published shards are read, and computed again where they are damaged.
       spec: of the store.
+      loaded: the teacher, for this process.
     """
 
     is_demo: bool
@@ -51,6 +52,7 @@ class PrecomputeOptions:
     datasets: dict[str, Dataset]
     repair: bool
     spec: Spec
+    loaded: Teacher
 
     @property
     def eval_splits(self) -> tuple[str, ...]:
@@ -77,7 +79,11 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         num_classes=dataset.num_classes,
         value_range=flags.teacher_value_range,
         signature=flags.teacher_signature,
+        batch_size=flags.teacher_batch_size,
     )
+    provenance = _provenance(data_dir=data_dir, teacher=teacher, is_demo=is_demo, recipe=flags.recipe)
+    if flags.assume_logits:
+        provenance["assume_logits"] = True
     spec = Spec(
         dataset=dataset.identity(),
         seed=flags.seed,
@@ -88,7 +94,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         codec=flags.codec,
         temperature=temperature,
         render_probe=render_probe(),
-        provenance=_provenance(data_dir=data_dir, teacher=teacher, is_demo=is_demo, recipe=flags.recipe),
+        provenance=provenance,
     )
     return PrecomputeOptions(
         is_demo=is_demo,
@@ -103,6 +109,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         datasets={VIEWS_SPLIT: dataset, **find_eval_splits(flags.eval_splits, dataset)},
         repair=flags.repair,
         spec=spec,
+        loaded=loaded,
     )
 
 

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.choices import check_num_classes
 from pipeline.cli.plan import CALIBRATE_SECONDS, parse
 from pipeline.cli.precompute import announce_demo, check_flags
 from pipeline.dataset import Dataset
@@ -238,6 +239,7 @@ def _given_task(flags: argparse.Namespace) -> Task:
         dataset = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir)
         name, examples, classes = dataset.name, dataset.num_examples, dataset.num_classes
         eval_views = _eval_views(find_eval_splits(flags.eval_splits, dataset))
+    check_num_classes(classes, of=name)
     return Task(
         dataset=name,
         num_examples=examples,
@@ -269,7 +271,9 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
             image_cache_bytes=options.image_cache_bytes,
         )
         print(f"measuring for {flags.calibrate_seconds:g} s ...", file=sys.stderr, flush=True)
-        rates, logits = calibrate(ShardWorker(job, options.datasets), seconds=flags.calibrate_seconds)
+        rates, logits = calibrate(
+            ShardWorker(job, options.datasets, teacher=options.loaded), seconds=flags.calibrate_seconds
+        )
         task = Task(
             dataset=dataset.name,
             num_examples=dataset.num_examples,

@@ -292,7 +292,7 @@ def main(argv: list[str]) -> int:
         )
         print(describe_eval_splits(options))
         shared = Shared()
-        worker = shared.acquire(lambda: ShardWorker(job, options.datasets), tag=job)
+        worker = shared.acquire(lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job)
         print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
         claim.write_spec(options.spec)
         begun = time.monotonic()

@@ -130,6 +130,7 @@ def load_teacher(spec: Spec, path: str) -> Teacher:
         num_classes=spec.num_classes,
         value_range=spec.teacher.value_range,
         signature=spec.teacher.signature,
+        batch_size=spec.teacher.batch_size,
     )
     found = teacher.identity(batch_size=spec.teacher.batch_size)
     if lines := differences(found.to_json(), spec.teacher.to_json(), sides=("here", "in the spec")):

@@ -5,7 +5,9 @@ A SavedModel is code: load only what you trust. `.keras` files are loaded in Ker
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import tensorflow as tf
 
 from pipeline.buckets.copies import copied_teacher
 from pipeline.buckets.directory import is_url
-from pipeline.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_value_range
+from pipeline.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_num_classes, check_value_range
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.identity import TeacherIdentity
+from pipeline.trial import check_rows, tolerance_of
 from pipeline.views.mix import mix
 
 _BLOCK = 1 << 20
@@ -42,6 +45,11 @@ class Teacher:
       path: of the SavedModel directory or `.keras` file; for a URL, of its copy on this machine.
       signature: of the SavedModel that is called.
       value_range: that the model wants its input in; one of `VALUE_RANGES`.
+
+    Args:
+      image_size: S in pixels.
+      num_classes: C, 2 or more.
+      batch_size: B, if it is known; a model of another fixed batch is refused.
     """
 
     def __init__(
@@ -52,13 +60,16 @@ class Teacher:
         num_classes: int,
         value_range: str = "0..255",
         signature: str = DEFAULT_SIGNATURE,
+        batch_size: int | None = None,
     ) -> None:
         check_value_range(value_range)
+        check_num_classes(num_classes, of=f"--teacher={path}")
         self.path = copied_teacher(str(path)) if is_url(path) else Path(path)
         self.signature = signature
         self.value_range = value_range
         self._image_size = image_size
         self._num_classes = num_classes
+        self._batch_size = batch_size
         self._scale, self._shift = VALUE_RANGES[value_range]
         if not self.path.exists():
             raise UserError(
@@ -119,11 +130,30 @@ class Teacher:
         self._call = lambda images: function(**{name: images})[output]
 
     def _check_input(self, shape: tf.TensorShape) -> None:
-        wanted = tf.TensorShape([None, self._image_size, self._image_size, 3])
-        if not self._dtype.is_floating or not shape.is_compatible_with(wanted):
+        size = self._image_size
+        takes = f"--teacher={self.path}: takes {self._dtype.name} {shape}"
+        if not self._dtype.is_floating:
             raise UserError(
-                f"--teacher={self.path}: takes {self._dtype.name} {shape}, but views are float32 "
-                f"[B, {self._image_size}, {self._image_size}, 3]; choose --image_size to match"
+                f"{takes}, but views are float32 [B, {size}, {size}, 3] in 0..255: mixed views are not whole numbers; "
+                "export it with a float32 input, cast inside if need be"
+            )
+        if shape.rank == 4 and shape[1] == 3 != size and shape[3] != 3:
+            raise UserError(
+                f"{takes}, channels first, but views are float32 [B, {size}, {size}, 3]; export it with a transpose in "
+                "front: tf.transpose(image, [0, 3, 1, 2])"
+            )
+        if not shape.is_compatible_with(tf.TensorShape([None, size, size, 3])):
+            remedy = "export it for such views"
+            if shape.rank == 4 and shape[3] == 1:
+                remedy = "export it with tf.image.rgb_to_grayscale in front"
+            elif shape.rank == 4 and shape[3] == 3 and shape[1] == shape[2] is not None:
+                remedy = f"choose --image_size={shape[1]} to match"
+            raise UserError(f"{takes}, but views are float32 [B, {size}, {size}, 3]; {remedy}")
+        fixed = shape[0] if shape.rank else None
+        if fixed is not None and self._batch_size is not None and fixed != self._batch_size:
+            raise UserError(
+                f"{takes}: a batch of exactly {fixed}, but --teacher_batch_size={self._batch_size}; pass "
+                f"--teacher_batch_size={fixed}, or export it with a batch dimension of None"
             )
 
     @property
@@ -131,10 +161,15 @@ class Teacher:
         """Numbers in the variables that it is made of; None where they were frozen into constants."""
         return sum(int(np.prod(variable.shape)) for variable in self._variables) or None
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`fingerprint` of its files, read once."""
+        return fingerprint(self.path)
+
     def identity(self, *, batch_size: int) -> TeacherIdentity:
         """What the spec says of the teacher."""
         return TeacherIdentity(
-            fingerprint=fingerprint(self.path),
+            fingerprint=self.fingerprint,
             value_range=self.value_range,
             signature=self.signature,
             batch_size=batch_size,
@@ -145,41 +180,80 @@ class Teacher:
         images = views if self.value_range == "0..255" else views * self._scale + self._shift
         return tf.cast(self._call(tf.cast(images, self._dtype)), tf.float32)
 
-    def logits(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
-        """Mixes and runs one batch, checked; arguments as of `mix`, returns float32 [B, C].
+    def run(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
+        """Mixes and runs one batch; arguments as of `mix`, returns float32 [B, C], which may not be finite.
 
         Raises:
-          UserError: the output is not [B, C] logits.
-          DataError: the output is not finite.
+          UserError: it cannot be run, or the output is not [B, C].
         """
         try:
-            logits = self._logits(crops, partner, ratio).numpy()
+            outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(
                 f"--teacher={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
                 f"{self._image_size}: {first_line(error)}"
             ) from error
-        expected = (int(partner.shape[0]), self._num_classes)
-        if logits.shape != expected:
-            raise UserError(
-                f"--teacher={self.path}: gives {logits.shape}, expected {expected}: the data set has "
-                f"{self._num_classes} classes"
-            )
+        check_shape(outputs, (int(partner.shape[0]), self._num_classes), path=str(self.path))
+        return outputs
+
+    def logits(
+        self,
+        crops: tf.Tensor,
+        partner: tf.Tensor,
+        ratio: tf.Tensor,
+        *,
+        name_row: Callable[[int], str] = "row {} of the batch".format,
+    ) -> np.ndarray:
+        """`run`, with finite logits.
+
+        Args:
+          crops, partner, ratio: see `mix`.
+          name_row: names a row of the batch in the message.
+
+        Raises:
+          UserError: see `run`.
+          DataError: the output is not finite.
+        """
+        logits = self.run(crops, partner, ratio)
         if not np.isfinite(logits).all():
             row, column = np.argwhere(~np.isfinite(logits))[0]
             raise DataError(
-                f"--teacher={self.path}: logit {column} of view {row} of the batch is {logits[row, column]}; "
-                "expected finite numbers"
+                f"--teacher={self.path}: logit {column} of {name_row(int(row))} is {logits[row, column]}; expected finite "
+                "numbers"
             )
         return logits
 
-    def check_logits(self, logits: np.ndarray) -> None:
-        """Refuses probabilities, float32 [B, C]: their KL would be quietly wrong.
+    def check_rows(self, crops: np.ndarray) -> None:
+        """Checks that outputs are functions of one row; see `trial.check_rows`.
+
+        Args:
+          crops: uint8 [K, S, S, 3], a batch of B <= K crops and any others, as of a batch of views.
 
         Raises:
-          UserError: all rows lie in 0..1 and sum to 1.
+          UserError: they depend on chance, or on the rest of the batch.
         """
-        if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
-            raise UserError(
-                f"--teacher={self.path}: its output is probabilities, expected logits; export it without its softmax"
-            )
+        size = self._batch_size or len(crops)
+        rest = crops[size:]  # of no matter, but with them the graph is that of the views
+        itself, whole = tf.range(size), tf.ones([size])
+
+        def run(rows: np.ndarray) -> np.ndarray:
+            return self.run(tf.constant(np.concatenate([rows, rest])), itself, whole)
+
+        graph = self._logits.get_concrete_function(tf.constant(crops), itself, whole).graph
+        check_rows(run, crops[:size], tolerance=tolerance_of(graph), path=str(self.path))
+
+
+def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, path: str) -> None:
+    """Compares the shape of a teacher's outputs with [B, C].
+
+    Raises:
+      UserError: it is another; says how to export two logits where there is one.
+    """
+    if outputs.shape == expected:
+        return
+    advice = ""
+    if expected[1] == 2 and outputs.shape in ((expected[0], 1), (expected[0],)):
+        advice = "; a single logit z of class 1 is the two logits [0, z]: export `tf.concat([tf.zeros_like(z), z], axis=-1)`"
+    raise UserError(
+        f"--teacher={path}: gives {outputs.shape}, expected {expected}: the data set has {expected[1]} classes{advice}"
+    )

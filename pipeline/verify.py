@@ -211,6 +211,7 @@ def main(argv: list[str]) -> int:
         data_cache_bytes=flags.data_cache_bytes,
     )
     worker = ShardWorker(job)
+    worker.warm_up()  # the teacher's views among other views than in the precompute
     findings = {False: Findings(), True: Findings()}
     total = sum(reader.num_records for reader in store.readers())
     with tqdm(total=total, unit=" views", desc="verify", dynamic_ncols=True) as bar:

@@ -8,6 +8,7 @@ dropped, so that every batch's composition is fixed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.store.codecs import fidelity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
+from pipeline.teacher import Teacher
+from pipeline.trial import check_logits
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
 from pipeline.views.render import eval_renderer, training_renderer
@@ -98,18 +101,25 @@ class ShardWorker:
     Args:
       job: what it works on.
       datasets: by split of the store, as far as they are open in this process; others are opened when they are needed.
+      teacher: of the job, where this process has loaded it; it is loaded by default.
 
     Raises:
       DataError: the teacher, data set or rendering here is not the spec's.
     """
 
-    def __init__(self, job: PrecomputeJob, datasets: Mapping[str, Dataset] | None = None) -> None:
+    def __init__(
+        self,
+        job: PrecomputeJob,
+        datasets: Mapping[str, Dataset] | None = None,
+        *,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.job = job
         self.spec = Spec.from_json(job.spec, where="the job's spec")
         self.spec.check_renderer()
         self._digest = self.spec.digest()
         self._batch_size = self.spec.teacher.batch_size
-        self.teacher = load_teacher(self.spec, job.teacher)
+        self.teacher = load_teacher(self.spec, job.teacher) if teacher is None else teacher
         self._inputs: dict[str, ViewInput] = {}
         self._datasets = dict(datasets or {})
 
@@ -167,10 +177,12 @@ class ShardWorker:
         )
 
     def warm_up(self) -> float:
-        """Runs the first views' batch a few times; seconds a batch of the teacher, compilation excluded.
+        """Tries the teacher on the first views' batch; seconds per batch of the teacher, compilation excluded.
 
         Raises:
-          UserError: the teacher does not fit the views or the data set.
+          UserError: the teacher does not fit the views or the data set, its outputs are no logits, or they depend on
+            more than a row.
+          DataError: a logit is not finite.
         """
         batch = next(self.input_of(VIEWS_SPLIT).batches(np.array([0])))
         seconds = []
@@ -178,12 +190,15 @@ class ShardWorker:
             start = time.perf_counter()
             logits = self.run_teacher(batch)
             seconds.append(time.perf_counter() - start)
-        self.teacher.check_logits(logits)
+        path, assumed = str(self.teacher.path), bool(self.spec.provenance.get("assume_logits"))
+        self.teacher.check_rows(batch["crops"].numpy())
+        check_logits(logits, path=path, assume_logits=assumed)
         return min(seconds)
 
-    def run_teacher(self, batch: Batch) -> np.ndarray:
-        """Logits float32 [B, C] of a batch."""
-        return self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][: self._batch_size])
+    def run_teacher(self, batch: Batch, *, split: str = VIEWS_SPLIT) -> np.ndarray:
+        """Logits float32 [B, C] of a batch of a split of the store."""
+        ratio, name_row = batch["ratio"][: self._batch_size], functools.partial(row_name, batch, split=split)
+        return self.teacher.logits(batch["crops"], batch["partner"], ratio, name_row=name_row)
 
     def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
         """Writes a shard, or adopts the one that a run that died left. A shard to be repaired is never adopted.
@@ -228,7 +243,7 @@ class ShardWorker:
         for start, batch in self.batches(task, totals):
             count = min(self._batch_size, task.first + task.records - start)
             begun = time.perf_counter()
-            logits = self.run_teacher(batch)[:count]
+            logits = self.run_teacher(batch, split=task.split)[:count]
             totals.teacher_seconds += time.perf_counter() - begun
             yield encode_records(self.spec, found_records(batch, logits), totals, first_view=start)
             if on_views is not None:
@@ -275,6 +290,15 @@ class ShardWorker:
             return self.compute(task, note)
         except OSError as error:  # which crosses process borders as text only under a name of ours
             raise (of_the_system(error) or error) from error
+
+
+def row_name(batch: Batch, row: int, *, split: str = VIEWS_SPLIT) -> str:
+    """Names a row of a batch of a split of the store, for messages."""
+    view, example = int(batch["views"][row]), int(batch["example"][row])
+    if split != VIEWS_SPLIT:
+        return f"example {example} of {split}"
+    partner = int(batch["example"][int(batch["partner"][row])])
+    return f"view {view} (example {example}, mixed with example {partner})"
 
 
 def encode_records(spec: Spec, records: ViewRecords, totals: Totals, *, first_view: int) -> list[bytes]:

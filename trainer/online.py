@@ -12,6 +12,8 @@ from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.spec import Spec
+from pipeline.teacher import check_shape
+from pipeline.trial import check_logits, check_rows, tolerance_of, trial_crops
 from pipeline.views.input import Batch
 from pipeline.views.mix import mix
 from pipeline.views.records import SampledViews, ViewRecords
@@ -112,7 +114,7 @@ class BatchedTeacher:
 
 
 def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: bool) -> None:
-    """Runs the teacher once, on a black batch, as the online steps will: the first of them may be days away.
+    """Tries the teacher as the online steps will run it: the first of them may be days away.
 
     Args:
       teacher: of the run.
@@ -121,20 +123,31 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
       jit_compile: whether the steps are compiled with XLA, which knows fewer operations than TensorFlow.
 
     Raises:
-      UserError: it cannot be run, or gives something else than [size, C].
+      UserError: it cannot be run, gives something else than [size, C] logits, or they depend on more than a row.
     """
     size = spec.policy.image_size
+    crops = trial_crops(teacher.batch_size, size)
+    forward = tf.function(
+        teacher,
+        input_signature=[tf.TensorSpec([teacher.batch_size, size, size, 3], tf.float32)],
+        jit_compile=jit_compile,
+    )
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        outputs: np.ndarray = forward(tf.cast(rows, tf.float32)).numpy()
+        return outputs
+
     compiled = ", compiled with XLA (leave out --jit_compile)" if jit_compile else ""
     try:
-        logits = tf.function(teacher, jit_compile=jit_compile)(tf.zeros([teacher.batch_size, size, size, 3]))
+        logits = run(crops)
+        tolerance = tolerance_of(forward.get_concrete_function().graph)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(
             f"--teacher={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
         ) from error
-    if logits.shape != (teacher.batch_size, spec.num_classes):
-        raise UserError(
-            f"--teacher={path}: gives {tuple(logits.shape)}, expected {(teacher.batch_size, spec.num_classes)}"
-        )
+    check_shape(logits, (teacher.batch_size, spec.num_classes), path=path)
+    check_rows(run, crops, tolerance=tolerance, path=path)
+    check_logits(logits, path=path, assume_logits=bool(spec.provenance.get("assume_logits")))
 
 
 def find_unfit_logits(batches: Iterable[Batch], teacher: BatchedTeacher, codec: Codec) -> DataError | None:

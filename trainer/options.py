@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
+from pipeline.choices import check_num_classes
 from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec, differences
@@ -87,6 +88,7 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     """
     check_combinations(flags)
     spec = store.spec
+    check_num_classes(spec.num_classes, of=f"--store={store.location}")
     name = flags.recipe or default_recipe(spec)
     recipe = train_recipe(name)
     if not flags.allow_recipe_mismatch:

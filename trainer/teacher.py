@@ -23,7 +23,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import demo
-from pipeline.choices import DEFAULT_SIGNATURE
+from pipeline.choices import DEFAULT_SIGNATURE, check_num_classes
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.flags import make_directory
@@ -61,6 +61,7 @@ def convert(flags: argparse.Namespace) -> int:
         raise UserError(
             f"--num_classes={num_classes}: {flags.npz} has {there}; pass --new_head to begin with a zero head"
         )
+    check_num_classes(num_classes, of=f"--num_classes={num_classes}")
     make_directory(output.parent, flag="--output")
     model = models.build(flags.model, num_classes=num_classes, image_size=flags.image_size)
     weights.load_into(model, new_head=flags.new_head)
@@ -102,6 +103,7 @@ def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command."""
     output = Path(flags.output)
     dataset, options = _options(flags)
+    check_num_classes(dataset.num_classes, of=f"--dataset={dataset.name}")
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,7 @@ from pipeline.teacher import Teacher
 from pipeline.verify import ARITHMETIC, arithmetic_slack
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
-from pipeline.worker import ShardResult, Totals, encode_records, found_records
+from pipeline.worker import ShardResult, Totals, encode_records, found_records, row_name
 from trainer.preemption import Preemption
 
 RECORD = (
@@ -233,7 +234,8 @@ class TeacherPass:
         size = self.view_input.batch_size
         starts = np.arange(first, stop, size)
         for start, batch in zip(starts.tolist(), self.view_input.batches(starts), strict=True):
-            logits = self.teacher.logits(batch["crops"], batch["partner"], batch["ratio"][:size])
+            ratio, name_row = batch["ratio"][:size], functools.partial(row_name, batch)
+            logits = self.teacher.logits(batch["crops"], batch["partner"], ratio, name_row=name_row)
             yield start, found_records(batch, logits[: stop - start])
 
 

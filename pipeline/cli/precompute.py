@@ -49,6 +49,12 @@ def make_parser() -> Parser:
     add("--teacher_signature", default=DEFAULT_SIGNATURE, help="of a SavedModel")
     add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
     add("--teacher_batch_size", type=batch_size, default=64, help="views the teacher sees at once")
+    add(
+        "--assume_logits",
+        action="store_true",
+        help="the teacher's outputs are logits although they look like probabilities (all in 0..1, or each row with the "
+        "same sum); rows that sum to 1 are always refused",
+    )
     add("--store", type=place, help="directory of the store, or its URL in a bucket")
     add("--epochs", type=positive, default=DEMO_EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")

@@ -36,6 +36,7 @@ class Provenance(TypedDict, total=False):
     recipe: str | None
     versions: dict[str, str]
     processor: str | None
+    assume_logits: bool | None
 
 
 class _Stated(TypedDict):
