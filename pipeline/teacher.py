@@ -1,6 +1,6 @@
 """Loads a teacher, fingerprints it, and turns views into logits.
 
-A SavedModel is code: load only what you trust. `.keras` files are loaded in Keras's safe mode.
+A SavedModel is code: load only what you trust. `.keras` files run no code of their own; see `pipeline.keras_file`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pipeline.buckets.copies import copied_teacher
 from pipeline.buckets.directory import is_url
 from pipeline.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_num_classes, check_value_range
 from pipeline.errors import DataError, UserError, first_line
+from pipeline.keras_file import load_keras_file
 from pipeline.store.identity import TeacherIdentity
 from pipeline.trial import check_rows, tolerance_of
 from pipeline.views.mix import mix
@@ -84,12 +85,18 @@ class Teacher:
         )
 
     def _load_keras(self) -> None:
-        if self.path.suffix != ".keras":
-            raise UserError(f"--teacher={self.path}: expected a SavedModel directory or a .keras file")
-        try:
-            self._model = tf.keras.models.load_model(self.path, compile=False, safe_mode=True)
-        except (ValueError, OSError, TypeError, KeyError) as error:
-            raise UserError(f"--teacher={self.path}: Keras cannot load it: {first_line(error)}") from error
+        self._model = load_keras_file(self.path, flag="--teacher")
+        inputs, outputs = (getattr(self._model, name, None) or () for name in ("inputs", "outputs"))
+        if not inputs:
+            size = self._image_size
+            raise UserError(
+                f"--teacher={self.path}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built, so "
+                f"it has no weights; call it on images or `model.build((None, {size}, {size}, 3))`, train it, and save it again"
+            )
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UserError(
+                f"--teacher={self.path}: has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each"
+            )
         self.signature = "keras"
         self._dtype = tf.as_dtype(self._model.inputs[0].dtype)
         self._check_input(self._model.inputs[0].shape)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from pipeline.choices import VALUE_RANGES
 from pipeline.errors import UserError, first_line
+from pipeline.keras_file import load_keras_file
 from pipeline.store.files import sha256_of
 from pipeline.teacher import fingerprint
 from trainer import models
@@ -51,7 +52,7 @@ def build_network(
 
 
 def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
-    """Loads a Keras SavedModel, or a `.keras` file in Keras's safe mode.
+    """Loads a Keras SavedModel, which is code, or a `.keras` file, which runs none.
 
     Args:
       text: path as given.
@@ -69,7 +70,10 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
             f"{flag}={text}: a SavedModel that Keras did not write; only Keras's layers can be trained"
         )
     try:
-        model = tf.keras.models.load_model(text, compile=False)
+        if Path(text).is_dir():
+            model = tf.keras.models.load_model(text, compile=False)
+        else:
+            model = load_keras_file(text, flag=flag)
     except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
         raise UserError(f"{flag}={text}: Keras cannot load it: {first_line(error)}") from error
     single = (

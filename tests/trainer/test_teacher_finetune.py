@@ -262,7 +262,7 @@ def test_teachers_that_cannot_be_finetuned_exit_2(
     for network, extra, message in (
         (f"--teacher={teacher_path}", [], "a SavedModel that Keras did not write"),
         (f"--teacher={colours_dir}", [], "Keras cannot load it"),
-        (f"--teacher={npz}", [], "Keras cannot load it"),
+        (f"--teacher={npz}", [], "expected a SavedModel directory or a .keras file"),
         (f"--teacher={tmp_path}/pool.keras", [], "ends in last, a GlobalAveragePooling2D; expected a Dense"),
         (f"--teacher={keras_teacher_path}", ["--image_size=20"], r"takes \(None, 24, 24, 3\), but views are"),
         ("--model=small", [f"--init={keras_teacher_path}"], r"--init does not fit small: .* there, .* here"),
