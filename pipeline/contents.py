@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.accuracy import SplitAccuracy, read_accuracy
 from pipeline.errors import DataError
 from pipeline.pages.figures import bytes_text, codec_cost_text
 from pipeline.store.files import TEMPORARY
@@ -17,7 +18,7 @@ from pipeline.store.splits import file_split
 Contents = dict[str, Any]
 
 
-def _split_contents(reader: SplitReader) -> dict[str, Any]:
+def _split_contents(reader: SplitReader, accuracy: SplitAccuracy | None) -> dict[str, Any]:
     manifest = reader.manifest
     lengths = [shard.records for shard in manifest.shards]
     return {
@@ -29,6 +30,8 @@ def _split_contents(reader: SplitReader) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "bytes_a_view": manifest.bytes / manifest.records,
         **manifest.fidelity(),
+        "teacher_top1": accuracy and accuracy.top1,
+        "labeled": accuracy and accuracy.labeled,
     }
 
 
@@ -51,9 +54,11 @@ def find_contents(store: Store) -> Contents:
 
     Returns:
       `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
-      splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes).
+      splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes). A split's
+      `teacher_top1` (of `labeled` examples) is None where it was not measured.
     """
-    splits = [_split_contents(reader) for reader in store.readers()]
+    accuracy = read_accuracy(store)
+    splits = [_split_contents(reader, accuracy.get(reader.split)) for reader in store.readers()]
     return {
         "store": store.location,
         "digest": store.spec.digest(),
@@ -114,6 +119,10 @@ def _plain(value: Any) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
 def contents_text(contents: Contents) -> str:
     """The contents for people."""
     identity, provenance = contents["spec"]["identity"], contents["spec"]["provenance"]
@@ -144,10 +153,13 @@ def contents_text(contents: Contents) -> str:
             "one died; its command, run again, goes on from there"
         )
     lines = [f"{name:12}{_plain(value)}" for name, value in facts.items()]
-    lines += ["", f"{'split':12}{'of':12}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}"]
+    lines += [
+        "",
+        f"{'split':12}{'of':12}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}{'teacher top-1':>15}",
+    ]
     lines += [
         f"{split['name']:12}{_plain(split['of']):12}{split['views']:>14,}{split['shards']:>8,}"
-        f"{bytes_text(split['bytes']):>10}{split['bytes_a_view']:>14,.0f}"
+        f"{bytes_text(split['bytes']):>10}{split['bytes_a_view']:>14,.0f}{_percent(split['teacher_top1']):>15}"
         for split in contents["splits"]
     ]
     return "\n".join([*lines, "", _wholeness(contents)])

@@ -36,6 +36,7 @@ class PrecomputeOptions:
       data_cache_bytes: for copies of data sets in buckets.
       datasets: by split of the store: `views`, and those to store evaluation logits of.
       repair: whether published shards are read, and computed again where they are damaged.
+      assume_value_range: the teacher's value range is right, whatever its top-1.
       spec: of the store.
       loaded: the teacher, for this process.
     """
@@ -51,6 +52,7 @@ class PrecomputeOptions:
     data_cache_bytes: int
     datasets: dict[str, Dataset]
     repair: bool
+    assume_value_range: bool
     spec: Spec
     loaded: Teacher
 
@@ -108,6 +110,7 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         data_cache_bytes=flags.data_cache_bytes,
         datasets={VIEWS_SPLIT: dataset, **find_eval_splits(flags.eval_splits, dataset)},
         repair=flags.repair,
+        assume_value_range=flags.assume_value_range,
         spec=spec,
         loaded=loaded,
     )

@@ -31,7 +31,8 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
-from pipeline import beam_worker
+from pipeline import beam_worker, value_range
+from pipeline.accuracy import SplitAccuracy, accuracy_text, record_accuracy
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.choices import DEMO_STORE
 from pipeline.claim import Claim, check_space, claimed, open_store
@@ -250,6 +251,25 @@ def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds
     return text
 
 
+def find_accuracy(claim: Claim, options: PrecomputeOptions) -> dict[str, SplitAccuracy]:
+    """The teacher's top-1 on each evaluated split, measured where it is not recorded."""
+    return record_accuracy(
+        Store(claim.location, in_order=False), {name: options.datasets[name] for name in options.eval_splits}
+    )
+
+
+def try_value_ranges(worker: ShardWorker, options: PrecomputeOptions) -> None:
+    """Prints the teacher's top-1 under each value range; see `value_range.check_value_range`."""
+    figures = value_range.measure(worker, options.datasets)
+    if figures is None:
+        print(
+            "no labels: the teacher's top-1, and whether its value range is right, are not known", flush=True
+        )
+        return
+    print(figures.text(), flush=True)
+    value_range.check_value_range(figures, assumed=options.assume_value_range)
+
+
 def repair_tasks(claim: Claim) -> list[ShardTask]:
     """With `--repair`, the published shards to be computed again; says which, and why."""
     if not claim.is_published:
@@ -277,6 +297,7 @@ def main(argv: list[str]) -> int:
         if not tasks:
             print(f"nothing to do: {options.epochs} epochs or more are published")
             print(summarize(claim, options.spec, {}, 0.0))
+            print(accuracy_text(find_accuracy(claim, options)))
             return 0
         check_space(tasks, options)
         job = PrecomputeJob(
@@ -293,12 +314,18 @@ def main(argv: list[str]) -> int:
         print(describe_eval_splits(options))
         shared = Shared()
         worker = shared.acquire(lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job)
-        print(describe_plan(tasks, seconds_a_batch=worker.warm_up(), options=options), flush=True)
+        seconds_a_batch = worker.warm_up()
+        try_value_ranges(worker, options)
+        worker.check_differs()
+        print(describe_plan(tasks, seconds_a_batch=seconds_a_batch, options=options), flush=True)
         claim.write_spec(options.spec)
         begun = time.monotonic()
         with Progress(claim.path, tasks), beam_worker.workers_end_with_command():
             counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
         claim.refresh()
         claim.remove_leftovers()  # of workers that were lost, whose shards others wrote
-        print(summarize(claim, options.spec, counters, time.monotonic() - begun))
+        seconds = time.monotonic() - begun
+        accuracy = find_accuracy(claim, options)
+        print(summarize(claim, options.spec, counters, seconds))
+        print(accuracy_text(accuracy))
     return 0

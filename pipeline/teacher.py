@@ -83,6 +83,9 @@ class Teacher:
         self._logits = tf.function(
             lambda crops, partner, ratio: self(mix(crops, partner, ratio)), reduce_retracing=False
         )
+        self._in_range = tf.function(
+            lambda crops, scale, shift: self._outputs(tf.cast(crops, tf.float32) * scale + shift)
+        )
 
     def _load_keras(self) -> None:
         self._model = load_keras_file(self.path, flag="--teacher")
@@ -184,7 +187,10 @@ class Teacher:
 
     def __call__(self, views: tf.Tensor) -> tf.Tensor:
         """float32 [B, S, S, 3] in 0..255 to float32 [B, C]; may be called inside a graph."""
-        images = views if self.value_range == "0..255" else views * self._scale + self._shift
+        return self._outputs(views if self.value_range == "0..255" else views * self._scale + self._shift)
+
+    def _outputs(self, images: tf.Tensor) -> tf.Tensor:
+        """float32 [B, S, S, 3] in the model's own range to float32 [B, C]."""
         return tf.cast(self._call(tf.cast(images, self._dtype)), tf.float32)
 
     def run(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
@@ -201,6 +207,12 @@ class Teacher:
                 f"{self._image_size}: {first_line(error)}"
             ) from error
         check_shape(outputs, (int(partner.shape[0]), self._num_classes), path=str(self.path))
+        return outputs
+
+    def run_in_range(self, crops: np.ndarray, value_range: str) -> np.ndarray:
+        """Runs unmixed crops, uint8 [B, S, S, 3], as a model of another value range: float32 [B, C]."""
+        scale, shift = (tf.constant(number, tf.float32) for number in VALUE_RANGES[value_range])
+        outputs: np.ndarray = self._in_range(tf.constant(crops), scale, shift).numpy()
         return outputs
 
     def logits(

@@ -80,6 +80,19 @@ def _largest_change(before: np.ndarray, after: np.ndarray) -> float:
     return float((np.abs(before - after).max(axis=1) / scale).max())
 
 
+def check_differs(outputs: np.ndarray, crops: np.ndarray, *, path: str) -> None:
+    """Refuses a teacher that does not look: outputs [n, C] that are all the same, of crops that are not.
+
+    Raises:
+      UserError: they are the same.
+    """
+    if len(outputs) > 1 and (outputs == outputs[0]).all() and (crops != crops[0]).any():
+        raise UserError(
+            f"--teacher={path}: its output is the same for {len(outputs)} different views, from {outputs[0].min():.3g} to "
+            f"{outputs[0].max():.3g}; check that it is trained, and its --teacher_value_range"
+        )
+
+
 def check_logits(outputs: np.ndarray, *, path: str, assume_logits: bool) -> None:
     """Refuses probabilities, float32 [n, C]: the KL between their softmaxes would be silently wrong.
 

@@ -25,7 +25,7 @@ from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
 from pipeline.teacher import Teacher
-from pipeline.trial import check_logits
+from pipeline.trial import check_differs, check_logits
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
 from pipeline.views.render import eval_renderer, training_renderer
@@ -138,6 +138,11 @@ class ShardWorker:
                 )
         return self._datasets[split]
 
+    @property
+    def batch_size(self) -> int:
+        """Of the teacher."""
+        return self._batch_size
+
     def input_of(self, split: str) -> ViewInput:
         """Input pipeline of the training views, or of a split's evaluation crops."""
         if split not in self._inputs:
@@ -194,6 +199,17 @@ class ShardWorker:
         self.teacher.check_rows(batch["crops"].numpy())
         check_logits(logits, path=path, assume_logits=assumed)
         return min(seconds)
+
+    def check_differs(self) -> None:
+        """Refuses a teacher whose output is the same for each view; apart, for a wrong value range has a better message.
+
+        Raises:
+          UserError: it is.
+        """
+        batches = list(self.input_of(VIEWS_SPLIT).batches(np.array([0, self._batch_size])))
+        logits = np.concatenate([self.run_teacher(batch) for batch in batches])
+        crops = np.concatenate([batch["crops"][: self._batch_size] for batch in batches])
+        check_differs(logits, crops, path=str(self.teacher.path))
 
     def run_teacher(self, batch: Batch, *, split: str = VIEWS_SPLIT) -> np.ndarray:
         """Logits float32 [B, C] of a batch of a split of the store."""

@@ -55,6 +55,11 @@ def make_parser() -> Parser:
         help="the teacher's outputs are logits although they look like probabilities (all in 0..1, or each row with the "
         "same sum); rows that sum to 1 are always refused",
     )
+    add(
+        "--assume_value_range",
+        action="store_true",
+        help="go on with --teacher_value_range where the teacher's top-1 is clearly higher with another",
+    )
     add("--store", type=place, help="directory of the store, or its URL in a bucket")
     add("--epochs", type=positive, default=DEMO_EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")

@@ -9,6 +9,7 @@ from pipeline.errors import UserError
 SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
 EVAL_DIRECTORY = "eval"  # a TFDS data set of its own: the teacher's logits on evaluation crops
+ACCURACY_FILE = f"{EVAL_DIRECTORY}/accuracy.json"  # the teacher's, informational
 PENDING = "pending"  # directory of notes on shards that are there but not yet in the metadata
 STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
 

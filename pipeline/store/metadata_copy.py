@@ -12,10 +12,10 @@ from pathlib import Path
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.files import write_bytes
-from pipeline.store.layout import EVAL_DIRECTORY
+from pipeline.store.layout import ACCURACY_FILE, EVAL_DIRECTORY
 from pipeline.store.metadata import FEATURES_FILE, INFO_FILE, MANIFEST_FILE
 from pipeline.store.spec import SPEC_FILE
-from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, SPEC_LIMIT
+from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, NOTE_LIMIT, SPEC_LIMIT
 
 # What says what is published comes before the manifest, which may be ahead of it and never behind.
 _FILES = {INFO_FILE: INFO_LIMIT, FEATURES_FILE: INFO_LIMIT, MANIFEST_FILE: MANIFEST_LIMIT}
@@ -46,6 +46,7 @@ class MetadataCopy:
         # The store's own before those of `eval`, which are published first: what the views come with is there, then.
         limits = {SPEC_FILE: SPEC_LIMIT} | _FILES
         limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()}
+        limits[ACCURACY_FILE] = NOTE_LIMIT
         for name, limit in limits.items():
             try:
                 data, self._versions[name] = self._bucket.read_version(name, limit=limit)
