@@ -235,8 +235,9 @@ class Dataset:
             split_info = info.splits[split]
             instructions = split_info.file_instructions
         except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
+            reason = f"{first_line(error)} " if "[" in split else ""  # of a slice
             raise UserError(
-                f"{flag}={split}: {info.full_name} has splits {', '.join(self.split_names)}"
+                f"{flag}={split}: {reason}{info.full_name} has splits {', '.join(self.split_names)}"
             ) from error
         self.split = split
         self.num_examples = int(split_info.num_examples)

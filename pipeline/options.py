@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -117,15 +118,14 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
 
 
 def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
-    """The splits to evaluate by name: of `all`, `none`, or a comma-separated list of splits and slices.
+    """The splits to evaluate by name: of `none`, or a comma-separated list of splits, slices and `all`, every split.
 
     Raises:
       UserError: there is no such split, or a store cannot name it.
     """
-    if text in ("all", "none"):
-        names = dataset.split_names if text == "all" else []
-    else:
-        names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    asked = [name.strip() for name in text.split(",")] if text != "none" else []
+    groups = (dataset.split_names if name == "all" else [name] for name in asked if name)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(groups)))
     found = {name: dataset.select(name, flag="--eval_splits") for name in names}
     # Names of whole splits that a store does not change are taken by them.
     taken = {file_split(name): name for name in [*dataset.split_names, *names][::-1]}

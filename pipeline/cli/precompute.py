@@ -81,7 +81,7 @@ def make_parser() -> Parser:
     add(
         "--eval_splits",
         default="all",
-        help="comma-separated splits or slices to store evaluation logits of, such as validation,train[800:]; all or none",
+        help="comma-separated splits or slices to store evaluation logits of, such as validation,train[800:]; all: every split; none",
     )
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, per process")
     add_input_buffer_flag(parser)

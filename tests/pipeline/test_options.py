@@ -123,7 +123,7 @@ def test_a_recipe_and_the_flags_that_override_it(data_dir: Path, teacher_path: P
         ("none", ()),
         ("test", ("test",)),
         ("test,test,", ("test",)),
-        ("train[3:],test", ("train[3:]", "test")),
+        ("train[3:],all", ("train[3:]", "test", "train")),
     ],
 )
 def test_evaluation_splits(data_dir: Path, teacher_path: Path, flags: str, splits: tuple[str, ...]) -> None:
