@@ -146,21 +146,26 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
       UserError: there is something at the path, or somebody else is writing it.
     """
     target = data_dir / path
-    if target.exists():
-        raise UserError(f"--data_dir={data_dir}: {path} is there already; name another, or remove it first")
+    _check_absent(target, data_dir, path)
     aside = data_dir / f".{'-'.join(path.parts)}.partial"
     make_directory(data_dir, flag="--data_dir")
     aside.mkdir(exist_ok=True)
     with writer_lock(aside, flag="--data_dir"):
-        for leftover in aside.iterdir():  # of a run that died
-            if leftover.name != LOCK_FILE:
-                remove_directory(leftover)
         try:
+            _check_absent(target, data_dir, path)  # another import may have finished meanwhile
+            for leftover in aside.iterdir():  # of a run that died
+                if leftover.name != LOCK_FILE:
+                    remove_directory(leftover)
             yield aside
             target.parent.mkdir(parents=True, exist_ok=True)
             put_directory(aside / path, target)
         finally:
             remove_directory(aside)
+
+
+def _check_absent(target: Path, data_dir: Path, path: Path) -> None:
+    if target.exists():
+        raise UserError(f"--data_dir={data_dir}: {path} is there already; name another, or remove it first")
 
 
 def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> str:

@@ -95,9 +95,19 @@ def _download(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Pat
         for name in objects:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         _download_all(bucket, objects, fresh)
+        _check_unchanged(bucket, objects)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _check_unchanged(bucket: BucketDirectory, objects: Mapping[str, Object]) -> None:
+    """Compares what is there with the listing that a copy is named by: else it would be kept under that name for good."""
+    there = bucket.objects(os.path.commonpath(list(objects)))
+    if changed := [name for name, found in objects.items() if there.get(name) != found]:
+        raise TryAgainError(
+            f"{bucket.url}: changes while it is copied ({changed[0]}, for one); run the same command again"
+        )
 
 
 def _download_all(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Path) -> None:

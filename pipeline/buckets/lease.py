@@ -30,6 +30,7 @@ from pipeline.buckets.retry import with_retries
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.untrusted import parse_json
+from pipeline.text import printable
 
 RENEWAL, PATIENCE = 20.0, 90.0  # seconds; a renewal may be late by three of them
 _POLL = 2.0
@@ -229,7 +230,7 @@ def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner 
 def _whose(owner: Owner) -> str:
     if not {"pid", "host", "since"} <= owner.keys():
         return "another process"
-    return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    return printable(f"process {owner['pid']} on {owner['host']} since {owner['since']}")
 
 
 def _held(bucket: BucketDirectory, owner: Owner) -> UserError:

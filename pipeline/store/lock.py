@@ -11,10 +11,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import UserError, remedy
+from pipeline.text import printable
 
 LOCK_FILE = ".lock"
+_LIMIT = 1 << 16
 
 
 @contextlib.contextmanager
@@ -25,30 +28,9 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
 
     Raises:
       UserError: somebody else holds it; says who, since when, and how to break it. Or the directory cannot be
-        written.
+        written, or its file system has no locks.
     """
-    path = directory / LOCK_FILE
-    try:
-        # A link would have another file emptied.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"{flag}={directory}: cannot be written ({error.strerror}: {path}); {remedy(error.errno)}"
-        ) from error
-    with os.fdopen(descriptor, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            try:
-                owner = json.loads(file.read())
-                whose = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-                how = f"`kill {owner['pid']}` there"
-            except (ValueError, KeyError, TypeError, RecursionError):
-                whose, how = "another process", f"end it (`fuser {path}` names it)"
-            raise UserError(
-                f"{flag}={directory}: {whose} is writing it; wait for it, or break the lock: {how}"
-            ) from error
+    with _locked_file(directory, flag) as file:
         file.truncate(0)
         owner = {
             "pid": os.getpid(),
@@ -62,3 +44,51 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _locked_file(directory: Path, flag: str) -> IO[str]:
+    """The lock's file, open and locked, and still the one at its path."""
+    path = directory / LOCK_FILE
+    while True:
+        try:
+            # A link would have another file emptied.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{flag}={directory}: cannot be written ({error.strerror}: {path}); {remedy(error.errno)}"
+            ) from error
+        with contextlib.ExitStack() as refused:
+            file = refused.enter_context(os.fdopen(descriptor, "a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise _held(file, path, f"{flag}={directory}") from error
+            except OSError as error:
+                raise UserError(
+                    f"{flag}={directory}: its file system has no locks ({error.strerror}), which keep two runs from writing "
+                    "it at once; mount it with locks, or name a directory on another"
+                ) from error
+            if _is_at(path, file):
+                refused.pop_all()
+                return file
+            # Removed or replaced between the two calls: this lock would keep no other writer out.
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _held(file: IO[str], path: Path, place: str) -> UserError:
+    """Who holds a lock, by what is in its file, and what to do."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read(_LIMIT))
+        pid = int(owner["pid"])
+        whose = printable(f"process {pid} on {owner['host']} since {owner['since']}")
+        how = f"`kill {pid}` there"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whose, how = "another process", f"end it (`fuser {path}` names it)"
+    return UserError(f"{place}: {whose} is writing it; wait for it, or break the lock: {how}")

@@ -43,13 +43,26 @@ class Opener(Protocol):
         """Name and bytes of each file in the split's directory, of other splits' too; opens none."""
 
 
+_FileState = tuple[int, int, int, int, int]
+
+
+def _state(path: Path) -> _FileState | None:
+    """What changes when a file is replaced or written; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class DiskOpener:
     """Of a store on this machine's file systems."""
 
     def __init__(self, directory: Path, split: str, shards: Sequence[ShardInfo]) -> None:
         self._directory, self._split, self._shards = directory, split, shards
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
-        self._verified: set[int] = set()
+        # Shards that were verified, and the file that each was then.
+        self._verified: dict[int, _FileState] = {}
         self._lock = threading.Lock()
 
     def _path(self, number: int) -> Path:
@@ -63,20 +76,30 @@ class DiskOpener:
         """Implements `Opener`."""
         with self._lock:
             if number not in self._readers:
-                if number in self._verified:
-                    reader = open_shard(self._path(number), self._shards[number].records)
-                else:
-                    reader = self.verify(number)
-                    self._verified.add(number)
-                self._readers[number] = reader
+                self._readers[number] = self._reopen(number)
                 if len(self._readers) > _OPEN_SHARDS:
                     self._readers.popitem(last=False)  # closed when its last user lets go of it
             self._readers.move_to_end(number)
             return self._readers[number]
 
+    def _reopen(self, number: int) -> ArrayRecordReader:
+        """A reader of a shard, verified unless the file is the one that was verified before."""
+        path = self._path(number)
+        if number in self._verified and _state(path) == self._verified[number]:
+            reader = open_shard(path, self._shards[number].records)
+            if _state(path) == self._verified[number]:
+                return reader
+            reader.close()
+        reader, self._verified[number] = self._verify(number)
+        return reader
+
     def verify(self, number: int) -> ArrayRecordReader:
         """Implements `Opener`."""
+        return self._verify(number)[0]
+
+    def _verify(self, number: int) -> tuple[ArrayRecordReader, _FileState]:
         path, info = self._path(number), self._shards[number]
+        before = _state(path)
         if not path.is_file():
             raise DataError(f"{path}: no such shard; the metadata name it")
         if (size := path.stat().st_size) != info.bytes:
@@ -85,7 +108,12 @@ class DiskOpener:
             raise DataError(
                 f"{path}: sha256 is {digest[:16]} here, {info.sha256[:16]} in the manifest; the file is damaged"
             )
-        return open_shard(path, info.records)
+        reader = open_shard(path, info.records)
+        # What was compared is what was opened, unless the file was replaced between the two.
+        if (after := _state(path)) is None or after != before:
+            reader.close()
+            raise DataError(f"{path}: changed while it was verified; something else is writing it")
+        return reader, after
 
     def files(self) -> dict[str, int]:
         """Implements `Opener`."""

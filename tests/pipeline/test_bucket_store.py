@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import subprocess
 import sys
@@ -189,3 +190,30 @@ def test_killed_at_each_step_it_is_finished_by_the_same_command(
         break
     assert kills >= 8
     assert content(str(remote.store), s3_port) == files(asked.store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["spec.json", "manifest.json"])
+def test_a_writer_that_wakes_up_after_its_lock_was_taken_writes_nothing_more(
+    remote: Asked, asked: Asked, s3_port: int, slow_link: FaultyLink, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """SIGSTOP to a precompute, which another one takes the store over from, and SIGCONT when that has finished."""
+    assert main(asked.flags()) == 0
+    command = [sys.executable, "-m", "pipeline.precompute", *remote.flags()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not slow_link.count("PUT", at):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        point_at(s3_port, monkeypatch)
+        monkeypatch.setattr(claim, "hold_lease", functools.partial(claim.hold_lease, patience=1.0))
+        assert main(remote.flags()) == 0
+        finished = content(str(remote.store), s3_port)
+        lock = BucketDirectory(str(remote.store)).read(LOCK_FILE, limit=1000)
+        process.send_signal(signal.SIGCONT)
+        assert process.stderr is not None
+        error = process.stderr.read().decode()
+        assert process.wait() == 75, error[-2000:]
+    assert str(remote.store) in error.splitlines()[-1]
+    assert content(str(remote.store), s3_port) == finished == files(asked.store)
+    assert BucketDirectory(str(remote.store)).read(LOCK_FILE, limit=1000) == lock

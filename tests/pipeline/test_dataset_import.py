@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,25 @@ def test_a_data_set_that_is_there_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"my_flowers/1\.0\.0 is there already"):
         main(flags(tmp_path))
     assert left(tmp_path) == before
+
+
+def test_an_import_that_finished_just_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between this one's look at the target and its lock."""
+    there = tmp_path / "data" / "my_flowers" / "1.0.0" / "dataset_info.json"
+    lock = dataset_import.writer_lock
+
+    @contextlib.contextmanager
+    def late(directory: Path, *, flag: str) -> Iterator[None]:
+        there.parent.mkdir(parents=True)
+        there.touch()
+        with lock(directory, flag=flag):
+            yield
+
+    monkeypatch.setattr(dataset_import, "writer_lock", late)
+    make_folder(tmp_path / "images")
+    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0 is there already"):
+        main(flags(tmp_path))
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [there]
 
 
 def test_what_a_dead_run_left_is_replaced_and_a_live_one_is_not_disturbed(tmp_path: Path) -> None:

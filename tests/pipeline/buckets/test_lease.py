@@ -19,6 +19,7 @@ from pipeline.buckets.directory import BucketDirectory
 from pipeline.buckets.lease import check_lease, hold_lease, lease_owner
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.lock import LOCK_FILE
+from pipeline.text import is_printable
 from tests.buckets import Answer, Fault, FaultyLink, point_at, point_at_gcs
 
 HOLD = """
@@ -87,6 +88,16 @@ def test_a_lock_that_nobody_renews_is_broken(bucket: BucketDirectory) -> None:
     bucket.write(".lock", json.dumps(owner).encode())
     with hold_lease(bucket, patience=0.5) as lease:
         assert lock_of(bucket)["lease"] == lease
+
+
+def test_what_a_foreign_lock_says_is_no_control_code(
+    bucket: BucketDirectory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    owner = {"lease": "ab", "pid": "\x1b[2J", "machine": "another", "host": "\x07far", "since": "then\n"}
+    bucket.write(".lock", json.dumps(owner).encode())
+    with hold_lease(bucket, patience=0.2):
+        pass
+    assert all(map(is_printable, capfd.readouterr().out.splitlines()))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])

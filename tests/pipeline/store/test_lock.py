@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.store.lock import LOCK_FILE, writer_lock
+from pipeline.text import is_printable
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -76,3 +81,61 @@ def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
         (tmp_path / LOCK_FILE).write_text("")
         with pytest.raises(UserError, match=r"another process is writing it.*fuser"), writer_lock(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_file_that_is_removed_while_it_is_being_locked_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, replaced: bool
+) -> None:
+    """Its last owner, or a user, removes it; the lock of the file without a name would keep no other writer out."""
+    flock, calls = fcntl.flock, []
+
+    def late(file: IO[str], operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            (tmp_path / LOCK_FILE).unlink()
+            if replaced:
+                (tmp_path / LOCK_FILE).touch()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with writer_lock(tmp_path):
+        assert f'"pid": {os.getpid()}' in (tmp_path / LOCK_FILE).read_text()
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), writer_lock(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Such as NFS without its lock daemon, or Lustre without the mount option; the kernel says so in these ways."""
+
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="has no locks") as caught, writer_lock(tmp_path, flag="--workdir"):
+        pass
+    assert caught.value.exit_code == 2
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"pid": "1; rm -rf ~", "host": "h", "since": "s"},
+        {"pid": 7, "host": "\x1b[2Jh", "since": "s\n"},
+        {"pid": 7, "host": "h" * 100_000, "since": "s"},
+    ],
+)
+def test_what_a_foreign_lock_file_says_is_neither_a_command_nor_a_control_code(
+    tmp_path: Path, owner: dict[str, object]
+) -> None:
+    with another_writer(tmp_path):
+        (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
+        with pytest.raises(UserError, match="is writing it") as caught, writer_lock(tmp_path):
+            pass
+    assert is_printable(str(caught.value))
+    assert "rm -rf" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

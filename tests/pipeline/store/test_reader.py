@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
+from pipeline.store import openers
+from pipeline.store.files import sha256_of
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
-from pipeline.store.shards import shard_name
+from pipeline.store.shards import serialize, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import ViewInput
 from pipeline.views.records import SampledViews
@@ -176,6 +179,55 @@ def test_swapped_shards_are_refused(store: Path) -> None:
     second.write_bytes(content)
     with pytest.raises(DataError, match="sha256"):
         Store(store).views.read(np.array([0]))
+
+
+def forged(store: Path) -> bytes:
+    """The first shard with another logit, and everything else as it was."""
+    opened = Store(store)
+    codec, info = opened.spec.make_codec(), opened.views.manifest.shards[0]
+    records = opened.views.read(np.arange(info.records))
+    records.logits[3] += 1
+    path = store / "forged"
+    write_shard(path, [serialize(records, codec.encode(records.logits))], info.records)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def test_a_shard_that_is_replaced_after_it_was_verified_is_not_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only some shards are kept open; what is opened again may be another file by then."""
+    data, path = forged(store), store / shard_name("views", 0)
+    monkeypatch.setattr(openers, "_OPEN_SHARDS", 1)
+    views = Store(store).views
+    before = views.read(np.array([3, 25])).logits
+    other = path.with_name("other")
+    other.write_bytes(data)
+    os.utime(other, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns))
+    keep = path.with_name("keep")
+    path.rename(keep)
+    other.rename(path)
+    with pytest.raises(DataError, match=r"views\.array_record-00000: "):
+        views.read(np.array([3]))
+    keep.rename(path)
+    assert (views.read(np.array([3, 25])).logits == before).all()
+
+
+def test_a_shard_that_is_replaced_while_it_is_verified_is_not_read(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, path = forged(store), store / shard_name("views", 0)
+
+    def replace(found: Path) -> str:
+        digest = sha256_of(found)
+        found.rename(path.with_name("old"))
+        path.write_bytes(data)
+        return digest
+
+    monkeypatch.setattr(openers, "sha256_of", replace)
+    with pytest.raises(DataError, match=r"views\.array_record-00000: .* while it was verified"):
+        Store(store).views.read(np.array([3]))
 
 
 def test_a_changed_spec_is_refused_with_both_digests(store: Path) -> None:
