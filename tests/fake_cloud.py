@@ -226,7 +226,7 @@ class Cloud:
         """gcloud storage; gs:// is a directory."""
         paths = [self.bucket(p) if p.startswith("gs://") else Path(p) for p in places]
         if verb == "ls":
-            if paths[0].exists() and any(paths[0].iterdir()):
+            if paths[0].is_file() or (paths[0].exists() and any(paths[0].iterdir())):
                 return 0
             print("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.", file=sys.stderr)
             return 1

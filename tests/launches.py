@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import run_command
-from trainer.cloud import tpu_job
+from trainer.cloud import check_store, tpu_job
 from trainer.launch import main
 
 PLACE = ("--tpu=flowers", "--zone=us-central1-a", "--project=mine")
@@ -64,3 +66,16 @@ def ended(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str
     assert "Traceback" not in printed.err
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code, printed.out, (printed.err.splitlines() or [""])[-1]
+
+
+def run_check_here(argv: list[str]) -> tuple[int, str, str]:
+    """`trainer.cloud.preflight.run_check` without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit_info,
+    ):
+        run_command(check_store.main, argv)
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code, out.getvalue(), err.getvalue()

@@ -11,8 +11,8 @@ handed to `trainer.train`.
         -- --recipe=bit_flowers_fast --precision=bfloat16 --steps_per_execution=20
     python -m trainer.launch stop --tpu=flowers --zone=us-central1-a --project=PROJECT --delete
 
-Exit codes: the trainer's own; 2 for a mistake or a refusal; 75 if the host is out of reach (the same command goes
-on); 130 for Ctrl-C, which says what still runs. docker/README.md has the way from a laptop to here.
+Exit codes: the trainer's own; 2 for a mistake or a refusal; 74 if the host cannot read or write the bucket; 75 if the
+host or a service is out of reach (the same command goes on); 130 for Ctrl-C, which says what still runs. docker/README.md has the way from a laptop to here.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from typing import Any
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from pipeline.flags import Parser, file_path, positive, whole
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
+from trainer.cloud.preflight import check_job, check_trainer_flags, read_commands
 from trainer.cloud.slices import check_type
 from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
-_SET_HERE = ("--store", "--workdir", "--data_dir", "--teacher")
 
 
 def make_parser() -> Parser:
@@ -152,8 +152,8 @@ def make_job(flags: argparse.Namespace) -> Job:
     """The job that the flags ask for.
 
     Raises:
-      UserError: a flag of the trainer is unknown or out of range, a file is missing, or a place is neither a bucket's
-        nor a path on the VM.
+      UserError: the trainer would refuse its flags, a file is missing, or a place is neither a bucket's nor a path on the
+        VM.
     """
     setup, files = _trainer(flags)
     if not flags.workdir.startswith("gs://"):
@@ -173,7 +173,7 @@ def make_job(flags: argparse.Namespace) -> Job:
     own.append("--workdir=work")
     if not any(flag.split("=")[0] == "--strategy" for flag in flags.trainer_flags):
         own += ["--strategy=tpu", "--tpu=local"]
-    check_trainer_flags(own, flags.trainer_flags)
+    replicas = check_trainer_flags(own, flags.trainer_flags, node_type=check_type(flags.type))
     return Job(
         setup=setup,
         files=files,
@@ -181,6 +181,8 @@ def make_job(flags: argparse.Namespace) -> Job:
         inputs=inputs,
         flags=(*own, *flags.trainer_flags),
         save_seconds=flags.save_seconds,
+        store_url=flags.store.rstrip("/") if flags.store.startswith("gs://") else None,
+        fewest_replicas=replicas,
     )
 
 
@@ -212,20 +214,6 @@ def _on_host(name: str, place: str, inputs: dict[str, str]) -> str:
     return place
 
 
-def check_trainer_flags(own: list[str], given: list[str]) -> None:
-    """Refuses flags that `trainer.train` would, before anything costs.
-
-    Raises:
-      UserError: it would.
-    """
-    for flag in given:
-        if flag.split("=")[0] in _SET_HERE:
-            raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
-    from trainer.cli.train import make_parser as trainer_parser
-
-    trainer_parser().parse_strictly([*own, *given])
-
-
 def stop_command(flags: argparse.Namespace) -> str:
     """What the user types to delete the node."""
     place = [f"--{name}={getattr(flags, name)}" for name in ("tpu", "zone", "project")]
@@ -251,6 +239,8 @@ def plan(flags: argparse.Namespace) -> Iterator[tuple[str, Command]]:
         yield from ends if flags.delete else ()
     else:
         node, job = make_node(flags), make_job(flags)
+        for _, what, command in read_commands(job, "DIRECTORY"):
+            yield f"{what} (before anything is created)", command
         yield "is it there? asked again until it is ready", tpu.describe()
         if node.queued:
             yield "is it in the queue?", tpu.describe_queued()
@@ -284,15 +274,17 @@ def main(argv: list[str]) -> int:
 
 def launch(flags: argparse.Namespace) -> int:
     """Brings the job to its end; the trainer's exit code."""
+    node, job = make_node(flags), make_job(flags)
     run = TpuRun(
         make_tpu(flags),
-        make_node(flags),
-        make_job(flags),
+        node,
+        job,
         poll_seconds=flags.poll_seconds,
         delete=flags.delete,
         stop_command=stop_command(flags),
     )
     try:
+        check_job(job)
         return run.go(detach=flags.detach)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted: {run.left}", exit_code=EXIT_INTERRUPTED) from None

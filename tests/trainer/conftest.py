@@ -16,8 +16,9 @@ from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import bit, stores, teachers
 from tests.fake_cloud import CLOUD, Cloud
-from tests.launches import DATA, STORE, TRAINER
+from tests.launches import DATA, STORE, TRAINER, run_check_here
 from trainer import choices, models
+from trainer.cloud import preflight
 from trainer.models.bit import BIT_MODELS
 
 MakeStore = Callable[..., Path]
@@ -119,16 +120,20 @@ def precompute(
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """The fake cloud in front of gcloud, with a store and data in its bucket."""
+def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published_store: Path) -> Iterator[Cloud]:
+    """The fake cloud in front of gcloud, with a store and data in its bucket.
+
+    The trainer's flags are resolved in this process, which has TensorFlow; `test_launch_whole` starts the real one.
+    """
+    monkeypatch.setattr(preflight, "run_check", run_check_here)
     made = Cloud(tmp_path / "cloud").build()
     monkeypatch.setenv(CLOUD, str(made.root))
     monkeypatch.setenv("PATH", f"{made.root / 'bin'}:/usr/bin:/bin")
     trainer = made.root / "bin" / "python"
     trainer.write_text(TRAINER)
     trainer.chmod(0o755)
-    made.bucket(STORE).mkdir(parents=True)
-    (made.bucket(STORE) / "spec.json").write_text("{}")
+    shutil.copytree(published_store, made.bucket(STORE))
     made.bucket(DATA).mkdir()
+    (made.bucket(DATA) / "small_photos").mkdir()
     yield made
     made.end_machine(state=None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import EXIT_INTERRUPTED, EXIT_TRY_AGAIN, EXIT_USER_ERROR
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, EXIT_USER_ERROR
 from tests.fake_cloud import Cloud
-from tests.launches import PLACE, STOP, ended, launch
+from tests.launches import PLACE, STOP, STORE, ended, launch
 
 ASKED = (
     "interrupted: flowers was asked for and may come into being, and then costs; what became of it: `status`"
@@ -141,6 +141,23 @@ def test_ctrl_c_says_what_runs_and_costs(
         (launch("--spott"), "unknown flag --spott; did you mean --spot?"),
         (launch(trainer=("--recipee=bit",)), "unknown flag --recipee=bit; did you mean --recipe?"),
         (launch(trainer=("--store=x",)), "--store=x: give it before `--`"),
+        (launch("--dry_run", trainer=("--student=nonsense",)), "--student=nonsense"),
+        (launch("--dry_run", trainer=("--recipe=nonsense",)), "nonsense"),
+        (launch(trainer=("--strategy=nonsense",)), "--strategy=nonsense"),
+        (launch(trainer=("--strategy=multiworker",)), "--strategy=multiworker"),
+        (launch(trainer=("--strategy=tpu",)), "--tpu=local"),
+        (launch(trainer=("--strategy=tpu", "--tpu=other")), "--tpu=other"),
+        (launch(trainer=("--replicas=2",)), "--replicas=2"),
+        (launch(trainer=("--batch_size=12",)), "8 replicas"),
+        (launch("--type=v4-8", trainer=("--batch_size=6",)), "4 replicas"),
+        (launch(trainer=("--steps=10", "--epochs=2")), "--steps"),
+        (launch(trainer=("--steps=10", "--warmup_steps=10")), "--warmup_steps=10"),
+        (launch(trainer=("--epochs=inf",)), "--teacher"),
+        (launch("--teacher=gs://bucket/teacher", trainer=("--write_back",)), "--write_back"),
+        (
+            launch("--teacher=gs://bucket/teacher", trainer=("--write_back", "--strategy=default")),
+            "--write_back",
+        ),
         (["stop", *PLACE, "--", "--seed=1"], "stop takes nothing after `--`"),
     ],
 )
@@ -151,6 +168,56 @@ def test_mistakes_cost_nothing(
     assert code == EXIT_USER_ERROR
     assert expected in told
     assert cloud.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "expected"),
+    [
+        (launch(trainer=("--epochs=99",)), EXIT_USER_ERROR, "the store holds 51"),
+        (launch(trainer=("--recipe=keras_example",)), EXIT_USER_ERROR, "--recipe=keras_example"),
+        (launch(trainer=("--eval_split=nonsense",)), EXIT_USER_ERROR, "nonsense"),
+        (launch("--stream_store", trainer=("--steps=99",)), EXIT_USER_ERROR, "the store holds 51"),
+        (launch("--store=gs://bucket/typo"), EXIT_USER_ERROR, "--store=gs://bucket/typo"),
+        (launch("--data_dir=gs://bucket/typo"), EXIT_USER_ERROR, "--data_dir=gs://bucket/typo"),
+        (launch("--teacher=gs://bucket/typo.keras"), EXIT_USER_ERROR, "--teacher=gs://bucket/typo.keras"),
+    ],
+)
+def test_flags_that_the_store_does_not_allow_cost_nothing(
+    argv: list[str], code: int, expected: str, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+):
+    got, _, told = ended(argv, capsys)
+    assert (got, told[:7]) == (code, "error: ")
+    assert expected in told
+    assert cloud.verbs() == []  # no node was asked for
+
+
+def test_damaged_store_is_noticed_before_anything_costs(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    (cloud.bucket(STORE) / "manifest.json").write_text("{")
+    code, _, told = ended(launch(), capsys)
+    assert code == EXIT_DATA_ERROR
+    assert f"{STORE}/manifest.json" in told
+    assert cloud.verbs() == []
+
+
+def test_store_that_this_account_may_not_read_is_left_to_the_host(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str]
+):
+    denied = "ERROR: (gcloud.storage.rsync) HTTPError 403: mine does not have storage.objects.list access"
+    cloud.expect({"match": f"storage rsync {STORE}", "code": 1, "stderr": denied})
+    (cloud.root / "go").touch()
+    code, out, _ = ended(launch("--delete"), capsys)
+    assert code == 0
+    assert f"--store={STORE}: not checked" in out
+
+
+def test_service_that_does_not_answer_is_to_be_asked_again(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    for match in ("storage rsync", "tpu-vm describe"):
+        cloud.expect(
+            {"match": match, "code": 1, "stderr": "ERROR: gcloud crashed: HTTPError 503: Unavailable"}
+        )
+        code, _, told = ended(launch(), capsys)
+        assert code == EXIT_TRY_AGAIN, told
+        assert "503" in told
 
 
 def test_machine_without_gcloud_is_told_so(

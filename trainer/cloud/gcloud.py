@@ -13,10 +13,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 
 Command = list[str]
 
+# Part of what gcloud prints to standard error where a service does not answer: nothing is wrong with the command.
+_UNREACHABLE = (
+    *(
+        "unavailable",
+        "deadline_exceeded",
+        "timed out",
+        "connection reset",
+        "connection aborted",
+        "network is unreachable",
+    ),
+    *("failed to establish a new connection", "name resolution", "name or service not known"),
+    *(
+        "http 500",
+        "http 502",
+        "http 503",
+        "http 504",
+        "httperror 500",
+        "httperror 502",
+        "httperror 503",
+        "httperror 504",
+    ),
+)
 # Part of what gcloud prints to standard error, and what the user can do; the first that fits is told.
 _REMEDIES = {
     "quota": "ask for quota in the console (IAM & Admin, Quotas, TPU), or take another --type or --zone",
@@ -149,7 +171,18 @@ class Answer:
     @property
     def not_found(self) -> bool:
         """Whether there is no such thing."""
-        return self.code != 0 and "not_found" in self.stderr.lower()
+        text = self.stderr.lower()
+        missing = ("not_found", "matched no objects", "httperror 404", "not found: 404")
+        return self.code != 0 and any(part in text for part in missing)
+
+    @property
+    def denied(self) -> bool:
+        """Whether this account may not do that."""
+        text = self.stderr.lower()
+        return self.code != 0 and any(
+            part in text
+            for part in ("httperror 403", "permission_denied", "does not have permission", "httperror 401")
+        )
 
 
 def ask(command: Command) -> Answer:
@@ -168,6 +201,7 @@ def ask_for(command: Command) -> Any:
 
     Raises:
       UserError: it failed in any other way.
+      TryAgainError: the service does not answer.
     """
     answer = ask(command)
     if answer.not_found:
@@ -183,8 +217,18 @@ def succeed(command: Command, answer: Answer | None = None) -> Answer:
     """
     answer = answer or ask(command)
     if answer.code != 0:
-        raise UserError(refusal(command, answer))
+        raise unreadable(command, answer)
     return answer
+
+
+def unreadable(command: Command, answer: Answer) -> UserError:
+    """The error of a command that failed: to be tried again where the service did not answer."""
+    text = answer.stderr.lower()
+    if any(part in text for part in _UNREACHABLE):
+        return TryAgainError(
+            f"{refusal(command, answer)}; the service does not answer, run the same command again"
+        )
+    return UserError(refusal(command, answer))
 
 
 class Lines:
@@ -219,7 +263,8 @@ def refusal(command: Command, answer: Answer) -> str:
     reason = (errors or told or [f"exit code {answer.code}"])[0][:300]
     text = answer.stderr.lower()
     remedy = next((words for part, words in _REMEDIES.items() if part in text), None)
-    return f"gcloud {command[3]} {command[4]}: {reason}" + (f"; {remedy}" if remedy else "")
+    what = " ".join(command[3:5] if command[1] == "compute" else command[1:3])
+    return f"gcloud {what}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
 def _start(command: Command, *, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:

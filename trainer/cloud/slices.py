@@ -23,19 +23,21 @@ class Generation:
       counted: what the number in a type counts, `cores` or `chips`.
       on_a_host: how many of them the largest slice of one host has.
       on_each: how many of them each host of a larger slice has.
+      per_replica: how many of them make a replica, at most: two cores where they may be joined to one (megacore).
     """
 
     counted: str
     on_a_host: int
     on_each: int
+    per_replica: int = 1
 
 
 GENERATIONS = {
     "v2": Generation("cores", on_a_host=8, on_each=8),
     "v3": Generation("cores", on_a_host=8, on_each=8),
-    "v4": Generation("cores", on_a_host=8, on_each=8),
+    "v4": Generation("cores", on_a_host=8, on_each=8, per_replica=2),
     "v5litepod": Generation("chips", on_a_host=8, on_each=4),
-    "v5p": Generation("cores", on_a_host=8, on_each=8),
+    "v5p": Generation("cores", on_a_host=8, on_each=8, per_replica=2),
 }
 _ALSO_CALLED = {"v5e": "v5litepod", "v5lite": "v5litepod"}
 _SINGLE = "v2-8, v3-8, v4-8, v5litepod-1, -4 and -8 (or v5e-8), v5p-8"
@@ -63,6 +65,12 @@ def check_type(asked: str) -> str:
     if int(number) > generation.on_a_host:
         check_hosts(f"--type={asked}", -(-int(number) // generation.on_each))
     return f"{name}-{number}"
+
+
+def fewest_replicas(node_type: str) -> int:
+    """The fewest replicas that a TPUStrategy has on a type, as `check_type` returns it."""
+    name, _, number = node_type.rpartition("-")
+    return max(int(number) // GENERATIONS[name].per_replica, 1)
 
 
 def check_hosts(flag: str, count: int) -> None:

@@ -55,6 +55,8 @@ class Job:
       inputs: name to `gs://` URL of what is copied to the host's disk first.
       flags: of the trainer, all of them.
       save_seconds: between copies of the work directory to the bucket.
+      store_url: `gs://` URL of the store, copied or streamed; None where it lies on a disk of the VM.
+      fewest_replicas: that the trainer will have.
     """
 
     setup: tuple[str, str]
@@ -63,6 +65,8 @@ class Job:
     inputs: dict[str, str]
     flags: tuple[str, ...]
     save_seconds: int
+    store_url: str | None = None
+    fewest_replicas: int = 1
 
     def copied(self) -> list[Path]:
         """What is copied to the host."""
@@ -125,16 +129,21 @@ class TpuRun:
                     return 0
                 code = self.follow()
             except _HostLostError:
-                code = None
-            if code is None:
                 restarts = 0
-            elif code == EXIT_TERMINATED and restarts < _RESTARTS:
+                continue
+            restarts += 1
+            if code is None:
+                if restarts > _RESTARTS:
+                    raise TryAgainError(
+                        f"--tpu={self._tpu.name}: the trainer was lost without an exit code {restarts} times in a row; see "
+                        f"`logs`; {self.left}"
+                    )
+            elif code == EXIT_TERMINATED and restarts <= _RESTARTS:
                 # By whoever takes the machine away; what became of it will be seen.
-                restarts += 1
                 print(f"the trainer was terminated and has saved; looking at {self._tpu.name}", flush=True)
-                self._sleep()
             else:
                 return self._finish(abs(code))
+            self._sleep()
 
     def provide_node(self) -> None:
         """Creates the node, or takes the one that is there; returns when it is ready."""

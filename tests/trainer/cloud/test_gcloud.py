@@ -110,7 +110,7 @@ def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.
     for argv in asked:
         assert main(argv) == 0
         printed += [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# ")]
-    assert all(line.startswith("gcloud compute tpus ") for line in printed)
+    assert all(line.startswith(("gcloud compute tpus ", "gcloud storage ")) for line in printed)
     # And what the host's script asks, with its own variables for arguments.
     on_host = re.findall(
         r"\bgcloud (?:storage|auth) .*?(?= \|\|| > |;|$)", HOST_SCRIPT.read_text(), re.MULTILINE

@@ -1,0 +1,33 @@
+"""Resolves a trainer's flags against the metadata of its store: `python -m trainer.cloud.check_store --store=DIR ...`.
+
+Takes the flags of `trainer.train`. `trainer.launch` runs it as a child process, since it needs TensorFlow: before a
+TPU is created, with a copy of the store's metadata. No shard is opened.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.errors import run_module
+
+    run_module("trainer.cloud.check_store")
+
+from pipeline.flags import positive
+from pipeline.store.reader import Store
+from trainer.cli.train import check_flags, make_parser
+from trainer.describe import describe
+from trainer.options import resolve
+from trainer.strategy import replica_batch_size
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = make_parser()
+    parser.prog, parser.description = "python -m trainer.cloud.check_store", "Resolves a trainer's flags."
+    parser.add_argument("--fewest_replicas", type=positive, default=1, help="of the strategy")
+    flags = parser.parse_strictly(argv)
+    check_flags(flags)
+    store = Store(flags.store)
+    options = resolve(flags, store)
+    replica_batch_size(options.recipe.batch_size, flags.fewest_replicas)
+    print(describe(options, store))
+    return 0
