@@ -21,7 +21,8 @@ import tensorflow as tf
 from pipeline.cli.dataset import parse
 from pipeline.dataset import Dataset
 from pipeline.dataset_import import run_import
-from pipeline.pending import cut_shards, publish_results
+from pipeline.pending import cut_shards
+from pipeline.publishing import publish_results
 from pipeline.store.files import write_text
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import Store

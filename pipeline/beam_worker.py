@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -28,8 +28,10 @@ _LOCK = "VIEW_DISTILL_COMMAND_LOCK"  # environment variable of the workers
 
 
 @contextlib.contextmanager
-def workers_end_with_command() -> Iterator[None]:
+def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
     """Worker processes started in this context end with it, with this process, and at its SIGINT or SIGTERM.
+
+    Gives a function by which another thread ends the work: the context raises what is passed to it.
 
     At a signal they have to end first: Beam waits for them before it lets go of an exception, and if the signal
     came to this process alone, as from `kill`, they wait for Beam.
@@ -42,7 +44,7 @@ def workers_end_with_command() -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         os.environ[_LOCK] = lock.name
 
-        stops: list[Interrupted] = []
+        stops: list[BaseException] = []
 
         def end(number: int, frame: FrameType | None) -> None:
             del frame
@@ -57,9 +59,13 @@ def workers_end_with_command() -> Iterator[None]:
             )
             raise stops[0]
 
+        def fail(error: BaseException) -> None:
+            stops.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield
+            yield fail
         except Exception:
             if stops:  # Beam makes another exception of what is raised in a step that runs in this process
                 raise stops[0] from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import shutil
@@ -14,15 +15,18 @@ from pipeline.buckets.lease import hold_lease
 from pipeline.errors import TryAgainError, UserError
 from pipeline.flags import make_directory
 from pipeline.options import PrecomputeOptions
+from pipeline.outlet import Outlet
 from pipeline.store.files import TEMPORARY, remove_temporaries, write_text
-from pipeline.store.layout import EVAL_DIRECTORY, PENDING, STORE_DIRECTORIES
+from pipeline.store.layout import EVAL_DIRECTORY, PENDING, STORE_DIRECTORIES, below
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.metadata import INFO_FILE, published_lengths
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.reader import Store
-from pipeline.store.shards import RECORD_BYTES, ShardTask, parse_shard_name
+from pipeline.store.shards import ShardTask, estimated_bytes, parse_shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.store.untrusted import SPEC_LIMIT, check_links
+
+_REQUESTS = 16  # at a time
 
 
 def open_store(location: str) -> None:
@@ -129,10 +133,27 @@ class Claim:
                 left = [name for name in bucket.objects(notes) if _is_published(Path(name).stem, lengths)]
                 bucket.remove_all(left)
 
-    def refresh(self) -> None:
-        """Before what was published by workers elsewhere is read."""
+    def take_over(self, tasks: list[ShardTask], outlet: Outlet) -> list[ShardTask]:
+        """The shards among `tasks` that an interrupted run finished; other files of their names are removed.
+
+        So a shard that is written is never in another's way, and never takes another's place.
+        """
+        by_name = {f"{below(task.split)}/{task.name}".lstrip("/"): task for task in tasks}
+        left = [by_name[name] for name in self._file_names() if name in by_name]
+        finished = []
+        with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+            for task, info in zip(left, pool.map(outlet.finished, left), strict=True):
+                if info is not None:
+                    finished.append(task)
+            list(pool.map(outlet.remove, [task for task in left if task not in set(finished)]))
+        return finished
+
+    def _file_names(self) -> list[str]:
+        """Names of the files of the store's directories, relative to it."""
         if self.copy is not None:
-            self.copy.refresh()
+            return list(self.copy.bucket.objects())
+        directories = [d for d in (self.path, self.path / EVAL_DIRECTORY) if d.is_dir()]
+        return [path.relative_to(self.path).as_posix() for d in directories for path in d.iterdir()]
 
 
 @contextlib.contextmanager
@@ -153,8 +174,12 @@ def claimed(location: str) -> Iterator[Claim]:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Removes temporaries of writers that died, and notes on shards that are published."""
     remove_temporaries(directory)
+    remove_notes(directory)
+
+
+def remove_notes(directory: Path) -> None:
+    """Removes the notes on shards that are published; only the holder of the store's lock may."""
     pending = directory / PENDING
     if not pending.is_dir():
         return
@@ -173,12 +198,20 @@ def _is_published(shard: str, lengths: Mapping[str, Sequence[int]]) -> bool:
 
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
-    """Refuses a run that the disk cannot hold, before it begins: all shards, or one on its way to a bucket."""
-    views = [task.records for task in tasks]
+    """Refuses a run that the disk cannot hold, before it begins: all shards, or one on its way to a bucket.
+
+    Args:
+      tasks: shards that are still to be written.
+      options: of the precompute.
+
+    Raises:
+      UserError: names both sizes.
+    """
     remote = is_url(options.store)
     place = tempfile.gettempdir() if remote else options.store
-    bytes_per_view = options.spec.make_codec().bytes_per_view + RECORD_BYTES
-    needed = (max(views) if remote else sum(views)) * bytes_per_view
+    codec = options.spec.make_codec()
+    sizes = [estimated_bytes(task.records, codec) for task in tasks]
+    needed = max(sizes) if remote else sum(sizes)
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(

@@ -14,6 +14,7 @@ from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import parse_shard_name, shard_name
 from pipeline.store.splits import file_split
+from pipeline.units import counted
 
 Contents = dict[str, Any]
 
@@ -138,7 +139,7 @@ def contents_text(contents: Contents) -> str:
         "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
         "begun by": provenance.get("command"),
         "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
-        "coverage": f"{contents['epochs']:,} epochs, {contents['views']:,} views",
+        "coverage": f"{counted(contents['epochs'], 'epoch')}, {counted(contents['views'], 'view')}",
         "codec": codec_cost_text(
             identity["codec"],
             mean_kl=cost["mean_kl"],

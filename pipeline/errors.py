@@ -42,6 +42,10 @@ class TryAgainError(UserError):
     exit_code = EXIT_TRY_AGAIN
 
 
+class UnpublishedError(UserError):
+    """A store has nothing for readers yet."""
+
+
 class DataError(Exception):
     """Data are corrupt, or two sides do not match; the message shows both. Exit code 3."""
 

@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.buckets.directory import BucketDirectory, is_url
+from pipeline.buckets.directory import BucketDirectory, Object, is_url
 from pipeline.buckets.lease import check_lease
 from pipeline.errors import DataError
 from pipeline.store.layout import PENDING, below, split_directory
 from pipeline.store.shards import (
     ShardInfo,
     ShardTask,
-    adopt_shard,
+    check_shard,
+    finished_shard,
+    note_path,
     note_text,
     noted_shard,
     write_note,
@@ -27,19 +29,32 @@ from pipeline.store.untrusted import NOTE_LIMIT, parse_json
 class Outlet(Protocol):
     """Takes the shards of a store."""
 
-    def adopt(self, task: ShardTask) -> ShardInfo | None:
-        """The shard that a run that died left behind, if it verifies as exactly `task`, else None."""
+    def finished(self, task: ShardTask) -> ShardInfo | None:
+        """The finished shard, if a note is on exactly `task` and what is there is as large as noted, else None."""
+
+    def check(self, task: ShardTask, info: ShardInfo) -> None:
+        """Compares what is there with `info`, before it is published.
+
+        Raises:
+          DataError: size or SHA-256 differs.
+        """
 
     def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
         """Writes a shard's serialized records; size in bytes and SHA-256 of what reads back.
 
+        Only a shard to be repaired takes the place of what has its name.
+
         Raises:
+          FileExistsError: another shard of that name is there, with other content; it stays.
           UserError: the disk is full, the bucket cannot be written, or another run has taken the store over.
           DataError: it does not read back, or is not the shard that is to be repaired.
         """
 
     def note(self, task: ShardTask, info: ShardInfo) -> None:
-        """Notes what a shard holds, so that a run that dies before its metadata loses nothing."""
+        """Notes what a shard holds: from now on it is finished, and can be published."""
+
+    def remove(self, task: ShardTask) -> None:
+        """Removes a shard that is not published, and the note on it."""
 
 
 class DiskOutlet:
@@ -53,18 +68,31 @@ class DiskOutlet:
     def __init__(self, store: Path, digest: str) -> None:
         self._store, self._digest = store, digest
 
-    def adopt(self, task: ShardTask) -> ShardInfo | None:
+    def _path(self, task: ShardTask) -> Path:
+        return split_directory(self._store, task.split) / task.name
+
+    def finished(self, task: ShardTask) -> ShardInfo | None:
         """Implements `Outlet`."""
-        return adopt_shard(split_directory(self._store, task.split), task, digest=self._digest)
+        return finished_shard(split_directory(self._store, task.split), task, digest=self._digest)
+
+    def check(self, task: ShardTask, info: ShardInfo) -> None:
+        """Implements `Outlet`."""
+        check_shard(self._path(task), info, stated="in the note on it")
 
     def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
         """Implements `Outlet`."""
-        path = split_directory(self._store, task.split) / task.name
-        return write_shard(path, chunks, task.records, expected=task.sha256)
+        return write_shard(
+            self._path(task), chunks, task.records, expected=task.sha256, replace=task.sha256 is not None
+        )
 
     def note(self, task: ShardTask, info: ShardInfo) -> None:
         """Implements `Outlet`."""
         write_note(split_directory(self._store, task.split), task, info, digest=self._digest)
+
+    def remove(self, task: ShardTask) -> None:
+        """Implements `Outlet`."""
+        note_path(split_directory(self._store, task.split), task).unlink(missing_ok=True)
+        self._path(task).unlink(missing_ok=True)
 
 
 class BucketOutlet:
@@ -85,41 +113,67 @@ class BucketOutlet:
     def _name(self, task: ShardTask) -> str:
         return f"{below(task.split)}/{task.name}".lstrip("/")
 
-    def adopt(self, task: ShardTask) -> ShardInfo | None:
-        """Implements `Outlet`."""
+    def finished(self, task: ShardTask) -> ShardInfo | None:
+        """Implements `Outlet`.
+
+        The object's version has to be the noted one, too: its writer has read that back and verified it.
+        """
         try:
-            text = self._bucket.read(note_name(task), limit=NOTE_LIMIT).decode()
-            info = noted_shard(parse_json(text), task, digest=self._digest)
-            if info is not None:
-                self._bucket.fetch(self._name(task), size=info.bytes, sha256=info.sha256).close()
-        except (FileNotFoundError, ValueError, DataError):
+            note = parse_json(self._bucket.read(note_name(task), limit=NOTE_LIMIT).decode())
+            info = noted_shard(note, task, digest=self._digest)
+            there = None if info is None else self._bucket.stat(self._name(task))
+        except (FileNotFoundError, ValueError):
             return None
-        return info
+        return info if info is not None and there == Object(info.bytes, note.get("version")) else None
+
+    def check(self, task: ShardTask, info: ShardInfo) -> None:
+        """Implements `Outlet`; downloads only what is not of the noted version."""
+        if self.finished(task) != info:
+            try:
+                self._bucket.fetch(self._name(task), size=info.bytes, sha256=info.sha256).close()
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{self._bucket.place(self._name(task))}: finished, and gone since"
+                ) from error
 
     def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
         """Implements `Outlet`."""
         with tempfile.TemporaryDirectory(prefix="view-distill-", dir=self._scratch) as scratch:
             path = Path(scratch, task.name)
             size, sha256 = write_shard(path, chunks, task.records, expected=task.sha256)
-            self._upload(path, task)
-        self._bucket.fetch(self._name(task), size=size, sha256=sha256).close()
+            created = self._upload(path, task)
+        try:
+            self._bucket.fetch(self._name(task), size=size, sha256=sha256).close()
+        except DataError as error:
+            if created:
+                raise
+            check_lease(self._bucket, self._lease)
+            raise FileExistsError(str(error)) from error
         return size, sha256
 
-    def _upload(self, path: Path, task: ShardTask) -> None:
-        """Puts a shard there, for as long as the lock is this run's.
+    def _upload(self, path: Path, task: ShardTask) -> bool:
+        """Puts a shard there, for as long as the lock is this run's; whether it did.
 
-        Where none is, only where none is: a run that slept in an upload, and whose lock was broken, does not put its
-        shard over one that another has published since, and cut elsewhere.
+        Only where none is, unless it is to be repaired: a run that slept in an upload, and whose lock was broken, does
+        not put its shard over one that another has published since, and cut elsewhere.
         """
         held = functools.partial(check_lease, self._bucket, self._lease)
         try:
-            self._bucket.upload(path, self._name(task), create=True, before=held)
-        except FileExistsError:  # of a run that died, or to be repaired
-            self._bucket.upload(path, self._name(task), before=held)
+            self._bucket.upload(path, self._name(task), create=task.sha256 is None, before=held)
+        except FileExistsError:  # of a duplicate of this task, or of an attempt whose answer was lost
+            return False
+        return True
 
     def note(self, task: ShardTask, info: ShardInfo) -> None:
         """Implements `Outlet`."""
-        self._bucket.write(note_name(task), note_text(task, info, digest=self._digest).encode())
+        version = self._bucket.stat(self._name(task)).version
+        text = note_text(task, info, digest=self._digest, version=version)
+        self._bucket.write(note_name(task), text.encode())
+
+    def remove(self, task: ShardTask) -> None:
+        """Implements `Outlet`."""
+        self._bucket.remove(note_name(task))
+        self._bucket.remove(self._name(task))
 
 
 def note_name(task: ShardTask) -> str:

@@ -1,25 +1,17 @@
-"""What a store lacks, as shard tasks, and the publishing of what was computed; without Beam."""
+"""The shards that a store lacks, as tasks; without Beam."""
 
 from __future__ import annotations
 
-import functools
-import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.buckets.directory import BucketDirectory
-from pipeline.buckets.lease import check_lease
 from pipeline.errors import DataError, UserError
 from pipeline.options import PrecomputeOptions
-from pipeline.outlet import note_name
 from pipeline.store.identity import DatasetIdentity
-from pipeline.store.layout import PENDING, VIEWS_SPLIT, below, split_directory
-from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata
-from pipeline.store.metadata_copy import MetadataCopy, naming
+from pipeline.store.layout import VIEWS_SPLIT, split_directory
+from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import MAX_SHARDS, ShardTask
-from pipeline.store.spec import Spec, differences
-from pipeline.worker import ShardResult
+from pipeline.store.spec import differences
 
 SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 
@@ -105,83 +97,3 @@ def pending_tasks(
         published = [s.records for s in manifest[split].shards] if split in manifest else []
         tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
     return tasks, identities
-
-
-def publish_to_bucket(
-    bucket: BucketDirectory,
-    spec: Spec,
-    results: Iterable[ShardResult],
-    identities: dict[str, DatasetIdentity],
-    *,
-    lease: str,
-) -> None:
-    """`publish_results` of a store in a bucket, by way of a copy of its metadata.
-
-    Args:
-      lease: the lock under which the run writes.
-
-    Raises:
-      DataError: of `publish_results`; or a finished shard is not there as it was written.
-      TryAgainError: another run has taken the store over.
-    """
-    results = list(results)
-    check_lease(bucket, lease)
-    there = bucket.objects()
-    for task, info in ((result.task, result.info) for result in results):
-        name = f"{below(task.split)}/{task.name}".lstrip("/")
-        if (size := there[name].size if name in there else None) != info.bytes:
-            raise DataError(f"{bucket.place(name)}: {size} bytes there, {info.bytes} were written")
-    copy = MetadataCopy(bucket)
-    with naming(copy.path, bucket.url):
-        changed = publish_results(copy.path, spec, results, identities)
-    for directory in changed:
-        copy.publish(directory, before=functools.partial(check_lease, bucket, lease))
-    bucket.remove_all(note_name(result.task) for result in results)
-
-
-def publish_results(
-    store: Path, spec: Spec, results: Iterable[ShardResult], identities: dict[str, DatasetIdentity]
-) -> list[Path]:
-    """Appends finished shards to what is published, and then forgets the notes on them; repaired ones are there.
-
-    Args:
-      store: its directory.
-      spec: its spec.
-      results: in any order.
-      identities: `Dataset.identity()` by split.
-
-    Returns:
-      The directories whose metadata changed, in the order in which they were written.
-
-    Raises:
-      DataError: a shard before one of them is missing, or is published as another.
-    """
-    by_split: dict[str, list[ShardResult]] = {}
-    for result in sorted(results, key=lambda r: r.task.number):
-        if not result.task.sha256:
-            by_split.setdefault(result.task.split, []).append(result)
-    directories: dict[Path, dict[str, SplitManifest]] = {}
-    for split, finished in by_split.items():
-        directory = split_directory(store, split)
-        if directory not in directories:
-            directories[directory] = load_manifest(directory, digest=spec.digest())
-        before = directories[directory].get(split)
-        shards = list(before.shards) if before else []
-        for result in finished:
-            # What is published already, and the same, is this step run again by its runner.
-            if shards[result.task.number : result.task.number + 1] not in ([], [result.info]):
-                raise DataError(
-                    f"{directory / result.task.name}: published already, and not as it was computed now"
-                )
-            if result.task.number > len(shards):
-                raise DataError(
-                    f"{directory / result.task.name}: finished, but only {len(shards)} shards precede it"
-                )
-            shards[result.task.number :] = [result.info, *shards[result.task.number + 1 :]]
-        directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
-    # The store's own directory last: with its metadata the store exists.
-    changed = sorted(directories, key=lambda directory: directory == store)
-    for directory in changed:
-        publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
-        shutil.rmtree(directory / PENDING, ignore_errors=True)
-    return changed

@@ -38,10 +38,11 @@ from pipeline.dataset import Dataset
 from pipeline.options import find_eval_splits, resolve
 from pipeline.pages.figures import bytes_text, error_text, kept_logits, kl_text
 from pipeline.pending import SHARD_SECONDS, cut_shards
-from pipeline.store.codecs import fidelity, make_codec
+from pipeline.store.codecs import Codec, fidelity, make_codec
 from pipeline.store.files import write_json
 from pipeline.store.layout import VIEWS_SPLIT
-from pipeline.store.shards import MAX_SHARDS, RECORD_BYTES, ShardTask
+from pipeline.store.shards import MAX_SHARDS, ShardTask, estimated_bytes
+from pipeline.units import counted
 from pipeline.worker import PrecomputeJob, ShardWorker, Totals
 
 _CODECS = ("float32", "bfloat16", "float16", "int8", "topk:10", "topk:100")
@@ -122,6 +123,12 @@ def calibrate(worker: ShardWorker, *, seconds: float = CALIBRATE_SECONDS) -> tup
     return rates, np.concatenate(found)
 
 
+def store_bytes(records: int, codec: Codec, views_per_shard: int) -> int:
+    """Size of the files of so many records, about; see `estimated_bytes`."""
+    whole, rest = divmod(records, views_per_shard)
+    return whole * estimated_bytes(views_per_shard, codec) + estimated_bytes(rest, codec)
+
+
 def codec_costs(task: Task, logits: np.ndarray | None) -> dict[str, dict[str, float]]:
     """Bytes of each codec, and with logits float32 [n, C] at hand what it costs in accuracy."""
     names = dict.fromkeys([*_CODECS, task.codec])
@@ -130,8 +137,9 @@ def codec_costs(task: Task, logits: np.ndarray | None) -> dict[str, dict[str, fl
         if name != task.codec and name.startswith("topk:") and int(name[5:]) >= task.num_classes:
             continue
         codec = make_codec(name, task.num_classes, temperature=task.temperature)
-        size = codec.bytes_per_view + RECORD_BYTES
-        out[name] = {"bytes_a_view": size, "bytes": size * (task.views + task.eval_views)}
+        views = store_bytes(task.views, codec, task.views_per_shard)
+        crops = store_bytes(task.eval_views, codec, task.views_per_shard)
+        out[name] = {"bytes_a_view": views / task.views, "bytes": views + crops}
         if logits is not None:
             kl, error = fidelity(logits, codec.decode(codec.encode(logits)), task.temperature)
             out[name] |= {"mean_kl": kl / len(logits), "max_logit_error": error}
@@ -192,7 +200,10 @@ def table(plan: dict[str, Any]) -> str:
     rates, shards = plan["rates"], plan["shards"]
     lines = [
         f"{plan['dataset']}: {plan['num_examples']:,} examples, {plan['num_classes']:,} classes",
-        f"{plan['epochs']:,} epochs: {plan['views']:,} views, and {plan['eval_views']:,} evaluation crops",
+        (
+            f"{counted(plan['epochs'], 'epoch')}: {counted(plan['views'], 'view')}, and "
+            f"{counted(plan['eval_views'], 'evaluation crop')}"
+        ),
         "",
         f"{'codec':10} {'bytes a view':>12} {'store':>10} {'mean KL':>9} {'worst logit':>12}",
     ]
@@ -208,11 +219,23 @@ def table(plan: dict[str, Any]) -> str:
     how = "measured here" if rates["measured"] else "as given"
     workers = f"{plan['workers']:,} workers" if plan["workers"] > 1 else "one worker"
     lines += [
-        f"KL(teacher || decoded) at T = {plan['temperature']:g}; sizes before compression of the logits",
+        (
+            f"KL(teacher || decoded) at T = {plan['temperature']:g}; sizes before compression of the logits, which saves "
+            "up to a quarter"
+        ),
         "",
         f"rates of a worker, {how}: teacher alone {rates['teacher']:,.1f} views/s, precompute {rates['precompute']:,.1f}",
-        f"shards: {shards['count']:,} of {shards['views_per_shard']:,} views, {_hours(shards['seconds_each'] / 3600)} each",
+        (
+            f"shards: {shards['count']:,} of {min(shards['views_per_shard'], plan['views']):,} views, "
+            f"{_hours(shards['seconds_each'] / 3600)} each"
+        ),
     ]
+    if shards["count"] < (wanted := max(plan["workers"], 2)):
+        fitting = -(-plan["views"] // wanted)
+        lines.append(
+            f"  a shard is the work of one worker, so that only {shards['count']:,} can work at once: --views_per_shard={fitting} "
+            f"makes a shard for each of {wanted:,}"
+        )
     if shards["seconds_each"] > SHARD_SECONDS:
         lines.append(
             f"  a lost worker costs as much: --views_per_shard={shards['views_per_shard_in_ten_minutes']} takes ten minutes"

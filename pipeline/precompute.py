@@ -20,8 +20,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -33,7 +31,6 @@ from apache_beam.utils.shared import Shared
 
 from pipeline import beam_worker, value_range
 from pipeline.accuracy import SplitAccuracy, accuracy_text, record_accuracy
-from pipeline.buckets.directory import BucketDirectory
 from pipeline.choices import DEMO_STORE
 from pipeline.claim import Claim, check_space, claimed, open_store
 from pipeline.cli.precompute import announce_demo, make_parser, parse
@@ -41,22 +38,18 @@ from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
 from pipeline.machine import usable_cpus, usable_memory
 from pipeline.options import PrecomputeOptions, describe_eval_splits, resolve
+from pipeline.outlet import open_outlet
 from pipeline.pages.figures import codec_cost_text
-from pipeline.pending import (
-    SHARD_SECONDS,
-    damaged_tasks,
-    pending_tasks,
-    publish_results,
-    publish_to_bucket,
-)
-from pipeline.progress import Progress
-from pipeline.store.identity import DatasetIdentity
+from pipeline.pending import SHARD_SECONDS, damaged_tasks, pending_tasks
+from pipeline.progress import Progress, records_text, split_records
+from pipeline.publishing import Publisher
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import Spec
-from pipeline.worker import PrecomputeJob, ShardResult, ShardWorker
+from pipeline.units import counted
+from pipeline.worker import PrecomputeJob, ShardWorker
 
 _METRICS = "precompute"
 
@@ -78,7 +71,7 @@ def from_element(element: Element) -> ShardTask:
 
 
 class ComputeShard(beam.DoFn):
-    """A ShardTask's tuple to its ShardResult; teacher and data set are held once a process."""
+    """Writes the shard of a ShardTask's tuple and notes it; teacher and data set are held once a process."""
 
     def __init__(self, job: PrecomputeJob, shared: Shared) -> None:
         self._job = job
@@ -89,8 +82,8 @@ class ComputeShard(beam.DoFn):
         job = self._job
         self._worker: ShardWorker = self._shared.acquire(lambda: ShardWorker(job), tag=job)
 
-    def process(self, element: Element) -> Iterator[ShardResult]:
-        """Writes one shard."""
+    def process(self, element: Element) -> None:
+        """Writes one shard, which the command finds by its note."""
         task = from_element(element)
         result = self._worker.run(task)
         if not result.adopted:
@@ -100,25 +93,6 @@ class ComputeShard(beam.DoFn):
                 Metrics.counter(_METRICS, name.replace("seconds", "microseconds")).inc(
                     int(getattr(result, name) * 1e6)
                 )
-        yield result
-
-
-class PublishStore(beam.DoFn):
-    """All ShardResults to the store's metadata: evaluation splits first, the views last."""
-
-    def __init__(self, job: PrecomputeJob, identities: dict[str, DatasetIdentity]) -> None:
-        self._job = job
-        self._identities = identities
-
-    def process(self, results: list[ShardResult]) -> Iterable[ShardResult]:
-        """Publishes, and gives the results on for the summary."""
-        spec = Spec.from_json(self._job.spec, where="the job's spec")
-        if self._job.lease is None:
-            publish_results(Path(self._job.store), spec, results, self._identities)
-        else:
-            bucket = BucketDirectory(self._job.store)
-            publish_to_bucket(bucket, spec, results, self._identities, lease=self._job.lease)
-        return results
 
 
 def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
@@ -177,7 +151,6 @@ def _subclasses(cls: type) -> list[type]:
 def run_pipeline(
     tasks: list[ShardTask],
     job: PrecomputeJob,
-    identities: dict[str, DatasetIdentity],
     *,
     shared: Shared,
     options: PipelineOptions,
@@ -190,10 +163,6 @@ def run_pipeline(
         | "Reshuffle" >> beam.Reshuffle()
         # a tuple for each ShardTask
         | "ComputeShard" >> beam.ParDo(ComputeShard(job, shared))
-        # ShardResult
-        | "CollectShards" >> beam.combiners.ToList()
-        # [ShardResult], all of them
-        | "PublishStore" >> beam.ParDo(PublishStore(job, identities))
     )
     try:
         result = pipeline.run()
@@ -214,10 +183,14 @@ def run_pipeline(
 
 def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: PrecomputeOptions) -> str:
     """One line before the work: how much there is, and whether a shard is too long to lose."""
-    views = sum(task.records for task in tasks)
+    records = split_records(tasks)
     rate = options.spec.teacher.batch_size / seconds_a_batch
     longest = max(task.records for task in tasks) / rate
-    line = f"{views:,} views in {len(tasks)} shards; teacher alone: {rate:,.0f} views/s, {views / rate / 60:,.1f} min"
+    minutes = sum(records.values()) / rate / 60
+    line = (
+        f"to compute: {records_text(records)}, in {counted(len(tasks), 'shard')}; teacher alone: {rate:,.0f} images/s, "
+        f"{minutes:,.1f} min"
+    )
     if longest > SHARD_SECONDS:
         fitting = max(int(SHARD_SECONDS * rate), 1)
         line += (
@@ -232,19 +205,19 @@ def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds
     views = load_manifest(claim.path, digest=spec.digest())[VIEWS_SPLIT]
     cost = views.fidelity()
     text = (
-        f"store: {claim.location}: {views.records:,} views ({views.records // spec.num_examples} epochs of "
-        f"{spec.num_examples:,} examples), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
+        f"store: {claim.location}: {counted(views.records, 'view')} ({counted(views.records // spec.num_examples, 'epoch')} of "
+        f"{counted(spec.num_examples, 'example')}), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
         f"codec {codec_cost_text(spec.codec, **cost, temperature=spec.temperature)}"
     )
     if counters is None:
         text += (
-            f"\nthis run: {seconds:.1f} s; this runner reports no counters: views/s and the teacher's share of the time are "
+            f"\nthis run: {seconds:.1f} s; this runner reports no counters: images/s and the teacher's share of the time are "
             "not known"
         )
     elif written := counters.get("views", 0):
         spent = max(counters["microseconds"], 1)
         text += (
-            f"\nthis run: {written:,} views in {seconds:.1f} s, {written / seconds:,.0f} views/s; of a worker's time "
+            f"\nthis run: {written:,} images in {seconds:.1f} s, {written / seconds:,.0f} images/s; of a worker's time "
             f"{counters['teacher_microseconds'] / spent:.0%} in the teacher, "
             f"{counters['input_microseconds'] / spent:.0%} waiting for crops"
         )
@@ -268,6 +241,23 @@ def try_value_ranges(worker: ShardWorker, options: PrecomputeOptions) -> None:
         return
     print(figures.text(), flush=True)
     value_range.check_value_range(figures, assumed=options.assume_value_range)
+
+
+def describe_found(
+    finished: list[ShardTask], tasks: list[ShardTask], options: PrecomputeOptions
+) -> str | None:
+    """One line on what an earlier run has left; None if there is nothing."""
+    num_examples = options.spec.num_examples
+    published = next((task.first for task in tasks if task.split == VIEWS_SPLIT and not task.sha256), None)
+    parts = []
+    if published:
+        parts.append(f"{published // num_examples:,} of {counted(options.epochs, 'epoch')} are published")
+    if finished:
+        parts.append(
+            f"{counted(len(finished), 'finished shard')} of an interrupted run "
+            f"({records_text(split_records(finished))}) will be published without computing anything again"
+        )
+    return f"found: {'; '.join(parts)}" if parts else None
 
 
 def repair_tasks(claim: Claim) -> list[ShardTask]:
@@ -295,11 +285,17 @@ def main(argv: list[str]) -> int:
         if options.repair:
             tasks = [*repair_tasks(claim), *tasks]
         if not tasks:
-            print(f"nothing to do: {options.epochs} epochs or more are published")
+            print(f"nothing to do: {counted(options.epochs, 'epoch')} or more are published")
             print(summarize(claim, options.spec, {}, 0.0))
             print(accuracy_text(find_accuracy(claim, options)))
             return 0
-        check_space(tasks, options)
+        outlet = open_outlet(options.store, digest=options.spec.digest(), lease=claim.lease)
+        finished = claim.take_over([task for task in tasks if not task.sha256], outlet)
+        missing = [task for task in tasks if task not in set(finished)]
+        if text := describe_found(finished, tasks, options):
+            print(text, flush=True)
+        if missing:
+            check_space(missing, options)
         job = PrecomputeJob(
             store=options.store,
             spec=options.spec.to_json(),
@@ -313,17 +309,25 @@ def main(argv: list[str]) -> int:
         )
         print(describe_eval_splits(options))
         shared = Shared()
-        worker = shared.acquire(lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job)
-        seconds_a_batch = worker.warm_up()
-        try_value_ranges(worker, options)
-        worker.check_differs()
-        print(describe_plan(tasks, seconds_a_batch=seconds_a_batch, options=options), flush=True)
+        if missing:
+            worker = shared.acquire(
+                lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job
+            )
+            seconds_a_batch = worker.warm_up()
+            try_value_ranges(worker, options)
+            worker.check_differs()
+            print(describe_plan(missing, seconds_a_batch=seconds_a_batch, options=options), flush=True)
         claim.write_spec(options.spec)
         begun = time.monotonic()
-        with Progress(claim.path, tasks), beam_worker.workers_end_with_command():
-            counters = run_pipeline(tasks, job, identities, shared=shared, options=runner_options)
-        claim.refresh()
-        claim.remove_leftovers()  # of workers that were lost, whose shards others wrote
+        counters: dict[str, int] | None = {}
+        with (
+            beam_worker.workers_end_with_command() as fail,
+            Publisher(claim, options.spec, tasks, identities, fail=fail) as publisher,
+        ):
+            if missing:
+                with Progress(claim.path, missing, publisher):
+                    counters = run_pipeline(missing, job, shared=shared, options=runner_options)
+        claim.remove_leftovers()  # notes, and what workers have left that were lost
         seconds = time.monotonic() - begun
         accuracy = find_accuracy(claim, options)
         print(summarize(claim, options.spec, counters, seconds))

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, of_the_system
+from pipeline.errors import DataError, TryAgainError, of_the_system
 from pipeline.outlet import open_outlet
 from pipeline.provenance import load_teacher
 from pipeline.store.codecs import fidelity
@@ -217,23 +217,35 @@ class ShardWorker:
         return self.teacher.logits(batch["crops"], batch["partner"], ratio, name_row=name_row)
 
     def compute(self, task: ShardTask, on_views: Callable[[int], None] | None = None) -> ShardResult:
-        """Writes a shard, or adopts the one that a run that died left. A shard to be repaired is never adopted.
+        """Writes a shard, or takes the one that an earlier run of this task finished; never in place of a repair.
 
         Args:
           task: the shard.
           on_views: called with the number of views of each finished batch.
+
+        Raises:
+          TryAgainError: another shard has its name, and nothing says what it is.
         """
         begun = time.perf_counter()
         job = self.job
         outlet = open_outlet(job.store, digest=self._digest, lease=job.lease, scratch=job.progress)
-        info = None if task.sha256 else outlet.adopt(task)
+        info = None if task.sha256 else outlet.finished(task)
         if info is not None:
             if on_views is not None:
                 on_views(task.records)
             return ShardResult(task=task, info=info, adopted=True)
         totals = Totals()
         chunks = self._chunks(task, totals, on_views)
-        size, sha256 = outlet.write(task, chunks)
+        try:
+            size, sha256 = outlet.write(task, chunks)
+        except FileExistsError as error:
+            # A duplicate of this task was first, on a machine that rounds otherwise; the first one stays.
+            if (info := outlet.finished(task)) is not None:
+                return ShardResult(task=task, info=info, adopted=True)
+            raise TryAgainError(
+                f"{task.name}: another process has put other content there; end it if it still runs, and run the same "
+                "command again"
+            ) from error
         info = ShardInfo(
             records=task.records,
             bytes=size,

@@ -324,6 +324,12 @@ def get_object(port: int, name: str) -> bytes:
     return body
 
 
+def list_objects(port: int, prefix: str) -> list[str]:
+    """Names of the objects below a directory, relative to it."""
+    pages = _client(port).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+    return [found["Key"].removeprefix(f"{prefix}/") for page in pages for found in page.get("Contents", ())]
+
+
 def delete_object(port: int, name: str) -> None:
     """Removes an object."""
     _client(port).delete_object(Bucket=BUCKET, Key=name)

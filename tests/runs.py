@@ -156,7 +156,7 @@ def forge_records(path: Path, view: int, **columns: Any) -> None:
         getattr(records, name)[view - first] = value
     shard = path / shard_name("views", number)
     chunks = [serialize(records, codec.encode(records.logits))]
-    size, digest = write_shard(shard, chunks, lengths[number])
+    size, digest = write_shard(shard, chunks, lengths[number], replace=True)
     manifest = json.loads((path / MANIFEST_FILE).read_text())
     manifest["splits"]["views"]["shards"][number] |= {"bytes": size, "sha256": digest}
     (path / MANIFEST_FILE).write_text(json.dumps(manifest))

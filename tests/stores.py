@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from pipeline.claim import remove_notes
 from pipeline.dataset import Dataset
-from pipeline.pending import cut_shards, publish_results
+from pipeline.pending import cut_shards
+from pipeline.publishing import publish_results
 from pipeline.store.files import write_text
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
@@ -192,7 +194,8 @@ def write_store(
         published = [shard.records for shard in manifest[split].shards] if split in manifest else []
         tasks = cut_shards(split, published=published, total=total, views_per_shard=views_per_shard)
         results += [worker.run(task) for task in tasks]
-    publish_results(store, spec, results, identities)
+    for directory in publish_results(store, spec, results, identities):
+        remove_notes(directory)
     return results
 
 

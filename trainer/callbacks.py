@@ -151,6 +151,7 @@ class RunCallback(tf.keras.callbacks.Callback):
       source: where the targets come from now, `replay` or `online`.
       timings: of this part of the run, by source.
       last: figures of the evaluation of this very step on the evaluator's split, or None.
+      pauses_at: step inside an interval at which `fit` ends, to go on later; None for none.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         self.step = step
         self.timings: dict[str, Timing] = {}
         self.source = "replay"
+        self.pauses_at: int | None = None
         self._length = length
         self._log = log
         self._log_every = log_every
@@ -262,8 +264,19 @@ class RunCallback(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """An interval ends: saves, then evaluates, which takes long and may be made up for."""
         del epoch, logs
+        if self.step != self.pauses_at:
+            self._save()
+            self._evaluate()
+
+    def pause(self, what: str) -> None:
+        """While the run waits: saves, shows what it waits for, and ends the run if it was asked to."""
+        self._asked_to_stop(logged=True)
+        self._bar.set_description_str(what)
         self._save()
-        self._evaluate()
+
+    def go_on(self) -> None:
+        """After a pause."""
+        self._bar.set_description_str("train")
 
     def catch_up(self) -> None:
         """Evaluates the interval that an earlier run ended with, if it had no time to."""

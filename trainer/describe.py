@@ -21,6 +21,8 @@ def describe(options: TrainOptions, store: Store) -> str:
         f"{recipe.batch_size} views, {count_text(length.epochs)} epochs; store holds {store.epochs}; recipe "
         f"{options.recipe_name}"
     )
+    if options.flags["follow"]:
+        text += "; waits for epochs that are not published yet"
     if length.endless:
         text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"
     split = options.eval_split

@@ -11,12 +11,13 @@ from pipeline.choices import check_num_classes
 from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec, differences
+from pipeline.units import counted
 from pipeline.views.recipes import view_recipe
 from trainer.arms import ARMS, OFFLINE, Arm
 from trainer.choices import check_student
 from trainer.cli.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, check_combinations
 from trainer.recipes import TrainRecipe, train_recipe
-from trainer.steps import RunLength, count_text
+from trainer.steps import MAX_VIEWS, RunLength, count_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,13 +97,15 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     check_student(recipe.student)
+    if flags.follow:
+        _check_follow(flags, recipe, store)
     epochs = None if flags.steps else recipe.epochs or store.epochs
     length = RunLength.of(
         epochs=epochs,
         steps=flags.steps,
         batch_size=recipe.batch_size,
         num_examples=spec.num_examples,
-        stored_views=store.views.num_records,
+        stored_views=MAX_VIEWS if flags.follow else store.views.num_records,
     )
     temperature = spec.temperature if recipe.temperature is None else recipe.temperature
     if spec.make_codec().only_temperature not in (None, temperature):
@@ -161,6 +164,20 @@ def check_views(name: str, spec: Spec) -> None:
         )
 
 
+def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: Store) -> None:
+    """Refuses `--follow` where the run's length is not known, or where its views are not the store's.
+
+    Raises:
+      UserError: names the flag that is missing, or the other one.
+    """
+    if flags.steps is None and recipe.epochs in (None, math.inf):
+        given = "--epochs=inf" if recipe.epochs else "neither --epochs nor --steps"
+        raise UserError(
+            f"--follow: with {given}; the store grows, it holds {counted(store.epochs, 'epoch')} now, and the schedule of the learning "
+            "rate needs the length of the run: pass the precompute's --epochs"
+        )
+
+
 def _check_stored(length: RunLength, store: Store) -> None:
     """Refuses a run without a teacher that is longer than the store.
 
@@ -170,13 +187,13 @@ def _check_stored(length: RunLength, store: Store) -> None:
     teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
     if length.endless:
         raise UserError(
-            f"--epochs=inf needs --teacher: the store holds {store.epochs} epochs, and a run without an end goes on "
+            f"--epochs=inf needs --teacher: the store holds {counted(store.epochs, 'epoch')}, and a run without an end goes on "
             f"online; pass {teacher}, or train for --epochs={store.epochs}"
         )
     if length.online_from < length.steps:
         raise UserError(
             f"{length.steps:,} steps of {length.batch_size} need {length.steps * length.batch_size:,} views, the store "
-            f"holds {store.views.num_records:,} ({store.epochs} epochs); pass {teacher} to go on online, precompute "
+            f"holds {store.views.num_records:,} ({counted(store.epochs, 'epoch')}); pass {teacher} to go on online, precompute "
             f"more epochs, or train for --epochs={store.epochs}"
         )
 

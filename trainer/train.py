@@ -38,6 +38,7 @@ from trainer.describe import describe
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
 from trainer.failures import explain, explain_divergence
+from trainer.following import Following
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
 from trainer.online import BatchedTeacher, ContinuedViews, try_teacher
 from trainer.optimizers import make_optimizer
@@ -103,6 +104,17 @@ class Run:
                 f"--write_back: with {self.replicas} replicas; it takes a step's logits in the order of its views, "
                 "which one replica gives: leave --strategy out, or precompute the epochs"
             )
+        self.following = (
+            Following(
+                store,
+                length=options.length,
+                steps_per_execution=flags["steps_per_execution"],
+                interval=options.eval_every,
+                workers=self.workers,
+            )
+            if flags["follow"]
+            else None
+        )
         self.checkpoints = Checkpoints(
             self.workdir / "checkpoints",
             student=self.student,
@@ -280,13 +292,24 @@ class Run:
         )
 
     def _fit(self, first: int, callbacks: list[tf.keras.callbacks.Callback]) -> None:
-        """Calls `fit` for each segment; the run's own callback comes last."""
+        """Trains from step `first` to the end, with `--follow` as far as views are published; the run's own callback last."""
+        callback: RunCallback = callbacks[-1]
+        steps = self.options.length.steps
+        done: int | float = first
+        while done < steps:
+            stop = steps if self.following is None else self.following.wait(int(done), pause=callback.pause)
+            callback.go_on()
+            callback.pauses_at = None if stop == steps or stop % self.options.eval_every == 0 else int(stop)
+            self._fit_until(int(done), stop, callbacks)
+            done = stop
+
+    def _fit_until(self, first: int, stop: int | float, callbacks: list[tf.keras.callbacks.Callback]) -> None:
+        """Calls `fit` for each segment of the steps `first .. stop - 1`."""
         callback: RunCallback = callbacks[-1]
         length = self.options.length
-        segments = cut_segments(
-            first, length.steps, interval=self.options.eval_every, online_from=length.online_from
-        )
-        for segment in segments:
+        for segment in cut_segments(
+            first, stop, interval=self.options.eval_every, online_from=length.online_from
+        ):
             callback.source = "online" if segment.online else "replay"
             batches = self._batches(segment)
             done = callback.step
@@ -335,7 +358,10 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
     with opened_store(
-        flags.store, write_back=flags.write_back, shard_cache_bytes=flags.shard_cache_bytes
+        flags.store,
+        write_back=flags.write_back,
+        follow=flags.follow,
+        shard_cache_bytes=flags.shard_cache_bytes,
     ) as store:
         return _train_on(store, flags, strategy)
 

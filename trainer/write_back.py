@@ -35,8 +35,10 @@ import tensorflow as tf
 
 from pipeline.buckets.directory import is_url
 from pipeline.cache import SHARD_CACHE_BYTES
+from pipeline.claim import remove_notes
 from pipeline.errors import DataError, Interrupted, UserError
-from pipeline.pending import cut_shards, publish_results
+from pipeline.pending import cut_shards
+from pipeline.publishing import publish_results
 from pipeline.store.files import remove_temporaries
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.lock import writer_lock
@@ -44,10 +46,12 @@ from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
 from pipeline.store.spec import Spec
 from pipeline.teacher import Teacher
+from pipeline.units import counted
 from pipeline.verify import ARITHMETIC, arithmetic_slack
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
 from pipeline.worker import ShardResult, Totals, encode_records, found_records, row_name
+from trainer.following import wait_for_store
 from trainer.preemption import Preemption
 
 RECORD = (
@@ -86,9 +90,10 @@ class WriteBack:
         self.next_view = self._task.first
 
     @property
-    def published_views(self) -> int:
-        """Views that have been published here."""
-        return sum(self._lengths) - self._published_before
+    def published_epochs(self) -> int:
+        """Epochs that have been published here."""
+        num_examples = self._spec.num_examples
+        return sum(self._lengths) // num_examples - self._published_before // num_examples
 
     def _plan(self) -> None:
         """Cuts the shards that are published next, together."""
@@ -97,7 +102,7 @@ class WriteBack:
         tasks = cut_shards(
             VIEWS_SPLIT,
             published=self._lengths,
-            total=end + epochs * num_examples,
+            total=(end // num_examples + epochs) * num_examples,
             views_per_shard=self._views_per_shard,
         )
         self._tasks = collections.deque(tasks)
@@ -165,7 +170,8 @@ class WriteBack:
 
     def _write(self, task: ShardTask, serialized: list[bytes], totals: Totals) -> None:
         path = self._store.path
-        size, sha256 = write_shard(path / task.name, [serialized], task.records)
+        # In place of what an interrupted run may have left there, cut elsewhere: nothing is published at this number.
+        size, sha256 = write_shard(path / task.name, [serialized], task.records, replace=True)
         info = ShardInfo(
             records=task.records,
             bytes=size,
@@ -187,6 +193,7 @@ class WriteBack:
     def _publish(self) -> None:
         identities = {VIEWS_SPLIT: self._spec.dataset}
         publish_results(self._store.path, self._spec, self._results, identities)
+        remove_notes(self._store.path)
         self._lengths += [result.info.records for result in self._results]
         self._plan()
 
@@ -325,7 +332,7 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
     @property
     def epochs(self) -> int:
         """Epochs that have been appended so far."""
-        return self._write_back.published_views // self._store.spec.num_examples
+        return self._write_back.published_epochs
 
     def begin(self, step: int) -> None:
         """Before step `step`: compares machines, and makes up for the views that a crash lost.
@@ -370,10 +377,9 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
             return
         self._preemption.defer()
         self._write_back.close()
-        num_examples = self._store.spec.num_examples
-        held = (self._store.views.num_records + self._write_back.published_views) // num_examples
+        held = self._store.epochs + self.epochs
         print(
-            f"--write_back: {self.epochs:,} epochs appended to {self._store.path}, which holds {held:,} now",
+            f"--write_back: {counted(self.epochs, 'epoch')} appended to {self._store.path}, which holds {held:,} now",
             flush=True,
         )
         if kind is None:
@@ -382,16 +388,17 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 
 @contextlib.contextmanager
 def opened_store(
-    path: str, *, write_back: bool, shard_cache_bytes: int = SHARD_CACHE_BYTES
+    path: str, *, write_back: bool, follow: bool = False, shard_cache_bytes: int = SHARD_CACHE_BYTES
 ) -> Iterator[Store]:
-    """Opens a store, and holds its lock if it is to be written.
+    """Opens a store, and holds its lock if it is to be written; with `follow`, waits for its first epoch.
 
     Raises:
       UserError: there is none, somebody else is writing it, or it is to be written in a bucket.
       DataError: it is damaged.
     """
     if not write_back:
-        yield Store(path, shard_cache_bytes=shard_cache_bytes)
+        opened = wait_for_store if follow else Store
+        yield opened(path, shard_cache_bytes=shard_cache_bytes)
         return
     if is_url(path):
         raise UserError(

@@ -73,6 +73,10 @@ class Object:
     version: str
 
 
+def _object(info: dict[str, Any]) -> Object:
+    return Object(int(info["size"]), str(info.get("ETag") or info.get("etag")))
+
+
 class BucketDirectory:
     """A directory in a bucket; names are relative to it, with `/` between their parts.
 
@@ -125,10 +129,21 @@ class BucketDirectory:
         except FileNotFoundError:
             return {}
         return {
-            path[len(top) + 1 :]: Object(int(info["size"]), str(info.get("ETag") or info.get("etag")))
+            path[len(top) + 1 :]: _object(info)
             for path, info in found.items()
             if path != top and not path.endswith("/")
         }
+
+    def stat(self, name: str) -> Object:
+        """What a listing says of one object.
+
+        Raises:
+          FileNotFoundError: there is none.
+        """
+        info = with_retries(
+            f"{self.place(name)}: cannot be read", lambda: self._files.info(self.place(name), refresh=True)
+        )
+        return _object(info)
 
     def read(self, name: str, *, limit: int) -> bytes:
         """A small object's content.

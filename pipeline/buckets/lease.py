@@ -69,7 +69,7 @@ def lease_owner(bucket: BucketDirectory) -> Owner | None:
     return _read(bucket)[0]
 
 
-def _is_dead(owner: Owner) -> bool:
+def is_dead(owner: Owner) -> bool:
     """Whether the owner is known to have ended: a process number of this very machine that nobody has, or that is ours."""
     if owner.get("machine") != machine_of_processes() or type(owner.get("pid")) is not int:
         return False
@@ -210,7 +210,7 @@ def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner 
       UserError: its owner lives.
     """
     first, version = _read(bucket)
-    if first is None or _is_dead(first):
+    if first is None or is_dead(first):
         return first, version
     print(
         f"--store={bucket.url}: locked by {_whose(first)}; watching for {patience:.0f} s whether it lives",

@@ -80,7 +80,7 @@ def _picture(pixels: np.ndarray, *, most: int | None = None) -> Picture:
 def _crop_facts(crop: ShownCrop, dataset: Dataset, label: int, *, num_examples: int) -> Facts:
     return {
         "view": crop.view,
-        "epoch": crop.view // num_examples,
+        "epoch": crop.view // num_examples + 1,  # as people count
         "example": crop.example,
         "label": "no label" if label == UNLABELED else dataset.class_names[label],
         "box": crop.box.tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links, such as FAT
 
 
 def sync_path(path: Path) -> None:
@@ -33,16 +35,35 @@ def sync_tree(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; what is written there appears at `path` if nothing is raised."""
+def publish(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; what is written there appears at `path` if nothing is raised.
+
+    Raises:
+      FileExistsError: something is at `path`, and `replace` is False.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield temporary
         sync_path(temporary)
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            _link(temporary, path)
         sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file a second name, atomically; never in the place of another file."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

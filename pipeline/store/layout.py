@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UnpublishedError
 
 SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
@@ -24,8 +24,8 @@ def split_directory(store: str | Path, split: str) -> Path:
     return Path(store, below(split))
 
 
-def missing_store(store: str | Path) -> UserError:
+def missing_store(store: str | Path) -> UnpublishedError:
     """The error for a place without a store."""
-    return UserError(
+    return UnpublishedError(
         f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
     )

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,34 @@ from pipeline.text import printable
 
 LOCK_FILE = ".lock"
 _LIMIT = 1 << 16
+_ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held holds it for microseconds
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the lock of a store."""
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int) -> None:
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 @contextlib.contextmanager
@@ -60,7 +89,7 @@ def _locked_file(directory: Path, flag: str) -> IO[str]:
         with contextlib.ExitStack() as refused:
             file = refused.enter_context(os.fdopen(descriptor, "a+"))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file.fileno())
             except BlockingIOError as error:
                 raise _held(file, path, f"{flag}={directory}") from error
             except OSError as error:

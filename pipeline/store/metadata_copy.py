@@ -26,6 +26,7 @@ class MetadataCopy:
     """A copy of a store's metadata, for as long as this object lives.
 
     Attributes:
+      bucket: directory of the store.
       path: of the copy.
 
     Raises:
@@ -33,7 +34,7 @@ class MetadataCopy:
     """
 
     def __init__(self, bucket: BucketDirectory) -> None:
-        self._bucket = bucket
+        self.bucket = bucket
         self.path = Path(tempfile.mkdtemp(prefix="view-distill-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         (self.path / EVAL_DIRECTORY).mkdir()
@@ -49,14 +50,26 @@ class MetadataCopy:
         limits[ACCURACY_FILE] = NOTE_LIMIT
         for name, limit in limits.items():
             try:
-                data, self._versions[name] = self._bucket.read_version(name, limit=limit)
+                data, self._versions[name] = self.bucket.read_version(name, limit=limit)
             except FileNotFoundError:
                 self._versions[name] = None
                 (self.path / name).unlink(missing_ok=True)
                 continue
             except ValueError as error:
-                raise DataError(f"{self._bucket.place(name)}: not of a store ({error})") from error
+                raise DataError(f"{self.bucket.place(name)}: not of a store ({error})") from error
             write_bytes(self.path / name, data)
+
+    def refresh_published(self) -> bool:
+        """`refresh`, if something was published since; whether it was."""
+        try:
+            now = self.bucket.read(INFO_FILE, limit=INFO_LIMIT)
+        except (FileNotFoundError, ValueError):
+            now = b""  # reported when it is read
+        known = self.path / INFO_FILE
+        if known.exists() and known.read_bytes() == now:
+            return False
+        self.refresh()
+        return True
 
     def publish(self, directory: Path, *, before: Callable[[], None] | None = None) -> None:
         """Puts one directory's metadata of the copy into the bucket, what says that it is published last.
@@ -75,12 +88,12 @@ class MetadataCopy:
         for file in _PUBLISHED:
             name, data = (below / file).as_posix(), (directory / file).read_bytes()
             try:
-                self._versions[name] = self._bucket.replace(
+                self._versions[name] = self.bucket.replace(
                     name, data, version=self._versions[name], before=before
                 )
             except FileExistsError as error:
                 raise TryAgainError(
-                    f"{self._bucket.place(name)}: another run has published since this one read it; run the same command "
+                    f"{self.bucket.place(name)}: another run has published since this one read it; run the same command "
                     "again: what is published is kept"
                 ) from error
 

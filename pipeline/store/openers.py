@@ -15,8 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline.buckets.directory import BucketDirectory, named
 from pipeline.errors import DataError
-from pipeline.store.files import sha256_of
-from pipeline.store.shards import ShardInfo, open_shard, shard_name
+from pipeline.store.shards import ShardInfo, check_shard, open_shard, shard_name
 
 _OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
 _KEPT_SHARDS = 256  # of a bucket: each is an open file, of which a process may have 1,024 by default
@@ -38,6 +37,9 @@ class Opener(Protocol):
 
     def verify(self, number: int) -> ArrayRecordReader:
         """`open`, compared whether or not it was before."""
+
+    def extend(self, shards: Sequence[ShardInfo]) -> None:
+        """Takes the shards of a longer manifest, which begins with those that are known."""
 
     def files(self) -> dict[str, int]:
         """Name and bytes of each file in the split's directory, of other splits' too; opens none."""
@@ -100,20 +102,17 @@ class DiskOpener:
     def _verify(self, number: int) -> tuple[ArrayRecordReader, _FileState]:
         path, info = self._path(number), self._shards[number]
         before = _state(path)
-        if not path.is_file():
-            raise DataError(f"{path}: no such shard; the metadata name it")
-        if (size := path.stat().st_size) != info.bytes:
-            raise DataError(f"{path}: {size} bytes here, {info.bytes} in the manifest; the file is damaged")
-        if (digest := sha256_of(path)) != info.sha256:
-            raise DataError(
-                f"{path}: sha256 is {digest[:16]} here, {info.sha256[:16]} in the manifest; the file is damaged"
-            )
+        check_shard(path, info)
         reader = open_shard(path, info.records)
         # What was compared is what was opened, unless the file was replaced between the two.
         if (after := _state(path)) is None or after != before:
             reader.close()
             raise DataError(f"{path}: changed while it was verified; something else is writing it")
         return reader, after
+
+    def extend(self, shards: Sequence[ShardInfo]) -> None:
+        """Implements `Opener`."""
+        self._shards = shards
 
     def files(self) -> dict[str, int]:
         """Implements `Opener`."""
@@ -255,8 +254,13 @@ class BucketOpener:
         epoch: int,
         ahead: int = DOWNLOADS,
     ) -> None:
-        self._bucket, self._split, self._shards, self._cache = bucket, split, shards, cache
+        self._bucket, self._split, self._cache = bucket, split, cache
         self._epoch, self._ahead = epoch, ahead
+        self.extend(shards)
+
+    def extend(self, shards: Sequence[ShardInfo]) -> None:
+        """Implements `Opener`."""
+        self._shards = shards
         self._ends = np.cumsum([shard.records for shard in shards])
 
     def place(self, number: int) -> str:

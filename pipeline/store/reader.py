@@ -1,4 +1,7 @@
-"""Reading a store: whole epochs of whole shards, verified before they are used."""
+"""Reading a store: whole epochs of whole shards, verified before they are used.
+
+What is published is a prefix of the shards, which may end inside an epoch while a precompute is running.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline.buckets.directory import BucketDirectory, is_url
 from pipeline.cache import SHARD_CACHE_BYTES
-from pipeline.errors import DataError, UserError, first_line
+from pipeline.errors import DataError, UnpublishedError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
-from pipeline.store.metadata import SplitManifest, load_manifest
+from pipeline.store.metadata import SplitManifest, load_manifest, published_lengths
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, ShardCache
 from pipeline.store.shards import parse, shard_name
@@ -32,25 +35,47 @@ class SplitReader:
 
     Attributes:
       split: its name.
-      num_records: views that are published.
+      num_records: views that are published, of the training views those of whole epochs.
       num_examples, num_classes: of the spec.
       manifest: the split's.
       opener: of its shards.
     """
 
     def __init__(
-        self, split: str, manifest: SplitManifest, opener: Opener, *, codec: Codec, num_examples: int
+        self,
+        split: str,
+        manifest: SplitManifest,
+        opener: Opener,
+        *,
+        codec: Codec,
+        num_examples: int,
+        num_records: int | None = None,
     ) -> None:
         self.split = split
-        self.manifest = manifest
         self.opener = opener
         self.codec = codec
         self.num_examples = num_examples
         self.num_classes = codec.num_classes
-        self.num_records = manifest.records
+        self._take(manifest, num_records)
+
+    def _take(self, manifest: SplitManifest, num_records: int | None) -> None:
+        self.manifest = manifest
+        self.num_records = manifest.records if num_records is None else num_records
         lengths = [shard.records for shard in manifest.shards]
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
+
+    def extend(self, manifest: SplitManifest, num_records: int) -> None:
+        """Takes what was published since; not while records are read.
+
+        Raises:
+          DataError: what was published before is another now.
+        """
+        known = self.manifest.shards
+        if manifest.shards[: len(known)] != known:
+            raise DataError(f"{self.opener.place(0)}: the split's manifest has changed since it was opened")
+        self.opener.extend(manifest.shards)
+        self._take(manifest, num_records)
 
     def verify(self, number: int) -> None:
         """Compares a shard's size, SHA-256 and count with the manifest.
@@ -153,21 +178,39 @@ class Store:
         self._codec = self.spec.make_codec()
         digest = self.spec.digest()
         manifest = load_manifest(self.path, digest=digest)
-        if VIEWS_SPLIT not in manifest or not manifest[VIEWS_SPLIT].shards:
-            raise UserError(
+        if VIEWS_SPLIT not in manifest or manifest[VIEWS_SPLIT].records < self.spec.num_examples:
+            raise UnpublishedError(
                 f"--store={self.path}: nothing is published there yet; finish it by running its precompute again: "
                 f"{self.spec.provenance.get('command', 'python -m pipeline.precompute ...')}"
             )
         self.views = self._split(VIEWS_SPLIT, manifest[VIEWS_SPLIT])
-        if self.views.num_records % self.spec.num_examples:
-            raise DataError(
-                f"{self.path}: {self.views.num_records} views are not whole epochs of {self.spec.num_examples}"
-            )
         self._eval = load_manifest(self.path / EVAL_DIRECTORY, digest=digest)
         self.eval_splits = sorted(self._eval)
 
+    def refresh(self) -> None:
+        """Looks for epochs that were published since; `views` has them then. Not while records are read.
+
+        Raises:
+          DataError: the metadata are damaged, or what was published before is another now.
+        """
+        if self._bucket is not None and not self._copy.refresh_published():
+            return
+        with naming(self.path, self.location):
+            lengths = published_lengths(self.path).get(VIEWS_SPLIT, [])
+            if len(lengths) == len(self.views.manifest.shards):
+                return
+            manifest = load_manifest(self.path, digest=self.spec.digest()).get(VIEWS_SPLIT)
+            if manifest is None:
+                raise DataError(f"{self.path}: nothing is published there any more")
+            self.views.extend(manifest, self._whole_epochs(manifest))
+
+    def _whole_epochs(self, manifest: SplitManifest) -> int:
+        """Views of whole epochs."""
+        return manifest.records // self.spec.num_examples * self.spec.num_examples
+
     def _split(self, name: str, manifest: SplitManifest) -> SplitReader:
         views = name == VIEWS_SPLIT
+        num_examples = self.spec.num_examples if views else manifest.records
         opener: Opener
         if self._bucket is None:
             opener = DiskOpener(split_directory(self.path, name), name, manifest.shards)
@@ -182,7 +225,8 @@ class Store:
             manifest,
             opener,
             codec=self._codec,
-            num_examples=self.spec.num_examples if views else manifest.records,
+            num_examples=num_examples,
+            num_records=self._whole_epochs(manifest) if views else None,
         )
 
     def _check_cache(self) -> None:

@@ -5,7 +5,8 @@
 
 - SIGKILL at random moments, of new stores and of stores that grow, now and then of the run that mends another's
   death. Kills that hit nothing (before the first shard is begun, or after the end) do not count.
-- SIGKILL between each two steps of publishing: before every mkdir, rename, fsync and rmdir in the store.
+- SIGKILL between each two steps of publishing: before every mkdir, link, rename, fsync and rmdir in the store.
+- The same for a store in a bucket of a real S3 server on loopback: before every object that is written or removed.
 - A disk that is full at random sizes, and one that turns read-only (a small tmpfs: needs root).
 - Two precomputes of one store at once, of the same spec and of another.
 - The main process killed, and its two worker processes left to go on beside the run that continues.
@@ -33,7 +34,10 @@ import pytest
 
 from pipeline.errors import DataError, run_command
 from pipeline.flags import Parser, file_path, positive, whole
+from pipeline.store.layout import ACCURACY_FILE
+from pipeline.store.lock import LOCK_FILE
 from tests import stores
+from tests.buckets import BUCKET, get_object, list_objects, point_at, s3_server
 from tests.campaigns.precompute_runs import (
     DisturbedError,
     check_same,
@@ -44,8 +48,10 @@ from tests.campaigns.precompute_runs import (
     kill_after,
     start,
     state_of,
+    watch_requests,
     watch_steps,
 )
+from tests.images import TEST_IMAGES
 from tests.small_disk import resize, set_readonly, small_disk
 from tests.stores import Asked
 
@@ -74,6 +80,10 @@ class Campaign:
     asked: Asked
     expected: dict[int, dict[str, Any]]
     seconds: dict[int, float]
+
+    def views(self, epochs: int) -> int:
+        """Training views and evaluation crops of an undisturbed store."""
+        return epochs * stores.N + len(TEST_IMAGES)
 
     @property
     def log(self) -> Path:
@@ -116,7 +126,7 @@ def check_store(campaign: Campaign, store: Path, epochs: int) -> None:
 def random_kills(campaign: Campaign, *, kills: int, seed: int) -> dict[str, int]:
     """Kills at random moments until as many have hit; counts of them."""
     generator, store = random.Random(seed), campaign.root / "killed"
-    counts = {"random": 0, "growing": 0, "mending": 0, "missed": 0}
+    counts = {"random": 0, "growing": 0, "mending": 0, "missed": 0, "published": 0}
     while counts["random"] < kills:
         for epochs in MANY:
             mending = False
@@ -130,6 +140,7 @@ def random_kills(campaign: Campaign, *, kills: int, seed: int) -> dict[str, int]
                 counts["random"] += 1
                 counts["growing"] += epochs == MANY[1]
                 counts["mending"] += mending
+                counts["published"] += 0 < state.published < campaign.views(epochs)
                 what = f"{'growing' if epochs == MANY[1] else 'new'}{', mending' if mending else ''}"
                 print(f"kill {counts['random']} ({what}) after {delay:.2f} s: {state}", flush=True)
                 mending = True
@@ -176,6 +187,39 @@ def step_kills(campaign: Campaign, *, every: int) -> dict[str, int]:
             number += every
     shutil.rmtree(grown)
     return counts
+
+
+def bucket_kills(campaign: Campaign, *, every: int) -> dict[str, int]:
+    """Kills before every object that a run writes or removes in a bucket, or every `every`-th; counts of them."""
+    counts, steps = {"bucket": 0}, campaign.root / "requests.log"
+    expected = {name: data for name, data in campaign.expected[FEW[0]].items() if name != "spec"}
+    with s3_server() as port, pytest.MonkeyPatch.context() as patch:
+        point_at(port, patch)
+        number = every
+        while True:
+            prefix = f"killed_{number}"
+            flags = [*campaign.flags(Path("none"), FEW[0]), f"--store=s3://{BUCKET}/{prefix}"]
+            steps.write_text("")
+
+            def before(number: int = number) -> None:
+                watch_requests(steps, die_before=number)
+
+            code = end_of(start(flags, log=campaign.log, before=before))
+            taken = steps.read_text().splitlines()
+            if code not in (0, -signal.SIGKILL):
+                raise DisturbedError(f"exit code {code}: {campaign.log.read_text()[-2000:]}")
+            if code:
+                counts["bucket"] += 1
+                print(f"request {number} to the bucket, before {taken[-1]}", flush=True)
+                finish(flags, log=campaign.log)
+            found = {name: get_object(port, f"{prefix}/{name}") for name in list_objects(port, prefix)}
+            if {
+                n: d for n, d in found.items() if n not in ("spec.json", LOCK_FILE, ACCURACY_FILE)
+            } != expected:
+                raise DisturbedError(f"{prefix}: not as undisturbed: {sorted(found)}")
+            if code == 0:
+                return counts
+            number += every
 
 
 def refused(campaign: Campaign, flags: list[str], *words: str) -> bool:
@@ -293,6 +337,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--kills", type=whole, default=25, help="at random moments")
     add("--every_step", type=positive, default=1, help="of publishing to be killed before")
+    add("--every_request", type=positive, default=1, help="to a bucket to be killed before")
     add("--disks", type=whole, default=8, help="that are full")
     add("--pairs", type=whole, default=8, help="of precomputes at once")
     add("--orphans", type=whole, default=2, help="main processes killed beside their workers")
@@ -306,6 +351,7 @@ def main(argv: list[str]) -> int:
             campaign = prepare(root)
             counts = random_kills(campaign, kills=flags.kills, seed=flags.seed)
             counts |= step_kills(campaign, every=flags.every_step)
+            counts |= bucket_kills(campaign, every=flags.every_request)
             try:
                 counts |= full_disks(campaign, disks=flags.disks, seed=flags.seed)
             except pytest.skip.Exception as reason:
@@ -317,8 +363,8 @@ def main(argv: list[str]) -> int:
             raise DataError(str(error).replace("\n", " | ")) from error
     print(
         f"all stores as undisturbed, byte for byte: {counts['random']} random kills ({counts['growing']} while growing, "
-        f"{counts['mending']} while mending, {counts['missed']} more that hit nothing), {counts['steps']} kills between "
-        f"steps of publishing, {counts['full']} full disks, {counts['read_only']} read-only, {counts['pairs']} pairs at "
+        f"{counts['mending']} while mending, {counts['published']} with a part published, {counts['missed']} more that hit "
+        f"nothing), {counts['steps']} kills between steps of publishing, {counts['bucket']} between those in a bucket, {counts['full']} full disks, {counts['read_only']} read-only, {counts['pairs']} pairs at "
         f"once, {counts['orphaned']} main processes killed beside their workers"
     )
     return 0

@@ -15,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline import publishing
+from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import run_command
 from pipeline.logs import show_warnings
 from pipeline.precompute import main
 from pipeline.store.files import TEMPORARY
 from pipeline.store.layout import PENDING
+from pipeline.store.lock import LOCK_FILE
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import EVAL_DIRECTORY
 from pipeline.store.shards import parse_shard_name
@@ -27,7 +30,7 @@ from pipeline.store.spec import Spec
 from tests.stores import shard_files
 
 METADATA = ("manifest.json", "dataset_info.json", "features.json")
-STEPS = ("mkdir", "replace", "fsync", "rmdir")  # of `os`: what publishing consists of
+STEPS = ("mkdir", "link", "replace", "fsync", "rmdir")  # of `os`: what publishing consists of
 
 
 class DisturbedError(Exception):
@@ -137,6 +140,9 @@ def start(flags: list[str], *, log: Path, before: Callable[[], Any] = lambda: No
     """
 
     def work() -> None:
+        # Epochs are published as soon as they are finished, so that kills meet that more often than at the end.
+        publishing._POLL_SECONDS = publishing._REMOTE_POLL_SECONDS = 0.02
+        publishing._SHARE = 0.5
         sys.argv = ["precompute", *flags]
         show_warnings()
         before()
@@ -193,7 +199,7 @@ def watch_steps(store: Path, log: Path, *, die_before: int | None = None) -> Non
         def call(*arguments: Any, **named: Any) -> Any:
             path = _path_of(arguments[0], named.get("dir_fd"))
             if path.is_relative_to(store):
-                target = f" to {Path(arguments[1]).name}" if name == "replace" else ""
+                target = f" to {Path(arguments[1]).name}" if name in ("link", "replace") else ""
                 on_step(f"{name} {path.relative_to(store)}{target}")
             return original(*arguments, **named)
 
@@ -201,6 +207,27 @@ def watch_steps(store: Path, log: Path, *, die_before: int | None = None) -> Non
 
     for name in STEPS:
         setattr(os, name, watched(name, getattr(os, name)))
+
+
+def watch_requests(log: Path, *, die_before: int | None = None) -> None:
+    """`watch_steps` for a store in a bucket: each object that is written or removed is a step, the lock's apart."""
+    count = 0
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(bucket: BucketDirectory, what: str, *arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            if not what.endswith(LOCK_FILE):
+                count += 1
+                with log.open("a") as file:
+                    file.write(f"{name} {what}\n")
+                if count == die_before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return original(bucket, what, *arguments, **named)
+
+        return call
+
+    for name in ("_put", "remove"):
+        setattr(BucketDirectory, name, watched(name, getattr(BucketDirectory, name)))
 
 
 def _path_of(named: Any, directory: int | None) -> Path:

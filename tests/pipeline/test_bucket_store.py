@@ -106,7 +106,7 @@ def test_a_second_writer_and_a_foreign_directory_are_refused(
 ) -> None:
     monkeypatch.setattr("pipeline.buckets.lease.RENEWAL", 0.2)
     with claim.claimed(str(remote.store)):
-        monkeypatch.setattr("pipeline.buckets.lease._is_dead", lambda owner: False)
+        monkeypatch.setattr("pipeline.buckets.lease.is_dead", lambda owner: False)
         code, line = fail(remote.flags(), capsys, main=main)
     assert code == 2
     assert "is writing it; wait for it" in line

@@ -115,5 +115,5 @@ def test_a_run_that_no_disk_can_hold_is_refused_with_both_sizes(asked: Asked) ->
     options = resolve(flags, is_demo=announce_demo(flags))
     task = ShardTask(split="views", number=0, first=0, records=1000)
     check_space([task], options)
-    with pytest.raises(UserError, match=r"about 34,000,000\.0 MB are needed, [\d,]+\.\d MB are free there"):
+    with pytest.raises(UserError, match=r"about 34,000,000\.\d MB are needed, [\d,]+\.\d MB are free there"):
         check_space([dataclasses.replace(task, records=10**12)], options)

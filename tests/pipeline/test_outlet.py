@@ -34,19 +34,27 @@ def test_a_shard_is_written_noted_and_adopted(bucket: BucketDirectory, split: st
     task = dataclasses.replace(TASK, split=split)
     with hold_lease(bucket) as lease:
         outlet = BucketOutlet(bucket, "digest", lease)
-        assert outlet.adopt(task) is None
+        assert outlet.finished(task) is None
         size, sha256 = outlet.write(task, CHUNKS)
         outlet.note(task, info_of(size, sha256))
-        assert outlet.adopt(task) == info_of(size, sha256)
-        assert outlet.adopt(dataclasses.replace(task, first=7)) is None
-        assert BucketOutlet(bucket, "another", lease).adopt(task) is None
+        assert outlet.finished(task) == info_of(size, sha256)
+        outlet.check(task, info_of(size, sha256))
+        assert outlet.finished(dataclasses.replace(task, first=7)) is None
+        assert BucketOutlet(bucket, "another", lease).finished(task) is None
         below = "" if split == "views" else "eval/"
         name = f"{below}{split}.array_record-00003"
         assert set(bucket.objects()) == {name, f"{below}pending/{split}.array_record-00003.json", ".lock"}
-        bucket.write(name, b"other")
-        assert outlet.adopt(task) is None
+        content = bucket.read(name, limit=size)
+        bucket.write(name, content[:-1] + b"\1")
+        assert outlet.finished(task) is None  # as large, and another version
+        with pytest.raises(DataError, match="it is damaged there"):
+            outlet.check(task, info_of(size, sha256))
+        bucket.write(name, content)
+        outlet.check(task, info_of(size, sha256))
         bucket.write(note_name(task), b"{")
-        assert outlet.adopt(task) is None
+        assert outlet.finished(task) is None
+        outlet.remove(task)
+        assert set(bucket.objects()) == {".lock"}
 
 
 def test_what_is_written_is_what_a_disk_gets(bucket: BucketDirectory, tmp_path: Path) -> None:
@@ -99,11 +107,19 @@ def test_who_slept_before_an_upload_does_not_replace_what_was_published_since(
     assert bucket.read(TASK.name, limit=100) == b"published since"
 
 
-def test_what_a_run_that_died_left_is_replaced(bucket: BucketDirectory) -> None:
-    bucket.write(TASK.name, b"of another cut")
+@pytest.mark.parametrize("remote", [False, True], ids=["disk", "bucket"])
+def test_a_duplicate_of_other_content_does_not_replace_the_first(
+    bucket: BucketDirectory, tmp_path: Path, remote: bool
+) -> None:
+    """The same content may be written again: the task's first run died before its note."""
     with hold_lease(bucket) as lease:
-        size, _ = BucketOutlet(bucket, "digest", lease).write(TASK, CHUNKS)
-    assert bucket.objects()[TASK.name].size == size
+        outlet = open_outlet(bucket.url if remote else str(tmp_path), digest="d", lease=lease)
+        first = outlet.write(TASK, CHUNKS)
+        assert outlet.write(TASK, CHUNKS) == first
+        with pytest.raises(FileExistsError):
+            outlet.write(TASK, [[b"one"], [b"TWO"]])
+        outlet.check(TASK, info_of(*first))
+    assert [path.name for path in tmp_path.iterdir()] == ([] if remote else [TASK.name])
 
 
 def test_a_repaired_shard_has_to_be_the_same(bucket: BucketDirectory) -> None:

@@ -1,21 +1,19 @@
-"""pipeline.pending: which shards are missing, and what publishing them does."""
+"""pipeline.pending: which shards are missing."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, UserError
-from pipeline.pending import cut_shards, publish_results
-from pipeline.store.metadata import load_manifest, published_lengths
+from pipeline.errors import UserError
+from pipeline.pending import cut_shards
+from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import Store
 from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardResult, ShardWorker
+from pipeline.worker import ShardWorker
 from tests.stores import N, job_for, shard_files, write_store
 
 
@@ -94,69 +92,6 @@ def test_growing_keeps_the_old_shards_and_gives_the_store_of_one_run(
     ours, theirs = (Store(path).views.read(np.arange(3 * N)) for path in (store, published_store))
     np.testing.assert_array_equal(ours.crop_hash, theirs.crop_hash)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=2.0**-9, atol=1e-3)
-
-
-def results_of(store: Path, *numbers: int, split: str = "views") -> list[ShardResult]:
-    directory = store if split == "views" else store / "eval"
-    spec = Spec.load(store)
-    shards = load_manifest(directory, digest=spec.digest())[split].shards
-    starts = np.cumsum([0, *(shard.records for shard in shards)])
-    return [
-        ShardResult(
-            task=ShardTask(split=split, number=n, first=int(starts[n]), records=shards[n].records),
-            info=shards[n],
-            adopted=False,
-        )
-        for n in numbers
-    ]
-
-
-def unpublish(store: Path, *lengths: int) -> None:
-    """Takes back the store's metadata to shards of these lengths."""
-    if not lengths:
-        (store / "dataset_info.json").unlink()
-        return
-    info = json.loads((store / "dataset_info.json").read_text())
-    info["splits"][0]["shardLengths"] = [str(n) for n in lengths]
-    (store / "dataset_info.json").write_text(json.dumps(info))
-
-
-def test_results_are_published_in_the_order_of_their_numbers(store: Path) -> None:
-    spec, results = Spec.load(store), results_of(store, 2, 0, 1)
-    unpublish(store)
-    publish_results(store, spec, results, {"views": spec.dataset})
-    assert published_lengths(store) == {"views": [20, 20, 11]}
-    Store(store).views.read(np.arange(51))
-
-
-def test_publishing_twice_is_publishing_once(store: Path) -> None:
-    """A runner may run a step again whose first run had done its work."""
-    spec = Spec.load(store)
-    results = [*results_of(store, 0, 1, 2), *results_of(store, 0, split="test")]
-    identities = {
-        "views": spec.dataset,
-        "test": load_manifest(store / "eval", digest=spec.digest())["test"].dataset,
-    }
-    before = {name: (store / name).read_bytes() for name in ("dataset_info.json", "eval/dataset_info.json")}
-    publish_results(store, spec, results, identities)
-    assert {name: (store / name).read_bytes() for name in before} == before
-
-
-def test_a_gap_is_never_published(store: Path) -> None:
-    spec, results = Spec.load(store), results_of(store, 2)
-    unpublish(store, 20)
-    with pytest.raises(DataError, match=r"views.array_record-00002: finished, but only 1 shards precede it"):
-        publish_results(store, spec, results, {"views": spec.dataset})
-    assert published_lengths(store) == {"views": [20]}
-
-
-def test_a_published_shard_is_never_another(store: Path) -> None:
-    spec, (result,) = Spec.load(store), results_of(store, 1)
-    other = dataclasses.replace(result, info=dataclasses.replace(result.info, sha256="0" * 64))
-    before = (store / "manifest.json").read_bytes()
-    with pytest.raises(DataError, match=r"views.array_record-00001: published already, and not as it was"):
-        publish_results(store, spec, [other], {"views": spec.dataset})
-    assert (store / "manifest.json").read_bytes() == before
 
 
 def test_evaluation_splits_added_later_stand_beside_the_old_ones(worker: ShardWorker, data_dir: Path) -> None:

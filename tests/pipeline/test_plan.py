@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.plan import Rates, Task, main, make_plan
+from pipeline.plan import Rates, Task, main, make_plan, table
 from pipeline.store.reader import Store
 from tests import stores
 
@@ -59,9 +59,19 @@ def test_bytes_of_each_codec_that_fits() -> None:
     rates = Rates(teacher=1.0, precompute=1.0, measured=False)
     codecs = make_plan(TASK, rates, students=1, workers=1)["codecs"]
     assert list(codecs) == ["float32", "bfloat16", "float16", "int8", "topk:10", "topk:7"]
-    assert codecs["int8"]["bytes_a_view"] == pytest.approx(100 + 8 + 24)
-    assert codecs["topk:7"]["bytes"] == pytest.approx(40_000 * (7 * 4 + 4 + 24))
+    # Seven shards of 5,000 views and one of 1,000; of 132 bytes a record, in blocks of 64 KiB, and two blocks for the file.
+    assert codecs["int8"]["bytes_a_view"] * 36_000 == (7 * (11 + 2) + (3 + 2)) * 65_536
+    # And a shard of 4,000 evaluation crops; of 56 bytes.
+    assert codecs["topk:7"]["bytes"] == (7 * (5 + 2) + (1 + 2) + (4 + 2)) * 65_536
     assert "mean_kl" not in codecs["int8"]
+
+
+def test_with_fewer_shards_than_workers_smaller_ones_are_named() -> None:
+    rates = Rates(teacher=1.0, precompute=1.0, measured=False)
+    task = Task(**(vars(TASK) | {"views_per_shard": 10**6}))
+    assert "--views_per_shard=4500 " in table(make_plan(task, rates, students=1, workers=8))
+    assert "--views_per_shard=18000 " in table(make_plan(task, rates, students=1, workers=1))
+    assert "worker, so" not in table(make_plan(TASK, rates, students=1, workers=8))
 
 
 def test_more_shards_than_a_store_can_have_are_refused() -> None:

@@ -154,7 +154,7 @@ def test_a_shard_of_more_than_ten_teacher_minutes_is_announced(asked: Asked) -> 
     assert BATCH == 4
     plan = describe_plan(tasks, seconds_a_batch=1.0, options=options)
     assert plan.splitlines() == [
-        "14,400 views in 3 shards; teacher alone: 4 views/s, 60.0 min",
+        "to compute: 14,400 views, in 3 shards; teacher alone: 4 images/s, 60.0 min",
         "A shard takes 20 teacher minutes, and a lost worker costs as much; --views_per_shard=2400 would take ten",
     ]
     assert len(describe_plan(tasks, seconds_a_batch=0.5, options=options).splitlines()) == 1

@@ -17,6 +17,7 @@ def test_disturbed_precomputes_end_in_the_same_bytes(tmp_path: Path) -> None:
     flags = [
         "--kills=2",
         "--every_step=16",
+        "--every_request=9",
         "--disks=1",
         "--pairs=2",
         "--orphans=1",
@@ -34,4 +35,5 @@ def test_disturbed_precomputes_end_in_the_same_bytes(tmp_path: Path) -> None:
     steps = re.search(r"(\d+) kills between steps of publishing", last)
     assert steps is not None
     assert int(steps[1]) >= 4
+    assert re.search(r"[1-9]\d* between those in a bucket", last)
     assert "2 pairs at once, 1 main processes killed" in last

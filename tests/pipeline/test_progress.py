@@ -46,6 +46,20 @@ def test_the_bar_adds_up_all_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert counts[-1] == 23  # what was done when it ended
 
 
+def test_splits_are_counted_apart_and_loading_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An evaluation crop is no view of an epoch; before the first batch, workers load."""
+    with contextlib.suppress(KeyboardInterrupt), Progress(tmp_path, TASKS):
+        time.sleep(0.2)
+        note(tmp_path, TASKS[0], "7")
+        note(tmp_path, TASKS[1], "12")
+        raise KeyboardInterrupt
+    text = capsys.readouterr().err
+    assert "loading" in text.split("\r")[1]
+    assert "test 7/7, views 12/20" in text.split("\r")[-1]
+
+
 def test_a_whole_run_ends_at_the_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Publishing removes the notes before the bar has seen the last of them."""
     with Progress(tmp_path, TASKS):
@@ -53,7 +67,7 @@ def test_a_whole_run_ends_at_the_total(tmp_path: Path, capsys: pytest.CaptureFix
     assert shown(capsys)[-1] == 27
 
 
-@pytest.mark.parametrize(("text", "counted"), [("", 0), ("half a numb", 0), ("999999", 27)])
+@pytest.mark.parametrize(("text", "counted"), [("", 0), ("half a numb", 0), ("999999", 7)])
 def test_a_note_being_written_is_no_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, counted: int
 ) -> None:

@@ -66,7 +66,7 @@ def test_lost_shards_are_the_same_again(
     out = capsys.readouterr().out
     assert out.count("to be computed again: ") == 3
     assert "views.array_record-00002: no such shard" in out
-    assert "38 views in 3 shards" in out
+    assert "31 views and evaluation crops of test (7), in 3 shards" in out
     assert shard_files(repair.store) == shard_files(published_store)
     assert metadata(repair.store) == before
     assert (repair.store / "views.array_record-00001").stat().st_mtime_ns == whole

@@ -40,7 +40,8 @@ def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
     info = manifest["views"].shards[0]
     records = change(opened.views.read(np.arange(info.records)))
     path = store / "views.array_record-00000"
-    size, sha256 = write_shard(path, [serialize(records, codec.encode(records.logits))], info.records)
+    chunks = [serialize(records, codec.encode(records.logits))]
+    size, sha256 = write_shard(path, chunks, info.records, replace=True)
     shards = (
         dataclasses.replace(info, bytes=size, sha256=sha256),
         *manifest["views"].shards[1:],

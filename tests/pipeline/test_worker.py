@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,16 @@ import pytest
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
-from pipeline.store.shards import ShardTask, open_shard, shard_name
+from pipeline.store.shards import ShardTask, check_shard, open_shard, shard_name
 from pipeline.store.spec import Spec
 from pipeline.teacher import Teacher
 from pipeline.views.batches import partner_views
 from pipeline.views.policies import draw_ratios
 from pipeline.views.render import eval_renderer
-from pipeline.worker import ShardWorker, progress_path
+from pipeline.worker import ShardResult, ShardWorker, progress_path
 from tests.stores import (
     BATCH,
     CLASSES,
@@ -137,7 +139,7 @@ def test_a_view_does_not_depend_on_how_shards_are_cut(
     np.testing.assert_allclose(here.logits, there.logits, rtol=2.0**-9, atol=1e-4)
 
 
-def test_a_finished_shard_is_adopted_and_a_damaged_one_written_again(
+def test_a_finished_shard_is_adopted_and_never_replaced(
     tmp_path: Path, worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = at(worker, tmp_path / "store", monkeypatch)
@@ -150,13 +152,47 @@ def test_a_finished_shard_is_adopted_and_a_damaged_one_written_again(
     assert again.info == first.info
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     content = path.read_bytes()
-    path.write_bytes(content[:-1] + b"\1")
-    repaired = moved.run(task)
-    assert not repaired.adopted
+    path.unlink()
+    assert not moved.run(task).adopted
     assert path.read_bytes() == content
-    # A longer run cuts its shards elsewhere, and takes nothing that is not exactly its own.
-    assert not moved.run(dataclasses.replace(task, records=7)).adopted
-    assert open_shard(path, 7).num_records() == 7
+    # A longer run cuts its shards elsewhere, and takes nothing that is not exactly its own; nor does it replace it.
+    with pytest.raises(TryAgainError, match="other content"):
+        moved.run(dataclasses.replace(task, records=7))
+    assert path.read_bytes() == content
+
+
+def test_real_duplicates_of_a_task_write_one_shard(
+    tmp_path: Path, worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six at once, and a straggler on a machine that rounds otherwise, which takes what the first one wrote."""
+    moved = at(worker, tmp_path / "store", monkeypatch)
+    task = ShardTask(split="views", number=0, first=0, records=20)
+    moved.input_of("views")
+    together = threading.Barrier(6)
+
+    def run(_: int) -> ShardResult:
+        together.wait()
+        return moved.run(task)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(run, range(6)))
+    assert len({result.info for result in results}) == 1
+    path = tmp_path / "store" / task.name
+    check_shard(path, results[0].info)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["pending", task.name]
+    before, content = path.stat(), path.read_bytes()
+    original = moved.run_teacher
+    monkeypatch.setattr(moved, "run_teacher", lambda batch: original(batch) + np.float32(1))
+    note = path.parent / "pending" / f"{task.name}.json"
+    kept = note.read_text()
+    note.unlink()  # as after its publication, so that the straggler computes
+    with pytest.raises(TryAgainError):
+        moved.run(task)
+    monkeypatch.setattr(
+        moved, "run_teacher", lambda batch: (note.write_text(kept), original(batch) + np.float32(1))[1]
+    )
+    assert moved.run(task).info == results[0].info
+    assert (path.stat().st_ino, path.read_bytes()) == (before.st_ino, content)
 
 
 def test_progress_is_noted_and_ends_at_the_shards_length(

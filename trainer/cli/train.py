@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.cache import add_cache_flags, add_input_buffer_flag
@@ -22,6 +23,7 @@ from pipeline.flags import (
     seed,
     whole,
 )
+from pipeline.store.lock import is_locked
 from trainer.choices import (
     ARMS,
     PRECISIONS,
@@ -85,6 +87,12 @@ def make_parser() -> Parser:
     )
     add("--views_per_shard", type=positive, default=16384, help="of --write_back; at most")
     add("--steps", type=positive, help="steps to train, instead of --epochs")
+    add(
+        "--follow",
+        action="store_true",
+        help="train while the store is being written: on the epochs that are published, waiting for more; with --epochs "
+        "or --steps",
+    )
     add("--seed", type=seed, default=0, help="of the student's initial weights")
     add_shared_flags(parser)
     return parser
@@ -193,6 +201,8 @@ def check_combinations(flags: argparse.Namespace) -> None:
             f"--jit_compile: for one device, --strategy=default; got --strategy={flags.strategy}; leave one of them out (a "
             "TPU's steps are compiled anyway)"
         )
+    if flags.follow:
+        _check_follow(flags)
     if flags.write_back and flags.teacher is None:
         raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
     if flags.write_back and flags.steps_per_execution > 1:
@@ -205,6 +215,14 @@ def check_combinations(flags: argparse.Namespace) -> None:
             "--write_back: with --jit_compile, under which the teacher's last bits are not those that the precompute "
             "writes; leave one of them out, or precompute the epochs"
         )
+
+
+def _check_follow(flags: argparse.Namespace) -> None:
+    for name, default in (("teacher", None), ("arm", ARMS[0])):
+        if (value := getattr(flags, name)) != default:
+            raise UserError(
+                f"--follow: with --{name}={value}; a run that follows trains on stored views alone: leave one of them out"
+            )
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -227,7 +245,8 @@ def check_paths(flags: argparse.Namespace) -> None:
     Raises:
       UserError: one of them is not there.
     """
-    check_store(flags.store)
+    if not (flags.follow and is_locked(Path(flags.store))):  # else it is about to be there
+        check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
     check_exists("--teacher", flags.teacher)
 

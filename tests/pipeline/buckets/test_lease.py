@@ -75,7 +75,7 @@ def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
 def test_a_living_owner_is_named(bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEWAL", 0.2)
     with hold_lease(bucket):
-        monkeypatch.setattr(module, "_is_dead", lambda owner: False)  # it is this very process
+        monkeypatch.setattr(module, "is_dead", lambda owner: False)  # it is this very process
         with (
             pytest.raises(UserError, match=r"process \d+ on .* since .* is writing it; wait for it"),
             hold_lease(bucket, patience=30),
@@ -164,7 +164,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_of_writers_that_begin_together_one_gets_it(
     bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_is_dead", lambda owner: False)
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
     monkeypatch.setattr(module, "RENEWAL", 0.2)
     got, refused, barrier = [], [], threading.Barrier(4)
 
@@ -191,7 +191,7 @@ DEAD = {"lease": "ab", "pid": 1, "machine": "another", "host": "far", "since": "
 @pytest.fixture(params=["s3", "gcs"])
 def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory of a server that answers one request at a time; this process's own locks may be those of others."""
-    monkeypatch.setattr(module, "_is_dead", lambda owner: False)
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
     place: str = request.getfixturevalue(request.param)
     if request.param == "gcs":
         yield place
@@ -237,7 +237,7 @@ def test_a_renewal_that_arrives_after_a_takeover_changes_nothing(
 ) -> None:
     """Its writer slept, or the network did."""
     monkeypatch.setattr(module, "RENEWAL", 0.1)
-    monkeypatch.setattr(module, "_is_dead", lambda owner: False)
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
     under_way, arrives, sleeps = threading.Event(), threading.Event(), threading.Event()
 
     def faults(method: str, path: str, number: int) -> Fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,26 @@ def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
         assert temporary.name.startswith(TEMPORARY)
         assert not path.exists()
     assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
+def test_publish_without_replacing_keeps_what_is_there(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a file system without hard links."""
+    if not links:
+
+        def refuse(path: Path, target: Path) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "file"
+    with publish(path, replace=False) as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError), publish(path, replace=False) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
 
 

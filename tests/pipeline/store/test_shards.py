@@ -18,6 +18,7 @@ from pipeline.store.shards import (
     ShardInfo,
     ShardTask,
     adopt_shard,
+    estimated_bytes,
     open_shard,
     parse,
     parse_shard_name,
@@ -107,6 +108,13 @@ def test_a_record_of_another_kind_is_refused(codec: Codec, records: list[bytes] 
         records = serialize(made, CODEC.encode(made.logits))
     with pytest.raises(DataError, match=f"not a record of {codec.num_classes} {codec.name} logits"):
         parse(records, codec)
+
+
+@pytest.mark.parametrize("count", [1, 600, 9000])
+def test_the_estimated_size_is_that_of_the_file_before_compression(tmp_path: Path, count: int) -> None:
+    records = make_records(count)
+    size, _ = write_shard(tmp_path / "s", [serialize(records, CODEC.encode(records.logits))], count)
+    assert 0.7 * size <= estimated_bytes(count, CODEC) <= 1.5 * size
 
 
 def test_written_shards_are_byte_identical_however_they_are_chunked(tmp_path: Path) -> None:
