@@ -37,14 +37,19 @@ class SplitAccuracy:
     Attributes:
       labeled: examples with a label among those looked at.
       correct: of these, with the label as the largest logit.
+      unlabeled: examples without a label among those looked at.
     """
 
     labeled: int
     correct: int
+    unlabeled: int = 0
 
     def __post_init__(self) -> None:
-        if not (is_whole(self.labeled, 0, SAMPLE) and is_whole(self.correct, 0, self.labeled)):
-            raise UserError(f"accuracy {self.correct!r:.100} of {self.labeled!r:.100}: expected counts")
+        counts = is_whole(self.labeled, 0, SAMPLE) and is_whole(self.correct, 0, self.labeled)
+        if not (counts and is_whole(self.unlabeled, 0, SAMPLE)):
+            raise UserError(
+                f"accuracy {self.correct!r:.100} of {self.labeled!r:.100}, {self.unlabeled!r:.100} unlabeled: expected counts"
+            )
 
     @property
     def top1(self) -> float | None:
@@ -53,7 +58,10 @@ class SplitAccuracy:
 
     def text(self) -> str:
         """For people."""
-        return f"{self.top1:.2%} of {self.labeled:,} images" if self.labeled else "no labels"
+        if not self.labeled:
+            return "no labels"
+        left_out = f" ({self.unlabeled:,} without a label left out)" if self.unlabeled else ""
+        return f"{self.top1:.2%} of {self.labeled:,} images{left_out}"
 
 
 class _File(TypedDict):
@@ -100,7 +108,7 @@ def measure_accuracy(store: Store, split: str, dataset: Dataset) -> SplitAccurac
             labeled += int((labels != UNLABELED).sum())
             correct += int(((labels == choices) & (labels != UNLABELED)).sum())
             bar.update(len(part))
-    return SplitAccuracy(labeled=labeled, correct=correct)
+    return SplitAccuracy(labeled=labeled, correct=correct, unlabeled=len(examples) - labeled)
 
 
 def record_accuracy(store: Store, datasets: Mapping[str, Dataset]) -> dict[str, SplitAccuracy]:

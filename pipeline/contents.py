@@ -33,6 +33,7 @@ def _split_contents(reader: SplitReader, accuracy: SplitAccuracy | None) -> dict
         **manifest.fidelity(),
         "teacher_top1": accuracy and accuracy.top1,
         "labeled": accuracy and accuracy.labeled,
+        "unlabeled": accuracy and accuracy.unlabeled,
     }
 
 
@@ -56,7 +57,7 @@ def find_contents(store: Store) -> Contents:
     Returns:
       `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
       splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes). A split's
-      `teacher_top1` (of `labeled` examples) is None where it was not measured.
+      `teacher_top1` (of `labeled` examples, `unlabeled` ones left out) is None where it was not measured.
     """
     accuracy = read_accuracy(store)
     splits = [_split_contents(reader, accuracy.get(reader.split)) for reader in store.readers()]
@@ -154,13 +155,23 @@ def contents_text(contents: Contents) -> str:
             "one died; its command, run again, goes on from there"
         )
     lines = [f"{name:12}{_plain(value)}" for name, value in facts.items()]
-    lines += [
-        "",
-        f"{'split':12}{'of':12}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}{'teacher top-1':>15}",
+    return "\n".join([*lines, "", *_split_lines(contents["splits"]), "", _wholeness(contents)])
+
+
+def _split_lines(splits: list[dict[str, Any]]) -> list[str]:
+    """A table of the splits, and how many examples have no label."""
+    width = max(12, *(len(_plain(split[name])) + 2 for split in splits for name in ("name", "of")))
+    lines = [
+        f"{'split':{width}}{'of':{width}}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}{'teacher top-1':>15}"
     ]
     lines += [
-        f"{split['name']:12}{_plain(split['of']):12}{split['views']:>14,}{split['shards']:>8,}"
+        f"{_plain(split['name']):{width}}{_plain(split['of']):{width}}{split['views']:>14,}{split['shards']:>8,}"
         f"{bytes_text(split['bytes']):>10}{split['bytes_a_view']:>14,.0f}{_percent(split['teacher_top1']):>15}"
-        for split in contents["splits"]
+        for split in splits
     ]
-    return "\n".join([*lines, "", _wholeness(contents)])
+    lines += [
+        f"{split['name']}: {split['unlabeled']:,} examples without a label are left out of the teacher's top-1"
+        for split in splits
+        if split["unlabeled"]
+    ]
+    return lines
