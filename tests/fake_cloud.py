@@ -239,7 +239,8 @@ class Cloud:
             return 0
         wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
         if "exclude" in flags:
-            wanted = {path for path in wanted if not re.search(flags["exclude"], str(path))}
+            # From the beginning of the path, as gcloud's `storage/regex_util.py` does.
+            wanted = {path for path in wanted if not re.match(flags["exclude"], str(path))}
         for path in wanted:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / path, target / path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from pipeline.errors import EXIT_TERMINATED, EXIT_USER_ERROR
 from tests.fake_cloud import Cloud
-from tests.launches import DATA, PLACE, RUN, STOP, STORE, ended, launch
+from tests.launches import DATA, HOST_SCRIPT, PLACE, RUN, STOP, STORE, ended, launch
 
 
 def let_go(cloud: Cloud) -> None:
@@ -177,6 +179,23 @@ def test_bucket_that_does_not_answer_is_not_taken_for_a_new_run(
     assert "ERROR: 503 try later" in out
     assert "from step" not in out
     assert not cloud.bucket(RUN).exists()
+
+
+def test_what_names_a_checkpoint_is_copied_after_it(cloud: Cloud):
+    """A machine that goes between the two copies leaves a bucket in which every file that is named is whole."""
+    home = cloud.root / "vm"
+    for name in ("work/checkpoints/ckpt-5.index", "work/checkpoints/checkpoint", "log"):
+        path = home / "view-distill" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    cloud.expect({"match": "storage rsync snapshot", "after": 1, "code": 1, "stderr": "ERROR: gone"})
+    env = {**os.environ, "HOME": str(home)}
+    done = subprocess.run(["bash", HOST_SCRIPT, "save", RUN], env=env, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert (cloud.bucket(RUN) / "checkpoints" / "ckpt-5.index").exists()
+    assert not (cloud.bucket(RUN) / "checkpoints" / "checkpoint").exists()
+    subprocess.run(["bash", HOST_SCRIPT, "save", RUN], env=env, check=True)
+    assert (cloud.bucket(RUN) / "checkpoints" / "checkpoint").exists()
 
 
 @pytest.mark.slow

@@ -94,13 +94,14 @@ save() { # URL
         rm -rf snapshot
         mkdir snapshot
         # Files named `checkpoint` say which checkpoint is the latest. They are linked before the checkpoints and
-        # copied after them, so that what they name is whole; what no file names any more goes last.
+        # copied after them, so that what they name is whole; what no file names any more goes last. gcloud matches a
+        # pattern from the beginning of the path.
         (cd work && find . -name checkpoint -type f -exec cp --parents --link -t ../snapshot {} +)
         whole=yes
         cp --archive --link --no-clobber work/. snapshot/ 2> /dev/null || whole=no # a file went meanwhile
         rm -f snapshot/.lock
         ln --force log snapshot/host.log
-        gcloud storage rsync snapshot "$1" --quiet --recursive --exclude='(^|/)checkpoint$' || exit 1
+        gcloud storage rsync snapshot "$1" --quiet --recursive --exclude='(.*/)?checkpoint$' || exit 1
         gcloud storage rsync snapshot "$1" --quiet --recursive || exit 1
         [[ $whole == no ]] ||
             gcloud storage rsync snapshot "$1" --quiet --recursive --delete-unmatched-destination-objects
