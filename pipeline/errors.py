@@ -12,12 +12,12 @@ import errno
 import importlib
 import os
 import re
-import shutil
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 EXIT_USER_ERROR = 2
 EXIT_DATA_ERROR = 3
@@ -86,7 +86,61 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def raised_in(error: BaseException) -> str:
+    """The package whose line raised an exception, or called what did of Python's own; empty if nothing raised it."""
+    trace, package = error.__traceback__, ""
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        package = package if name in sys.stdlib_module_names else name
+        trace = trace.tb_next
+    return package
+
+
+# They raise an error of their own while they handle one of ours.
+_WRAPPERS = frozenset({"", "apache_beam", "keras", "tensorflow"})
+_OURS = re.compile(r'File "[^"]*\b(?:pipeline|trainer)/[^"/]+(?:/[^"/]+)*\.py"')
+_HANDLING = "During handling of the above exception, another exception occurred:"
+_CAUSING = "The above exception was the direct cause of the following exception:"
+
+
+def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and what it stands for: its causes, and what a library's wrapper was raised for.
+
+    Not what one of our own lines failed at while it handled another exception: that is a defect, whatever was handled.
+    """
+    for link in chain(error):
+        yield link
+        context = None if link.__suppress_context__ else link.__context__
+        if link.__cause__ is None and context is not None and not _wraps(link, context):
+            return
+
+
+def _wraps(error: BaseException, context: BaseException) -> bool:
+    """Whether an error stands for the one that was being handled."""
+    return raised_in(error) in _WRAPPERS or _origin(error) == _origin(context)
+
+
+def _origin(error: BaseException) -> tuple[object, int]:
+    """The line that raised an exception; a wrapper may have taken over the traceback of the original."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (None, 0) if trace is None else (trace.tb_frame, trace.tb_lasti)
+
+
+def _reasons_in_text(text: str) -> Iterator[str]:
+    """As `_reasons`, of a traceback that is text: all that is left of an exception between processes."""
+    parts = re.split(f"({_HANDLING}|{_CAUSING})", text)
+    while parts:
+        last = parts.pop()
+        yield last
+        if parts and parts.pop() == _HANDLING:
+            frames, before = re.findall(r'File ".*', last), re.findall(r'File ".*', parts[-1])
+            if frames and _OURS.match(frames[-1]) and frames[-1:] != before[-1:]:
+                return
 
 
 def first_line(error: BaseException) -> str:
@@ -103,17 +157,19 @@ def find_error(error: BaseException) -> UserError | DataError | None:
       error: an exception as it came out of Beam or TensorFlow. Both may have turned the original into
         text, with their own lines around it.
     """
-    ours = [link for link in chain(error) if isinstance(link, UserError | DataError)]
+    ours = [link for link in _reasons(error) if isinstance(link, UserError | DataError)]
     if ours:
         # Beam raises a new error of the same type, without the attributes, while it handles the original.
         first, message = ours[0], str(ours[0]).split(_BEAMS)[0]
         same = [link for link in ours if type(link) is type(first) and str(link) == message]
         return same[-1] if same else type(first)(message)
     kinds = _kinds()
-    for link in chain(error):
-        if found := re.findall(_IN_TEXT.format(kinds="|".join(kinds)), str(link)):
-            kind, message = found[-1]
-            return kinds[kind](message.strip())
+    pattern = _IN_TEXT.format(kinds="|".join(kinds))
+    for link in _reasons(error):
+        for text in _reasons_in_text(str(link)):
+            if found := re.findall(pattern, text):
+                kind, message = found[-1]
+                return kinds[kind](message.strip())
     return None
 
 
@@ -131,8 +187,11 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ENOTDIR: "a file is in the way: name another directory",
     errno.EIO: "the disk may be failing: check it, or name a directory on another",
+    errno.EBUSY: _AGAIN,
+    errno.ENOMEM: f"end other programs and {_AGAIN}",
     errno.ESTALE: f"mount that file system again and {_AGAIN}",
 }
+_OF_A_PATH = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR}
 _REASONS = "|".join(re.escape(os.strerror(code)) for code in _REMEDIES)
 # How libraries tell the same inside a text of their own; also all that is left of an exception between processes.
 _SYSTEM_TEXTS = (
@@ -152,18 +211,22 @@ def remedy(code: int | None, *, otherwise: str = _AGAIN) -> str:
 
 
 def of_the_system(error: BaseException) -> UserError | None:
-    """A full disk, a missing right, too many open files: the user's to mend, in one line; else None.
+    """A full disk, a missing right, too many open files: what the user can fix, in one line; else None.
+
+    Other OSErrors, such as of a file that is not there, are defects: what a user names is checked where it is read.
 
     Args:
-      error: as Python raises it, or one of a library's that tells what the system said in its text.
+      error: as Python raises it, or one of a library's with the system's reason in its text.
     """
-    for link in chain(error):
-        if isinstance(link, shutil.Error) and isinstance(link.args[0], list):  # of `copytree`: one a file
-            return _in_text(str(link.args[0][0][-1])) or UserError(f"{link.args[0][0][-1]}; {_AGAIN}")
+    for link in _reasons(error):
         if isinstance(link, OSError) and link.strerror:
-            return _refusal(link.filename2 or link.filename, link.strerror, link.errno)
-        if (found := _in_text(str(link))) is not None:
-            return found
+            path = link.filename2 or link.filename
+            if link.errno in _REMEDIES and (path or link.errno not in _OF_A_PATH):
+                return _refusal(path, link.strerror, link.errno)
+        elif isinstance(link, OSError | RuntimeError) or type(link).__module__ != "builtins":
+            for text in _reasons_in_text(str(link)):
+                if (found := _in_text(text)) is not None:
+                    return found
     return None
 
 
@@ -190,6 +253,13 @@ def _interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _told(error: UserError | DataError, *, behind: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(behind)
@@ -214,11 +284,11 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         code = stop.exit_code
     except KeyboardInterrupt:
         code = _interrupted()
-    except BrokenPipeError:  # `... | head`: nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except Exception as error:
         found = find_reason(error)
+        if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):  # `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in chain(error)):
             code = _interrupted()  # Beam has made another exception of it
         elif found is None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.errors import DataError, TryAgainError, UserError, chain, first_line, of_the_system
+from pipeline.errors import DataError, TryAgainError, UserError, chain, first_line, of_the_system, raised_in
 
 Result = TypeVar("Result")
 
@@ -99,22 +98,10 @@ def _is_passing(error: Exception) -> bool:
     return (
         isinstance(error, OSError)
         or type(error).__module__.split(".")[0] in _LIBRARIES
-        or _raised_in(error) in _LIBRARIES
+        # Some server errors are an AttributeError (boto3's issue 4754), and to gcsfs's `get_file` any but a 404 is a
+        # TypeError: it parses as JSON the body that it has not read.
+        or raised_in(error) in _LIBRARIES
     )
-
-
-def _raised_in(error: Exception) -> str:
-    """The library whose line raised an exception, or called what did of Python's own.
-
-    Some server errors are an AttributeError there (boto3's issue 4754), and to gcsfs's `get_file` any but a 404 is a
-    TypeError: it parses as JSON the body that it has not read.
-    """
-    trace, library = error.__traceback__, ""
-    while trace is not None:
-        name = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
-        library = library if name in sys.stdlib_module_names else name
-        trace = trace.tb_next
-    return library
 
 
 def _reason(error: Exception) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import apache_beam as beam
@@ -14,7 +16,16 @@ import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.errors import DataError, TryAgainError, UserError, find_error, of_the_system, run_command
+from pipeline.errors import (
+    DEBUG_VARIABLE,
+    DataError,
+    TryAgainError,
+    UserError,
+    find_error,
+    find_reason,
+    of_the_system,
+    run_command,
+)
 from tests.small_disk import small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,6 +255,113 @@ def test_a_full_disk_is_told_as_python_and_tensorflow_raise_it(tmp_path: Path) -
 )
 def test_another_error_is_not_taken_for_the_systems(error: Exception) -> None:
     assert of_the_system(error) is None
+
+
+def run_as(module: str, code: str) -> Exception:
+    """What code of a module raises."""
+    path = f"/packages/{module.replace('.', '/')}.py"
+    names = {"__name__": module, "UserError": UserError, "MESSAGE": MESSAGE}
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        exec(compile(code, path, "exec"), names)
+    return caught.value
+
+
+HANDLES_A_MISTAKE = """
+try:
+    raise UserError(MESSAGE)
+except UserError:
+    {}["a"]
+"""
+HANDLES_A_REFUSAL = """
+try:
+    raise PermissionError(13, "Permission denied", "a")
+except PermissionError:
+    [].pop()
+"""
+HIDES_A_MISTAKE = """
+try:
+    raise UserError(MESSAGE)
+except UserError:
+    raise ValueError("a defect") from None
+"""
+
+
+@pytest.mark.parametrize("code", [HANDLES_A_MISTAKE, HANDLES_A_REFUSAL, HIDES_A_MISTAKE])
+def test_a_defect_met_while_a_mistake_is_handled_stays_a_defect(code: str) -> None:
+    error = run_as("pipeline.worker", code)
+    assert find_reason(error) is None
+    # As a worker process of Beam's hands it on.
+    assert find_reason(RuntimeError("".join(traceback.format_exception(error)))) is None
+    with pytest.raises(type(error)):
+        run_command(lambda argv: run_as_main(error), [])
+
+
+def run_as_main(error: Exception) -> None:
+    raise error
+
+
+def test_a_library_that_wraps_a_mistake_is_seen_through() -> None:
+    code = HANDLES_A_MISTAKE.replace('{}["a"]', 'raise RuntimeError("long words")')
+    error = run_as("apache_beam.runners.common", code)
+    assert isinstance(find_reason(error), UserError)
+    assert isinstance(find_reason(RuntimeError("".join(traceback.format_exception(error)))), UserError)
+
+
+def test_a_wrapper_with_the_traceback_of_a_mistake_is_seen_through() -> None:
+    """As Beam makes them: the last line of its traceback is ours."""
+    mistake = run_as("pipeline.worker", "raise UserError(MESSAGE)")
+    wrapper = RuntimeError("long words").with_traceback(mistake.__traceback__)
+    wrapper.__context__ = mistake
+    assert find_reason(wrapper) is mistake
+    assert isinstance(find_reason(RuntimeError("".join(traceback.format_exception(wrapper)))), UserError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        FileExistsError(errno.EEXIST, "File exists", "a"),
+        IsADirectoryError(errno.EISDIR, "Is a directory", "a"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        PermissionError(errno.EPERM, "Operation not permitted"),  # of a signal or a socket, not of a file
+        KeyError("a; No space left on device"),
+        AssertionError("[Errno 13] Permission denied: 'a'"),
+    ],
+)
+def test_a_defect_that_looks_like_the_systems_refusal_keeps_its_traceback(error: Exception) -> None:
+    assert find_reason(error) is None
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_the_traceback_behind_a_line_is_shown_for_debugging(
+    how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEBUG_VARIABLE, "1" if how == "environment" else "0")
+
+    def main(argv: list[str]) -> None:
+        try:
+            {}["a"]
+        except KeyError as error:
+            raise UserError(MESSAGE) from error
+
+    assert code_of(main, ["--debug"] if how == "flag" else []) == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback ")
+    assert {"KeyError: 'a'", f"pipeline.errors.UserError: {MESSAGE}"} < {*lines}
+    assert last == f"error: {MESSAGE}"
+    assert os.environ[DEBUG_VARIABLE] == "1"  # child processes do the same
+
+
+def test_a_broken_pipe_of_our_own_is_a_defect() -> None:
+    code = (
+        "from pipeline.errors import run_command\n"
+        "def main(argv):\n"
+        "    raise BrokenPipeError(32, 'Broken pipe')\n"
+        "run_command(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
