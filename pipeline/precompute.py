@@ -23,7 +23,8 @@ import time
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -33,6 +34,7 @@ from pipeline import beam_worker, value_range
 from pipeline.accuracy import SplitAccuracy, accuracy_text, record_accuracy
 from pipeline.choices import DEMO_STORE
 from pipeline.claim import Claim, check_space, claimed, open_store
+from pipeline.cli.beam_flags import DEFAULT_RUNNER, LOCAL_RUNNERS
 from pipeline.cli.precompute import announce_demo, make_parser, parse
 from pipeline.errors import UserError, first_line
 from pipeline.flags import Parser
@@ -43,6 +45,7 @@ from pipeline.pages.figures import codec_cost_text
 from pipeline.pending import SHARD_SECONDS, damaged_tasks, pending_tasks
 from pipeline.progress import Progress, records_text, split_records
 from pipeline.publishing import Publisher
+from pipeline.services import service_failure
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
@@ -116,7 +119,10 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     _, unknown = theirs.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown, also=theirs.flag_names())
-    return PipelineOptions(arguments)
+    out = PipelineOptions(arguments)
+    if mistakes := PipelineOptionsValidator(out, create_runner(name)).validate():
+        raise UserError(f"--runner={name}: {'; '.join(' '.join(str(line).split()) for line in mistakes)}")
+    return out
 
 
 def make_runner(options: PipelineOptions) -> PipelineRunner:
@@ -167,13 +173,16 @@ def run_pipeline(
     try:
         result = pipeline.run()
         result.wait_until_finish()
-    except RuntimeError as error:
-        if "Channel closed prematurely" not in str(error):
-            raise
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory; nothing published is lost: run the same "
-            "command again, with fewer --direct_num_workers or a smaller --image_cache_bytes if so"
-        ) from error
+    except Exception as error:
+        if "Channel closed prematurely" in str(error):
+            raise UserError(
+                "a worker process was killed, perhaps for want of memory; nothing published is lost: run the same "
+                "command again, with fewer --direct_num_workers or a smaller --image_cache_bytes if so"
+            ) from error
+        name = options.view_as(StandardOptions).runner or DEFAULT_RUNNER
+        if name.rsplit(".", 1)[-1] not in LOCAL_RUNNERS and (found := service_failure(error, runner=name)):
+            raise found from error
+        raise
     try:
         counters = result.metrics().query()["counters"]
     except NotImplementedError:  # of Dask's runner in Beam 2.77; the summary says so

@@ -18,6 +18,13 @@ from pipeline.errors import UserError
 from pipeline.flags import Parser
 
 DEFAULT_RUNNER = "DirectRunner"
+LOCAL_RUNNERS = (
+    "BundleBasedDirectRunner",
+    "DirectRunner",
+    "FnApiRunner",
+    "PrismRunner",
+    "SwitchingDirectRunner",
+)
 _OPTIONS = Path("options", "pipeline_options.py")
 _ADDS = ("add_argument", "add_value_provider_argument")
 _TYPES = {"int": int, "float": float}

@@ -15,7 +15,7 @@ from pipeline.choices import (
     check_codec,
     check_value_range,
 )
-from pipeline.cli import beam_flags
+from pipeline.cli import beam_flags, runners
 from pipeline.errors import UserError
 from pipeline.flags import Parser, batch_size, check_exists, place, positive, positive_number, whole
 from pipeline.views.eval_crop import EvalCrop
@@ -77,6 +77,11 @@ def make_parser() -> Parser:
         "--repair",
         action="store_true",
         help="compute published shards again that are missing or damaged; each must be as the manifest says",
+    )
+    add(
+        "--shared_filesystem",
+        action="store_true",
+        help="workers on other machines see the paths of --store, --data_dir and --teacher (NFS, Lustre)",
     )
     add(
         "--eval_splits",
@@ -174,4 +179,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     asks_for_demo(flags)
     check_flags(flags)
     check_paths(flags)
+    runners.check(flags, flags.beam)
     return flags
