@@ -27,6 +27,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
+from pipeline.cache import SHARD_CACHE_BYTES
 from pipeline.cli.verify import parse
 from pipeline.errors import DataError
 from pipeline.provenance import find_data_dir, find_teacher
@@ -111,18 +112,24 @@ def sample_batches(
         first_view, first_batch = first_view + length, first_batch + len(starts)
 
 
-def verified_shards(reader: SplitReader) -> Iterator[ArrayRecordReader]:
+def verified_shards(reader: SplitReader, *, capacity: int) -> Iterator[ArrayRecordReader]:
     """Readers of a split's shards in order, each compared with the manifest; the next few are read ahead.
+
+    Args:
+      reader: of the split.
+      capacity: bytes that shards of a bucket may have on this machine at a time, though always one shard.
 
     Raises:
       DataError: a shard is missing or damaged.
     """
     count = len(reader.manifest.shards)
+    fitting = capacity // max((shard.bytes for shard in reader.manifest.shards), default=1)
+    at_once = max(min(DOWNLOADS, fitting), 1)
     ahead: collections.deque[concurrent.futures.Future[ArrayRecordReader]] = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(DOWNLOADS)
+    pool = concurrent.futures.ThreadPoolExecutor(at_once)
     try:
         for number in range(count):
-            while len(ahead) < min(DOWNLOADS, count - number):
+            while len(ahead) < min(at_once, count - number):
                 ahead.append(pool.submit(reader.opener.verify, number + len(ahead)))
             with contextlib.closing(ahead.popleft().result()) as shard:
                 yield shard
@@ -166,7 +173,12 @@ def _rendered(worker: ShardWorker, split: str, samples: Iterable[np.ndarray]) ->
 
 
 def verify_split(
-    worker: ShardWorker, reader: SplitReader, samples: Iterable[np.ndarray], on_views: Callable[[int], None]
+    worker: ShardWorker,
+    reader: SplitReader,
+    samples: Iterable[np.ndarray],
+    on_views: Callable[[int], None],
+    *,
+    capacity: int = SHARD_CACHE_BYTES,
 ) -> Findings:
     """Verifies a split's shards, and runs a sample of its teacher batches again; each shard is read once.
 
@@ -175,6 +187,7 @@ def verify_split(
       reader: of the split.
       samples: of `sample_batches`.
       on_views: called with numbers of views that are done.
+      capacity: see `verified_shards`.
 
     Raises:
       DataError: a shard is missing or damaged.
@@ -182,7 +195,8 @@ def verify_split(
     findings, first = Findings(), 0
     to_render, samples = itertools.tee(samples)
     batches = _rendered(worker, reader.split, to_render)
-    shards = zip(reader.manifest.shards, verified_shards(reader), samples, strict=True)
+    opened = verified_shards(reader, capacity=capacity)
+    shards = zip(reader.manifest.shards, opened, samples, strict=True)
     for number, (info, shard, starts) in enumerate(shards):
         end = first + info.records
         for start in starts.tolist():
@@ -222,7 +236,8 @@ def main(argv: list[str]) -> int:
                 fraction=flags.fraction,
                 seed=flags.seed,
             )
-            findings[reader.split != VIEWS_SPLIT].add(verify_split(worker, reader, samples, bar.update))
+            found = verify_split(worker, reader, samples, bar.update, capacity=flags.shard_cache_bytes)
+            findings[reader.split != VIEWS_SPLIT].add(found)
     for is_eval, found in findings.items():
         print(
             f"{'evaluation crops' if is_eval else 'views'}: {found.views:,} run again, "

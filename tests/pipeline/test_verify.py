@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import shutil
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_the_sample_is_seeded_uniform_and_as_large_as_asked() -> None:
     assert sample(lengths, 0.5, 0) == sample(lengths, 0.5, 0) != sample(lengths, 0.5, 1)
     assert len(sample(lengths, 0.5, 0)) == round(len(everything) / 2)
     assert len(sample(lengths, 0, 0)) == 1
-    seeds = 2000
+    seeds = 400
     counts = collections.Counter(start for seed in range(seeds) for start in sample(lengths, 5 / 19, seed))
     expected = seeds * 5 / 19
     assert set(counts) == set(everything)
@@ -207,6 +209,31 @@ def test_each_shard_is_hashed_once(
     assert run_verify(published_store, data_dir, teacher_path) == 0
     shards = [path.name for path in published_store.rglob("*.array_record-*")]
     assert sorted(hashed) == sorted(shards)
+
+
+@pytest.mark.parametrize(("fitting", "at_once"), [(0.5, 1), (2.5, 2), (100, 4)])
+def test_shards_are_read_ahead_as_far_as_there_is_room(
+    published_store: Path, monkeypatch: pytest.MonkeyPatch, fitting: float, at_once: int
+) -> None:
+    reader = Store(published_store).views
+    shard = reader.manifest.shards[0]
+    manifest = dataclasses.replace(reader.manifest, shards=(shard,) * 10)
+    monkeypatch.setattr(reader, "manifest", manifest)
+    opened = []
+
+    def verify_first(number: int) -> Any:
+        opened.append(number)
+        return first(0)
+
+    first = reader.opener.verify
+    monkeypatch.setattr(reader.opener, "verify", verify_first)
+    shards = verify.verified_shards(reader, capacity=int(fitting * shard.bytes))
+    next(shards)
+    next(shards)
+    time.sleep(0.2)
+    assert len(opened) == at_once + 1
+    assert len(list(shards)) == 8
+    assert sorted(opened) == list(range(10))
 
 
 def test_each_shard_of_a_bucket_is_downloaded_once(

@@ -151,19 +151,24 @@ class NoCondition(FaultyLink):
         return status, headers, body.replace(b"<Condition>If-None-Match</Condition>", b"")
 
 
-@pytest.mark.parametrize("size", [1, 101 << 20], ids=["small", "in parts"])
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    [("s3", 1), ("s3", 101 << 20), ("gcs", 1), ("gcs", 6 << 20)],
+    ids=["s3", "s3 in parts", "gcs", "gcs in parts"],
+)
 def test_a_file_is_uploaded_only_where_none_is(
-    s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+    scheme: str, size: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    url: str = request.getfixturevalue(scheme)
     path = tmp_path / "shard"
     with path.open("wb") as file:
         file.truncate(size)
-    BucketDirectory(s3).write("shard", b"first")
-    with NoCondition(s3_port, lambda *_: Fault()) as link:
-        point_at(link.port, monkeypatch)
+    BucketDirectory(url).write("shard", b"first")
+    with NoCondition(request.getfixturevalue(f"{scheme}_port"), lambda *_: Fault()) as link:
+        (point_at if scheme == "s3" else point_at_gcs)(link.port, monkeypatch)
         with pytest.raises(FileExistsError):
-            BucketDirectory(s3).upload(path, "shard", create=True)
-        assert BucketDirectory(s3).read("shard", limit=10) == b"first"
+            BucketDirectory(url).upload(path, "shard", create=True)
+        assert BucketDirectory(url).read("shard", limit=10) == b"first"
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3: str) -> None:
