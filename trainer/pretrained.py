@@ -94,7 +94,7 @@ def replace_head(
     """The same network with a zero head of its own number of classes, for views in 0..255.
 
     Args:
-      model: ends in a Dense layer, or in one and a softmax, which is left out.
+      model: ends in a Dense layer, or in one and a softmax, which is left out; or in a model that ends so.
       num_classes: C.
       image_size: S in pixels.
       value_range: that the model wants; one of `VALUE_RANGES`. Other than 0..255 becomes a layer.
@@ -105,27 +105,53 @@ def replace_head(
     Raises:
       UserError: it does not end so, or takes other images.
     """
-    layer = model.layers[-1]
-    while isinstance(layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
-        layer = layer.input.node.layer
-    if not isinstance(layer, tf.keras.layers.Dense):
-        raise UserError(
-            f"--teacher: {model.name} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace"
-        )
+    features, dense = _cut_head(model, path=model.name)
     wanted = tf.TensorShape([None, image_size, image_size, 3])
     shape = model.inputs[0].shape
     if not shape.is_compatible_with(wanted):
         raise UserError(
             f"--teacher: {model.name} takes {shape}, but views are {wanted}; choose --image_size to match"
         )
-    head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=layer.name)
+    head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=dense.name)
     if value_range == "0..255":
-        return tf.keras.Model(model.inputs, head(layer.input), name=model.name)
+        return tf.keras.Model(model.inputs, head(features), name=model.name)
     scale, offset = VALUE_RANGES[value_range]
     image = tf.keras.Input(wanted[1:], dtype=tf.float32, name="image")
-    body = tf.keras.Model(model.inputs, layer.input, name=f"{model.name}_body")
+    body = tf.keras.Model(model.inputs, features, name=f"{model.name}_body")
     scaled = tf.keras.layers.Rescaling(scale, offset=offset, dtype=tf.float32, name="scale")(image)
     return tf.keras.Model(image, head(body(scaled)), name=model.name)
+
+
+def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers.Dense]:
+    """The last Dense layer of a model, or of the model that it ends in, and the tensor that goes into that layer.
+
+    Args:
+      model: of layers, with one output.
+      path: names of the models that it is in, and its own, for the message.
+
+    Returns:
+      A symbolic tensor of the model's graph, and the layer.
+
+    Raises:
+      UserError: it ends in something else.
+    """
+    node = model.outputs[0].node
+    while isinstance(node.layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
+        node = node.keras_inputs[0].node
+    layer = node.layer
+    if isinstance(layer, tf.keras.layers.Dense):
+        return node.keras_inputs[0], layer
+    if isinstance(layer, tf.keras.Model) and getattr(layer, "outputs", None):
+        features, dense = _cut_head(layer, path=f"{path}/{layer.name}")
+        inner = tf.keras.Model(layer.inputs, features, name=layer.name)
+        # As it was called: batch normalization stays frozen where `training=False` froze it.
+        training = node.call_kwargs.get("training")
+        return inner(node.keras_inputs[0], **({} if training is None else {"training": training})), dense
+    raise UserError(
+        f"--teacher: {path} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace: save the model "
+        "with pooling and a Dense layer at its end, such as a keras.applications model with include_top=False, "
+        "pooling='avg' and a Dense layer behind it"
+    )
 
 
 def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import run_command
+from pipeline.errors import UserError, run_command
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import Teacher
 from tests import stores
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
 from trainer.callbacks import RunCallback
-from trainer.pretrained import load_keras_model
+from trainer.pretrained import load_keras_model, replace_head
 from trainer.teacher import main
 
 pytestmark = pytest.mark.usefixtures("bit_small")
@@ -129,6 +129,53 @@ def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colours_d
     body = tf.keras.Model(model.input, model.layers[-1].input)
     np.testing.assert_allclose(body(grey), np.zeros((1, 8)), atol=1e-6)
     assert np.abs(body(grey + 100)).max() > 0.01
+
+
+def nested(*, training: bool | None = None) -> tf.keras.Model:
+    """Rescaling and, as one layer, a model with batch normalization whose head has a softmax."""
+    layers = tf.keras.layers
+    image = tf.keras.Input([24, 24, 3])
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(layers.Conv2D(8, 3)(image)))
+    inner = tf.keras.Model(image, layers.Dense(3, "softmax", name="predictions")(x), name="inner")
+    outer = tf.keras.Input([24, 24, 3])
+    return tf.keras.Model(outer, inner(layers.Rescaling(1 / 127.5, -1.0)(outer), training=training))
+
+
+def test_head_of_a_nested_model_is_replaced(colours_dir: Path, tmp_path: Path):
+    nested().save(tmp_path / "nested.keras")
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=3", network=f"--teacher={tmp_path}/nested.keras"))
+    before = load_keras_model(str(tmp_path / "nested.keras"), flag="--teacher").get_weights()
+    found = weights_of(tmp_path / "teacher")
+    assert [w.shape for w in found[:-2]] == [w.shape for w in before[:-2]]
+    assert found[-1].shape == (stores.CLASSES,)
+    assert (found[0] != before[0]).any()  # the convolution was trained as well
+    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # of a zero head
+
+
+@pytest.mark.parametrize("training", [None, False])
+def test_nested_model_is_called_as_it_was(training: bool | None):
+    network = replace_head(nested(training=training), num_classes=5, image_size=24, value_range="0..255")
+    body = tf.keras.Model(network.input, network.layers[-1].input)
+    images = tf.random.stateless_uniform([4, 24, 24, 3], [0, 0], maxval=255.0)
+    frozen = np.array_equal(body(images, training=True), body(images, training=False))
+    assert frozen == (training is False)
+
+
+def test_head_of_a_keras_application_behind_a_rescaling_is_replaced():
+    layers, applications = tf.keras.layers, tf.keras.applications
+    options = {"weights": None, "input_shape": (32, 32, 3), "classes": 3}
+    model = tf.keras.Sequential(
+        [layers.Rescaling(1 / 127.5, -1.0), applications.MobileNetV2(alpha=0.35, **options)]
+    )
+    model.build([None, 32, 32, 3])
+    network = replace_head(model, num_classes=5, image_size=32, value_range="0..255")
+    assert network.output_shape == (None, 5)
+    assert len(network.trainable_weights) == len(model.trainable_weights)
+    # This one ends in a convolution.
+    model = tf.keras.Sequential([layers.Rescaling(1.0), applications.MobileNet(alpha=0.25, **options)])
+    model.build([None, 32, 32, 3])
+    with pytest.raises(UserError, match="include_top=False"):
+        replace_head(model, num_classes=5, image_size=32, value_range="0..255")
 
 
 class Doubled(tf.keras.layers.Layer):
