@@ -78,7 +78,7 @@ def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[st
                 "--flatten_alpha puts them onto white"
             )
         )
-    if count := sum(one.converted for one in examined):
+    if changes.convert_to_png and (count := sum(one.converted for one in examined)):
         lines.append(f"images converted to PNG: {count:,}")
     return lines
 
@@ -197,8 +197,8 @@ def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> 
         if problems:
             print("\n".join(problems), file=sys.stderr)
             raise UserError(
-                f"--folder={folder}: {len(problems)} files or folders cannot be used, listed above; fix them or move "
-                "them away, nothing was prepared"
+                f"--folder={folder}: files or folders that cannot be used: {len(problems)}, listed above; fix them or move them "
+                "away; nothing was prepared"
             )
         total = len(paths)
         with _bar(total, "write") as bar, without_announcements():

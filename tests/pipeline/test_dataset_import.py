@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline import dataset_import
 from pipeline.dataset import Dataset, main
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, UserError, run_command
-from pipeline.image_folder import scan
+from pipeline.image_files import Changes, Examined
+from pipeline.image_folder import Folder, scan
 from pipeline.store.lock import writer_lock
 from pipeline.views.render import decode
 from tests.images import TRAIN_IMAGES, encode, encoded_images, photo
@@ -125,7 +126,7 @@ def test_all_that_cannot_be_used_is_listed_at_once_and_nothing_is_prepared(
         run_command(main, flags(tmp_path))
     assert exit_info.value.code == EXIT_USER_ERROR
     *listed, line = [text for text in capsys.readouterr().err.splitlines() if str(images) in text]
-    assert f"--folder={images}: {len(bad) + 2} files or folders cannot be used, listed above" in line
+    assert f"--folder={images}: files or folders that cannot be used: {len(bad) + 2}, listed above" in line
     assert {text.split(": ")[0] for text in listed} == {str(images / name) for name in [*bad, *folders]}
     assert f"{images}/daisy/notes.txt: neither JPEG nor PNG" in listed
     assert not any("{{" in text for text in listed)
@@ -180,7 +181,7 @@ def test_what_would_surprise_is_counted_and_changed_on_request(
     picture.save(images / "tulip" / "photo.webp", lossless=True)
     shutil.rmtree(tmp_path / "data")
     code, line = fail(flags(tmp_path), capsys, main=main)
-    assert (code, "1 files or folders" in line) == (EXIT_USER_ERROR, True)
+    assert (code, "cannot be used: 1," in line) == (EXIT_USER_ERROR, True)
     asked = ["--apply_orientation", "--flatten_alpha", "--convert_to_png"]
     assert main([*flags(tmp_path), *asked]) == 0
     err = capsys.readouterr().err
@@ -204,6 +205,11 @@ def test_what_would_surprise_is_counted_and_changed_on_request(
     np.testing.assert_array_equal(decode(tf.constant(photo_webp)).numpy(), photo(20, 30, seed=1))
 
 
+def test_nothing_is_said_to_be_converted_that_was_refused() -> None:
+    found = [Examined(problem="neither JPEG nor PNG", converted=True)]
+    assert dataset_import.notes(Folder([], {}, [], {}), found, Changes()) == []
+
+
 def test_a_change_of_records_that_are_copied_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--flatten_alpha goes with --folder"):
         main(["import", "--from_tfds=x", f"--data_dir={tmp_path}", "--flatten_alpha"])
@@ -216,7 +222,7 @@ def test_a_file_name_that_is_not_utf8_ends_in_one_line(
     path = tmp_path / "images" / "tulip" / os.fsdecode(b"caf\xe9.jpg")
     (tmp_path / "images" / "tulip" / "b.jpg").rename(path)
     code, line = fail(flags(tmp_path), capsys, main=main)
-    assert (code, "1 files or folders" in line) == (EXIT_USER_ERROR, True)
+    assert (code, "cannot be used: 1," in line) == (EXIT_USER_ERROR, True)
     assert left(tmp_path) == []
 
 
