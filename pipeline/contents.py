@@ -14,6 +14,7 @@ from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import parse_shard_name, shard_name
 from pipeline.store.splits import file_split
+from pipeline.text import printable
 from pipeline.units import counted
 
 Contents = dict[str, Any]
@@ -115,12 +116,6 @@ def _wholeness(contents: Contents) -> str:
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
-    """Text for a terminal: what is not printed, such as its control codes, is escaped."""
-    text = str(value)
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
@@ -130,13 +125,12 @@ def contents_text(contents: Contents) -> str:
     identity, provenance = contents["spec"]["identity"], contents["spec"]["provenance"]
     dataset, policy, cost = identity["dataset"], identity["policy"], contents["splits"][0]
     numbers = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
-    versions = provenance.get("versions")
-    tensorflow = versions.get("tensorflow") if isinstance(versions, dict) else None
+    tensorflow = provenance.get("versions", {}).get("tensorflow")
     facts = {
         "store": f"{contents['store']}, format {identity['format']}, spec {contents['digest'][:16]}",
-        "data set": f"{dataset.get('name')}, split {dataset.get('split')}: {dataset['num_examples']:,} examples, "
+        "data set": f"{dataset['name']}, split {dataset['split']}: {dataset['num_examples']:,} examples, "
         f"{identity['num_classes']:,} classes",
-        "teacher": f"{provenance.get('teacher')}, fingerprint {str(identity['teacher'].get('fingerprint'))[:16]}",
+        "teacher": f"{provenance.get('teacher')}, fingerprint {identity['teacher']['fingerprint'][:16]}",
         "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
         "begun by": provenance.get("command"),
         "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
@@ -154,18 +148,18 @@ def contents_text(contents: Contents) -> str:
             f"{unpublished:,} more shard files, {bytes_text(contents['unpublished']['bytes'])}: a run is writing them, or "
             "one died; its command, run again, goes on from there"
         )
-    lines = [f"{name:12}{_plain(value)}" for name, value in facts.items()]
+    lines = [f"{name:12}{printable(value)}" for name, value in facts.items()]
     return "\n".join([*lines, "", *_split_lines(contents["splits"]), "", _wholeness(contents)])
 
 
 def _split_lines(splits: list[dict[str, Any]]) -> list[str]:
     """A table of the splits, and how many examples have no label."""
-    width = max(12, *(len(_plain(split[name])) + 2 for split in splits for name in ("name", "of")))
+    width = max(12, *(len(printable(split[name])) + 2 for split in splits for name in ("name", "of")))
     lines = [
         f"{'split':{width}}{'of':{width}}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}{'teacher top-1':>15}"
     ]
     lines += [
-        f"{_plain(split['name']):{width}}{_plain(split['of']):{width}}{split['views']:>14,}{split['shards']:>8,}"
+        f"{printable(split['name']):{width}}{printable(split['of']):{width}}{split['views']:>14,}{split['shards']:>8,}"
         f"{bytes_text(split['bytes']):>10}{split['bytes_a_view']:>14,.0f}{_percent(split['teacher_top1']):>15}"
         for split in splits
     ]

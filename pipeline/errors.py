@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TextIO
 
+from pipeline.text import printable
+
 EXIT_USER_ERROR = 2
 EXIT_DATA_ERROR = 3
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
@@ -30,7 +32,14 @@ EXIT_HANGUP = 128 + signal.SIGHUP
 DEBUG_VARIABLE = "VIEW_DISTILL_DEBUG"  # 1 in the environment: as `--debug`, here and in child processes
 
 
-class UserError(Exception):
+class _OneLineError(Exception):
+    """Its message is one line, whatever text of a foreign store is in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(_OneLineError):
     """What is wrong, what was got, what was expected, what to do: in one line. Exit code 2."""
 
     exit_code = EXIT_USER_ERROR
@@ -46,7 +55,7 @@ class UnpublishedError(UserError):
     """A store has nothing for readers yet."""
 
 
-class DataError(Exception):
+class DataError(_OneLineError):
     """Data are corrupt, or two sides do not match; the message shows both. Exit code 3."""
 
     exit_code = EXIT_DATA_ERROR

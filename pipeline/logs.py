@@ -11,6 +11,7 @@ import sys
 import threading
 
 from pipeline.errors import chain, find_reason
+from pipeline.text import printable
 
 # (logger, start of the message): why it is left out.
 KNOWN = {
@@ -68,6 +69,13 @@ class _StandardError(logging.StreamHandler):
         return sys.stderr
 
 
+class _Printable(logging.Formatter):
+    """Libraries put names of files and answers of servers into their messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 def show_warnings() -> None:
     """Shows logged warnings and errors on standard error, except `KNOWN` ones; for the start of a process.
 
@@ -75,7 +83,7 @@ def show_warnings() -> None:
     of its own; with this one there, it does not.
     """
     handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    handler.setFormatter(_Printable("%(levelname)s: %(name)s: %(message)s"))
     handler.addFilter(is_meant)
     logging.getLogger().addHandler(handler)
     threading.excepthook = _in_thread

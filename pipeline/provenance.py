@@ -5,6 +5,7 @@ What is found is only a candidate: data set and teacher are compared with the sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import demo
@@ -42,7 +43,7 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
     if given is not None or path is None:
         return given
     for candidate in _candidates(spec, path):
-        if is_url(candidate) or Path(candidate).is_dir():
+        if is_url(candidate) or _is_there(candidate, Path.is_dir):
             return candidate
     raise UserError(
         f"--data_dir is missing: the store was made with {_candidates(spec, path)[0]}, which is not on this machine"
@@ -94,7 +95,7 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
                 f"--teacher is missing: the store names {candidate}; a teacher is code that is run, and that bucket may be "
                 f"anybody's: pass --teacher={candidate} if you trust it"
             )
-        if Path(candidate).exists():
+        if _is_there(candidate):
             return candidate
     raise UserError(
         f"--teacher is missing: the store was made with {candidates[0]}, which is not on this machine"
@@ -111,10 +112,18 @@ def check_teacher_exists(path: str) -> None:
         raise UserError(f"--teacher={path}: no such file or directory")
 
 
+def _is_there(candidate: str, look: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether a path of the provenance exists here; one that cannot be a path on this machine does not."""
+    try:
+        return look(Path(candidate))
+    except (OSError, ValueError):  # too long a name, or no text of the file system's encoding
+        return False
+
+
 def _is_inside(candidate: str, store: str) -> bool:
     if is_url(store) or is_url(candidate):
         return f"{candidate.rstrip('/')}/".startswith(f"{store.rstrip('/')}/")
-    return Path(candidate).resolve().is_relative_to(Path(store).resolve())
+    return _is_there(candidate, lambda path: path.resolve().is_relative_to(Path(store).resolve()))
 
 
 def load_teacher(spec: Spec, path: str) -> Teacher:

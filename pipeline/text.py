@@ -14,13 +14,20 @@ def is_printable(text: str) -> bool:
     return (text.isascii() and text.isprintable()) or not any(map(_is_control, text))
 
 
-def printable(text: object) -> str:
-    r"""The text with every control character escaped as Python escapes it: ESC becomes `\x1b`."""
+def printable(text: object, *, keep: str = "") -> str:
+    r"""The text with every control character escaped as Python escapes it: ESC becomes `\x1b`.
+
+    Args:
+      text: or what `str` makes one of.
+      keep: control characters that stay, such as the line ends of a text of several lines.
+    """
     plain = str(text)
     if is_printable(plain):
         return plain
     return "".join(
-        character.encode("unicode_escape").decode() if _is_control(character) else character
+        character.encode("unicode_escape").decode()
+        if _is_control(character) and character not in keep
+        else character
         for character in plain
     )
 

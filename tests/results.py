@@ -215,7 +215,9 @@ def sparse_result() -> dict[str, Any]:
     return {"format": 1, "runs": runs, "pairs": [pair], "cost": None, "teacher": None}
 
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$ {{ 7*7 }} \u2028"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x_1$ {{ 7*7 }} \u2028\x1b[2J\u202e"
+)
 
 
 def spoil(tree: Any) -> Any:

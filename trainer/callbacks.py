@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,10 +21,9 @@ from pipeline.store.files import write_text
 from trainer.checkpoints import Checkpoints
 from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
 from trainer.preemption import Preemption
+from trainer.run_files import METRICS_FILE, TRAIN, parse_step
 from trainer.steps import RunLength, name_views
 from trainer.workers import Workers
-
-TRAIN = "train"  # kind of the lines of training steps; the others are `eval_SPLIT`
 
 
 class DivergedError(UserError):
@@ -44,7 +44,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, *, step: int, writes: bool = True) -> None:
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS_FILE
         self._writes = writes
         lines = _lines_until(self._path, step) if self._path.exists() else []
         if self._path.exists() and writes:
@@ -103,12 +103,10 @@ def _start_session(board: tf.summary.SummaryWriter, *, after: int) -> None:
 def _lines_until(path: Path, step: int) -> list[str]:
     """Whole lines of a metrics file up to and with `step`; a half-written last line is dropped."""
     out = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if line.endswith("\n") and parse_step(line)["step"] <= step:
                 out.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
     return out
 
 
@@ -118,8 +116,8 @@ def _figures(line: dict[str, Any]) -> dict[str, Any]:
 
 def _score(figures: dict[str, Any]) -> float:
     """By which evaluations are compared: the student's accuracy, or its agreement where no image is labeled."""
-    found = figures["student_top1"]
-    return float(figures["agreement"] if found is None else found)
+    found = figures.get("student_top1")
+    return float(figures.get("agreement", -math.inf) if found is None else found)
 
 
 @dataclasses.dataclass
@@ -286,7 +284,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     def _best_score(self, split: str) -> float | None:
         """Of the best checkpoint, if it is one of this run up to here, on the same split."""
         found = self._checkpoints.best()
-        if found is None or found[0] > self.step or found[1]["split"] != split:
+        if found is None or found[0] > self.step or found[1].get("split") != split:
             return None
         return _score(found[1])
 

@@ -9,16 +9,34 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import tensorflow as tf
 
 from pipeline.errors import DataError, UserError, first_line
+from pipeline.store.checked_json import Count, build
 from pipeline.store.spec import differences
+from pipeline.store.untrusted import parse_json
 
 _RUN_KEY = "run/.ATTRIBUTES/py_state"
 # What TensorFlow raises for files that are damaged, or are of another network.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
+
+
+class _Scored(TypedDict, total=False):
+    """The evaluation in a best checkpoint, what is compared of it."""
+
+    split: str
+    student_top1: float | None
+    agreement: float
+
+
+class _SavedRun(TypedDict):
+    """What a checkpoint says of its run. What else is there is the identity, which is compared as a whole."""
+
+    step: Count
+    spec: NotRequired[str]
+    evaluation: NotRequired[_Scored]
 
 
 def saved_path(directory: Path) -> str | None:
@@ -46,12 +64,12 @@ def read_run(path: str) -> dict[str, Any]:
       DataError: it cannot be read.
     """
     try:
-        found: dict[str, Any] = json.loads(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode())
-    except _UNREADABLE as error:
+        found = build(_SavedRun, parse_json(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode()))
+    except (*_UNREADABLE, AttributeError) as error:
         raise DataError(
             f"{path}: cannot be read as a checkpoint: {first_line(error)}; start again in another --workdir"
         ) from error
-    return found
+    return cast(dict[str, Any], found)
 
 
 class _RunState(tf.train.experimental.PythonState):
@@ -65,7 +83,7 @@ class _RunState(tf.train.experimental.PythonState):
         return json.dumps(self.value, sort_keys=True)
 
     def deserialize(self, string_value: str) -> None:
-        self.value = json.loads(string_value)
+        self.value = parse_json(string_value)
 
 
 class Checkpoints:
@@ -117,7 +135,7 @@ class Checkpoints:
     def _step_of(self, path: str) -> int:
         """The step of a checkpoint of this very run."""
         found = read_run(path)
-        step = int(found.pop("step"))
+        step: int = found.pop("step")
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
             kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
             raise kind(
@@ -170,7 +188,9 @@ class Checkpoints:
         if path is None:
             return None
         found = read_run(path)
-        return int(found["step"]), found["evaluation"]
+        if "evaluation" not in found:
+            raise DataError(f"{path}: not a best checkpoint: it has no evaluation; remove {path}.*")
+        return found["step"], found["evaluation"]
 
     def restore_best(self, student: tf.keras.Model) -> None:
         """Restores the weights of the best checkpoint; the optimizer is left alone."""

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -25,14 +24,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypedDict
 
 from tqdm import tqdm
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, Interrupted, UserError
+from pipeline.store.checked_json import Count, build
 from pipeline.store.lock import writer_lock
+from pipeline.store.untrusted import parse_json
 from trainer.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
+from trainer.run_files import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 _POLL_SECONDS = 0.2
 _ONE_LINE = (
     EXIT_USER_ERROR,
@@ -192,15 +194,21 @@ def _wait_for_lock(job: Job) -> None:
             time.sleep(_POLL_SECONDS)
 
 
+class _Step(TypedDict):
+    """A line of any command's progress."""
+
+    step: Count
+
+
 def latest_step(workdir: Path) -> int:
     """The step of the last whole line of a run's metrics.jsonl; 0 where there is none."""
     path = workdir / METRICS_FILE
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
         for line in reversed(file.read().splitlines(keepends=True)):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError):
                 if line.endswith(b"\n"):
-                    return int(json.loads(line)["step"])
+                    return build(_Step, parse_json(line.decode()))["step"]
     return 0
 
 

@@ -24,31 +24,34 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.flags import make_directory
 from pipeline.provenance import check_teacher_exists, find_data_dir, find_teacher, open_dataset
+from pipeline.store.checked_json import build
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
+from pipeline.store.untrusted import read_json
 from trainer.arms import ARMS
-from trainer.children import METRICS_FILE, Job, run_jobs
+from trainer.children import Job, run_jobs
 from trainer.cli.compare import parse
 from trainer.cli.train import make_parser as make_train_parser
 from trainer.cli.train import shared_arguments, shared_flags
 from trainer.comparison.finished import FinishedRun, is_finished
-from trainer.comparison.result_file import load_result, merge_results
+from trainer.comparison.result_file import RESULT_LIMIT, load_result, merge_results
+from trainer.comparison.result_schema import CostFile
 from trainer.comparison.summary import summarize
 from trainer.describe import comparison_table
 from trainer.evaluate import accuracy_text, unlabeled_text
 from trainer.options import resolve
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
-from trainer.results import RESULT_FILE
+from trainer.run_files import CONFIG_FILE, FILE_LIMIT, METRICS_FILE, RESULT_FILE
 
 COMPARISON_FILE = "comparison.json"  # what the runs have in common
 COST_FILE = "cost.json"  # what `trainer.measure` wrote
@@ -116,7 +119,7 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
         for directory in flags.earlier:
             if (directory / VIEWS_FILE).exists() and not (workdir / VIEWS_FILE).exists():
                 shutil.copy(directory / VIEWS_FILE, workdir / VIEWS_FILE)
-        _finish(results[0] if len(results) == 1 else merge_results(results), workdir)
+        _finish(merge_results(results), workdir)
     return 0
 
 
@@ -221,9 +224,11 @@ def _check_same(flags: argparse.Namespace, store: Store, workdir: Path) -> None:
     if not path.exists():
         return
     try:
-        there = json.loads(path.read_text())
+        there = build(dict[str, Any], read_json(path, limit=FILE_LIMIT))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); name another --workdir") from error
+        raise DataError(
+            f"{path}: not what a comparison's runs have in common ({error}); name another --workdir"
+        ) from error
     lines = differences(_identity(flags, store), there, sides=("asked for", "in the comparison there"))
     if lines:
         raise UserError(
@@ -252,7 +257,7 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
                     f"--from={directory}: no run there is finished; finish it with its command first"
                 )
             runs += below
-        elif (directory / "config.json").exists():
+        elif (directory / CONFIG_FILE).exists():
             runs.append(directory)
         else:
             results.append(load_result(directory))
@@ -261,7 +266,13 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
 
 def _measured(workdir: Path) -> dict[str, Any] | None:
     path = workdir / COST_FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found = build(CostFile, read_json(path, limit=FILE_LIMIT))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a measurement ({error}); remove it, to measure again") from error
+    return cast(dict[str, Any], found)
 
 
 # What is told.
@@ -301,7 +312,7 @@ def _finish(result: dict[str, Any], workdir: Path) -> None:
 def _same_result(path: Path, result: dict[str, Any]) -> bool:
     """Whether a result that is there says the same, but for when and by which command it was asked."""
     try:
-        there = json.loads(path.read_text())
+        there = build(dict[str, Any], read_json(path, limit=RESULT_LIMIT))
     except (OSError, ValueError):
         return False
     asked = {"created": None, "command": None}

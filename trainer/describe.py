@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.pages.figures import KINDS
 from pipeline.store.reader import Store
+from pipeline.text import printable
 from trainer.arms import OFFLINE
 from trainer.evaluate import accuracy_text
 from trainer.options import TrainOptions
@@ -42,7 +43,7 @@ def describe(options: TrainOptions, store: Store) -> str:
 
 def comparison_table(result: dict[str, Any]) -> str:
     """The figures of a comparison's result.json that answer what it is asked, for a terminal."""
-    rows = [("arm", "epochs", "runs", f"top-1 ({result['eval_split']})", "agreement")]
+    rows = [("arm", "epochs", "runs", f"top-1 ({result.get('eval_split')})", "agreement")]
     for arm in result["arms"]:
         rows.append(
             (
@@ -59,19 +60,24 @@ def comparison_table(result: dict[str, Any]) -> str:
     ]
     if unlabeled := result.get("eval_unlabeled"):
         lines.append(
-            f"top-1 leaves out {unlabeled:,} of {result['eval_images']:,} images, which have no label"
+            f"top-1 leaves out {unlabeled:,} of {_number(result.get('eval_images'), ',')} images, which have no label"
         )
     lines += [_pair(pair) for pair in result["pairs"]]
-    cost = result["cost"]
-    if (seconds := cost["seconds_a_step"]) is not None:
+    cost = result.get("cost") or {}
+    if seconds := cost.get("seconds_a_step"):
         parts = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
-        lines.append(f"milliseconds per step: {parts}; online takes {cost['saving']:+.0%}")
-        if (rows_a_step := cost["teacher_rows_a_step"]) != cost["batch_size"]:
+        lines.append(f"milliseconds per step: {parts}; online takes {_number(cost.get('saving'), '+.0%')}")
+        if (rows_a_step := cost.get("teacher_rows_a_step")) != cost.get("batch_size"):
             lines.append(
-                f"the online teacher computes {rows_a_step} rows for {cost['batch_size']} views: it runs in the store's batches "
-                f"of {cost['teacher_batch_size']}"
+                f"the online teacher computes {rows_a_step} rows for {cost.get('batch_size')} views: it runs in the store's "
+                f"batches of {cost.get('teacher_batch_size')}"
             )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(printable(line.rstrip()) for line in lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A figure of a result that may be older, or of another's making."""
+    return "n/a" if value is None else format(value, form)
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:
@@ -79,18 +85,20 @@ def _spread(mean: float | None, deviation: float | None) -> str:
 
 
 def _pair(pair: dict[str, Any]) -> str:
-    loss, weights = pair["largest_loss_difference"], pair["weights_distance_relative"]
+    loss, weights = pair.get("largest_loss_difference"), pair.get("weights_distance_relative")
     if loss == 0 and weights == 0:
         curves = "the same losses and weights, bit for bit"
     elif loss is None:
-        curves = f"no step that both logged; weights differ by {weights:.3g} of their norm"
+        curves = f"no step that both logged; weights differ by {_number(weights, '.3g')} of their norm"
     else:
-        curves = f"losses differ by {loss:.3g} at most, weights by {weights:.3g} of their norm"
+        curves = f"losses differ by {loss:.3g} at most, weights by {_number(weights, '.3g')} of their norm"
     text = (
         f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}; same answer for "
-        f"{pair['agreement']:.2%} of the images"
+        f"{_number(pair.get('agreement'), '.2%')} of the images"
     )
-    if pair["top1_interval"] is None:
+    if pair.get("top1_interval") is None:
         return text
-    low, high = pair["top1_interval"]
-    return f"{text}, top-1 {pair['top1_difference']:+.2%} ({low:+.2%} to {high:+.2%})"
+    difference, low, high = (
+        _number(value, "+.2%") for value in (pair.get("top1_difference"), *pair["top1_interval"])
+    )
+    return f"{text}, top-1 {difference} ({low} to {high})"

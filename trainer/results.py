@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from pipeline.store.files import remove_directory, replace_directory, write_json
+from trainer.run_files import RESULT_FILE, read_result
 
 if TYPE_CHECKING:
     from trainer.train import Run
 
 STUDENT_DIRECTORY = "student"  # as trained to the end, which is what function matching is about
 BEST_DIRECTORY = "student_best"  # of the best evaluation on the way
-RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.npz"  # of the student as trained to the end, on the split of `--eval_split`
 
 # What result.json says of the training: not measured again when a finished run is only evaluated again.
@@ -52,11 +51,10 @@ def finished_result(run: Run) -> dict[str, Any] | None:
 def _previous_result(run: Run) -> dict[str, Any] | None:
     """What result.json says of a run of these very steps; None where it is missing, damaged or of others."""
     try:
-        result: dict[str, Any] = json.loads((run.workdir / RESULT_FILE).read_text())
-        complete = result["steps"] == run.options.length.steps and isinstance(result["evaluation"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
+        result: dict[str, Any] = read_result(run.workdir)  # type: ignore[assignment]
+    except (OSError, ValueError):
         return None  # it is written again
-    return result if complete else None
+    return result if result["steps"] == run.options.length.steps else None
 
 
 def finish(run: Run, training: dict[str, Any]) -> dict[str, Any]:

@@ -22,21 +22,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline.buckets.conditional import unsupported
 from pipeline.buckets.directory import BucketDirectory
 from pipeline.buckets.retry import with_retries
 from pipeline.errors import DataError, TryAgainError, UserError
-from pipeline.store.lock import LOCK_FILE
-from pipeline.store.untrusted import parse_json
-from pipeline.text import printable
+from pipeline.store.lock import LOCK_FILE, LOCK_LIMIT, Owner, owner_text, read_owner
 
 RENEWAL, PATIENCE = 20.0, 90.0  # seconds; a renewal may be late by three of them
 _POLL = 2.0
-_LIMIT = 1 << 16
 _RELEASED = b'{"released": true}'
-Owner = dict[str, Any]
 
 
 def machine_of_processes() -> str:
@@ -49,16 +44,16 @@ def machine_of_processes() -> str:
 def _read(bucket: BucketDirectory) -> tuple[Owner | None, str | None]:
     """The lock's owner, None where it is free, and its version, None where there is no lock object."""
     try:
-        data, version = bucket.read_version(LOCK_FILE, limit=_LIMIT)
+        data, version = bucket.read_version(LOCK_FILE, limit=LOCK_LIMIT)
     except FileNotFoundError:
         return None, None
+    except ValueError as error:
+        raise DataError(
+            f"{bucket.place(LOCK_FILE)}: not a lock ({error}); remove it if no run is writing the store"
+        ) from error
     if data == _RELEASED:
         return None, version
-    try:
-        found = parse_json(data.decode())
-    except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}, version
+    return read_owner(data.decode(errors="replace")), version
 
 
 def lease_owner(bucket: BucketDirectory) -> Owner | None:
@@ -71,7 +66,7 @@ def lease_owner(bucket: BucketDirectory) -> Owner | None:
 
 def is_dead(owner: Owner) -> bool:
     """Whether the owner is known to have ended: a process number of this very machine that nobody has, or that is ours."""
-    if owner.get("machine") != machine_of_processes() or type(owner.get("pid")) is not int:
+    if owner.get("machine") != machine_of_processes() or "pid" not in owner:
         return False
     return owner["pid"] == os.getpid() or not Path(f"/proc/{owner['pid']}").exists()
 
@@ -159,7 +154,7 @@ def _take(bucket: BucketDirectory, *, patience: float) -> _HeldLock:
     Raises:
       UserError: its owner lives, another run was faster, or the server ignores preconditions.
     """
-    owner = {
+    owner: Owner = {
         "lease": secrets.token_hex(8),  # by which an attempt whose answer was lost is known to be ours
         "pid": os.getpid(),
         "machine": machine_of_processes(),
@@ -178,7 +173,8 @@ def _take(bucket: BucketDirectory, *, patience: float) -> _HeldLock:
         break
     if dead is not None:
         print(
-            f"--store={bucket.url}: the lock of {_whose(dead)} has no owner any more: taken over", flush=True
+            f"--store={bucket.url}: the lock of {owner_text(dead)} has no owner any more: taken over",
+            flush=True,
         )
     lock = _HeldLock(bucket, owner, version)
     if not _honors_preconditions(bucket, owner):
@@ -213,7 +209,7 @@ def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner 
     if first is None or is_dead(first):
         return first, version
     print(
-        f"--store={bucket.url}: locked by {_whose(first)}; watching for {patience:.0f} s whether it lives",
+        f"--store={bucket.url}: locked by {owner_text(first)}; watching for {patience:.0f} s whether it lives",
         flush=True,
     )
     end = time.monotonic() + patience
@@ -227,11 +223,5 @@ def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner 
     return first, version
 
 
-def _whose(owner: Owner) -> str:
-    if not {"pid", "host", "since"} <= owner.keys():
-        return "another process"
-    return printable(f"process {owner['pid']} on {owner['host']} since {owner['since']}")
-
-
 def _held(bucket: BucketDirectory, owner: Owner) -> UserError:
-    return UserError(f"--store={bucket.url}: {_whose(owner)} is writing it; wait for it, or end it there")
+    return UserError(f"--store={bucket.url}: {owner_text(owner)} is writing it; wait for it, or end it there")

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.text import printable
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -182,7 +184,8 @@ def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) ->
         text, state = absent or ("not known" if kind in _TEXTS else "not measured"), "absent"
     else:
         text, state = KINDS[kind](value), "number" if number else "words"
+    shown = printable(text, keep="\n")
     return Markup(
         f'<span class="{state}" data-figure="{html.escape(path)}" data-value="{html.escape(json.dumps(value))}">'
-        f"{html.escape(text)}</span>"
+        f"{html.escape(shown)}</span>"
     )

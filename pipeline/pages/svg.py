@@ -13,8 +13,10 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from pipeline.store.files import write_text
+from pipeline.text import printable
 
 # Name of a CSS variable to the colour on white. Okabe and Ito's palette, darkened to 4.5:1.
 COLOURS = {
@@ -46,17 +48,19 @@ styled = matplotlib.rc_context(
 
 def _draw(figure: Figure, name: str) -> tuple[str, str]:
     """View box and content of a figure's SVG, in the colours that it is drawn with; `name` makes its ids its own."""
+    for text in figure.findobj(Text):  # names of runs and classes may come from elsewhere
+        text.set_text(printable(text.get_text(), keep="\n"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        text = file.getvalue()
-    box = re.search(r'viewBox="([^"]*)"', text)
+        svg = file.getvalue()
+    box = re.search(r'viewBox="([^"]*)"', svg)
     assert box is not None
-    text = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, text)
-    used = set(re.findall(r"#([\w-]+)[)\"]", text))
-    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
-    return box[1], re.sub(r"\n\s*", "\n", text)
+    svg = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
+    used = set(re.findall(r"#([\w-]+)[)\"]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    return box[1], re.sub(r"\n\s*", "\n", svg)
 
 
 def _element(box: str, content: str, attributes: str) -> str:
@@ -75,7 +79,7 @@ def inline_svg(figure: Figure, name: str, *, title: str) -> str:
     box, content = _draw(figure, name)
     for role, drawn in DRAWN.items():
         content = content.replace(drawn, f"var(--{role})")
-    return _element(box, content, f'role="img" aria-label="{html.escape(title)}"')
+    return _element(box, content, f'role="img" aria-label="{html.escape(printable(title))}"')
 
 
 def save_svg(figure: Figure, path: Path, *, name: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -47,7 +48,13 @@ def trusted(text: str) -> Markup:
 
 def breakable(name: str) -> Markup:
     """A dotted name, escaped, that a narrow column may break after each dot and underscore."""
-    return trusted(re.sub(r"([._])", r"\1<wbr>", html.escape(name)))
+    return trusted(re.sub(r"([._])", r"\1<wbr>", html.escape(printable(name))))
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints of a value: text that would reorder the page or hide in it is escaped, as on a terminal."""
+    plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return printable(value, keep="\n\t") if plain else value
 
 
 def render_page(template: Path, **values: Any) -> str:
@@ -63,6 +70,7 @@ def render_page(template: Path, **values: Any) -> str:
         loader=jinja2.FileSystemLoader([template.parent, _TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

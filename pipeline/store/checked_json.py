@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pipeline.errors import UserError
 
@@ -21,7 +21,18 @@ T = TypeVar("T")
 
 # No text of a metadata file is longer, and no number larger: paths, command lines, bytes.
 MAX_TEXT = 1 << 16
-MAX_NUMBER = 1 << 63
+MAX_NUMBER = (1 << 63) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """A lower bound of a number, as in `Annotated[int, AtLeast(1)]`."""
+
+    low: float
+
+
+Count = Annotated[int, AtLeast(0)]
+Positive = Annotated[int, AtLeast(1)]
 
 
 class ShapeError(ValueError):
@@ -35,8 +46,8 @@ def build(kind: type[T], tree: Any, *, path: str = "") -> T:
     """A value of type `kind` from a JSON tree.
 
     Args:
-      kind: a dataclass, a `TypedDict`, `str`, `int`, `float`, `bool`, `None`, `Any`, or a union, `Literal`, `list`, `tuple`
-        (`tuple[X, ...]`) or `dict[str, X]` of these. A `float` takes whole numbers, too, and keeps them as they are: a
+      kind: a dataclass, a `TypedDict`, `str`, `int`, `float`, `bool`, `None`, `Any`, an `Annotated` number that is
+        `AtLeast` some other, or a union, `Literal`, `list`, `tuple` (`tuple[X, ...]`) or `dict[str, X]` of these. A `float` takes whole numbers, too, and keeps them as they are: a
         digest is taken over what was written.
       tree: as `parse_json` returns it.
       path: of the tree in its file, for errors, such as `identity.teacher`.
@@ -56,6 +67,13 @@ def _build(kind: Any, tree: Any, path: str) -> Any:
     if typing.is_typeddict(kind):
         return _typed_dict(kind, tree, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.NotRequired:
+        return _build(arguments[0], tree, path)
+    if origin is Annotated:
+        value = _build(arguments[0], tree, path)
+        if value < (low := arguments[1].low):
+            raise ShapeError(path, f"expected {low:g} or more, got {_shown(value)}")
+        return value
     if origin in (Union, types.UnionType):
         return _union(arguments, tree, path)
     if origin is Literal:
@@ -75,13 +93,13 @@ def _build(kind: Any, tree: Any, path: str) -> Any:
 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 @functools.cache
 def _required(kind: Any) -> frozenset[str]:
     """Keys of a `TypedDict` that have to be there; its own list overlooks `NotRequired` in postponed annotations."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     return frozenset(
         name for name in kind.__required_keys__ if typing.get_origin(hints[name]) is not typing.NotRequired
     )

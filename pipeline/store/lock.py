@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 from pipeline.errors import UserError, remedy
+from pipeline.store.checked_json import build
+from pipeline.store.untrusted import parse_json
 from pipeline.text import printable
 
 LOCK_FILE = ".lock"
-_LIMIT = 1 << 16
+LOCK_LIMIT = 1 << 16  # of a lock's text
 _ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held holds it for microseconds
 
 
@@ -47,6 +49,34 @@ def _lock(descriptor: int) -> None:
             time.sleep(_PAUSE)
         else:
             return
+
+
+class Owner(TypedDict, total=False):
+    """What a lock says of its owner; of one that cannot be read, nothing."""
+
+    pid: int
+    host: str
+    since: str
+    command: str
+    # Of a lock in a bucket.
+    lease: str
+    machine: str
+    renewals: int
+
+
+def read_owner(text: str) -> Owner:
+    """The owner that a lock's text names; an empty one where it is damaged, which is a lock all the same."""
+    try:
+        return build(Owner, parse_json(text))
+    except ValueError:
+        return Owner()
+
+
+def owner_text(owner: Owner) -> str:
+    """The owner, for people."""
+    if not {"pid", "host", "since"} <= owner.keys():
+        return "another process"
+    return printable(f"process {owner['pid']} on {owner['host']:.200} since {owner['since']:.50}")
 
 
 @contextlib.contextmanager
@@ -87,7 +117,7 @@ def _locked_file(directory: Path, flag: str) -> IO[str]:
                 f"{flag}={directory}: cannot be written ({error.strerror}: {path}); {remedy(error.errno)}"
             ) from error
         with contextlib.ExitStack() as refused:
-            file = refused.enter_context(os.fdopen(descriptor, "a+"))
+            file = refused.enter_context(os.fdopen(descriptor, "a+", errors="replace"))
             try:
                 _lock(file.fileno())
             except BlockingIOError as error:
@@ -113,11 +143,6 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 def _held(file: IO[str], path: Path, place: str) -> UserError:
     """Who holds a lock, by what is in its file, and what to do."""
     file.seek(0)
-    try:
-        owner = json.loads(file.read(_LIMIT))
-        pid = int(owner["pid"])
-        whose = printable(f"process {pid} on {owner['host']} since {owner['since']}")
-        how = f"`kill {pid}` there"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        whose, how = "another process", f"end it (`fuser {path}` names it)"
-    return UserError(f"{place}: {whose} is writing it; wait for it, or break the lock: {how}")
+    owner = read_owner(file.read(LOCK_LIMIT))
+    how = f"`kill {owner['pid']}` there" if "pid" in owner else f"end it (`fuser {path}` names it)"
+    return UserError(f"{place}: {owner_text(owner)} is writing it; wait for it, or break the lock: {how}")

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import DataError, UserError
+from tests.mutations import FAST, dumps, mutations
 from tests.runs import assert_same_weights
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, _RunState, read_run
 from trainer.optimizers import make_optimizer
 from trainer.schedules import WarmupConstant
 
@@ -226,3 +229,22 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path):
     trained(tmp_path)
     with pytest.raises(DataError, match=r"ckpt-2"):
         Training(tmp_path, units=5).checkpoints.restore()
+
+
+RUN = {"step": 3, "spec": "d", "evaluation": {"split": "test", "student_top1": 0.5, "agreement": 0.5}}
+
+
+@FAST
+@given(st.data())
+def test_any_metadata_of_a_checkpoint_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    state = _RunState({})
+    state.serialize = lambda: dumps(data.draw(mutations({"run": RUN}))["run"]).decode()  # type: ignore[method-assign]
+    path = tf.train.Checkpoint(run=state).write(str(tmp_path_factory.getbasetemp() / "any"))
+    try:
+        found = read_run(path)
+    except DataError:
+        return
+    assert type(found["step"]) is int
+    assert isinstance(found.get("evaluation", {}), dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
-from trainer.arms import OFFLINE
+from trainer.arms import ARMS, OFFLINE
 from trainer.checkpoints import saved_path
 from trainer.comparison.pair_figures import Curve
-from trainer.results import PREDICTIONS_FILE, RESULT_FILE, STUDENT_DIRECTORY
+from trainer.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
+from trainer.run_files import (
+    METRICS_FILE,
+    RunConfig,
+    RunResult,
+    read_config,
+    read_metrics,
+    read_result,
+)
 
 _POINTS = 2000  # of a curve in result.json
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation: averages, not weights
@@ -32,8 +40,8 @@ class FinishedRun:
     """
 
     directory: Path
-    config: dict[str, Any]
-    result: dict[str, Any]
+    config: RunConfig
+    result: RunResult
     lines: list[dict[str, Any]] = dataclasses.field(repr=False)
 
     @classmethod
@@ -49,45 +57,52 @@ class FinishedRun:
                 f"{directory}: no finished run is there; finish it with the command that began it, or leave it out"
             )
         try:
-            config = json.loads((directory / "config.json").read_text())
-            result = json.loads((directory / RESULT_FILE).read_text())
-            lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+            run = cls(
+                directory=directory,
+                config=read_config(directory),
+                result=read_result(directory),
+                lines=read_metrics(directory),
+            )
+            if run.arm not in ARMS:
+                raise ValueError(f"arm {run.arm}: expected one of {', '.join(ARMS)}")
+            if not run._evaluations:
+                raise ValueError(f"no evaluation on {run.result['eval_split']} in {METRICS_FILE}")
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{directory}: cannot be read as a run ({error}); run it again elsewhere"
             ) from error
-        return cls(directory=directory, config=config, result=result, lines=lines)
+        return run
 
     @property
     def arm(self) -> str:
         """Name of the arm."""
-        return str(self.config["flags"].get("arm", OFFLINE.name))
+        return self.config["flags"].get("arm", OFFLINE.name)
 
     @property
     def seed(self) -> int:
         """Of the student."""
-        return int(self.config["flags"]["seed"])
+        return self.config["flags"]["seed"]
 
     @property
     def steps(self) -> int:
         """T."""
-        return int(self.result["steps"])
+        return self.result["steps"]
 
     @property
     def batch_size(self) -> int:
         """B."""
-        return int(self.config["recipe"]["batch_size"])
+        return self.config["recipe"]["batch_size"]
 
     @property
     def warmup_steps(self) -> int:
         """Of the schedule, as resolved for the run's length."""
-        return int(self.config["warmup_steps"])
+        return self.config["warmup_steps"]
 
     @property
     def epochs(self) -> int:
         """That were asked for; the last may lack views that fill no batch."""
-        asked = self.config["flags"]["epochs"] or self.config["recipe"]["epochs"]
-        return int(asked or round(self.result["epochs"]))
+        asked = self.config["flags"]["epochs"] or self.config["recipe"].get("epochs")
+        return int(asked if isinstance(asked, int | float) and asked else round(self.result["epochs"]))
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -119,9 +134,26 @@ class FinishedRun:
         return float(self.batch_size * np.mean(1 / np.array(rates))) if rates else None
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the student takes each evaluated image for, and its label: int32 [n] each."""
-        with np.load(self.directory / PREDICTIONS_FILE) as kept:
-            return kept["top1"], kept["labels"]
+        """What the student takes each evaluated image for, and its label: int32 [n] each.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        path = self.directory / PREDICTIONS_FILE
+        try:
+            with path.open("rb") as file, np.load(file) as kept:
+                found, labels = kept["top1"], kept["labels"]
+            if (found.dtype, found.ndim, found.shape) != (
+                np.int32,
+                1,
+                labels.shape,
+            ) or labels.dtype != np.int32:
+                raise ValueError(f"{found.dtype} {found.shape} and {labels.dtype} {labels.shape}")
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path}: not the predictions of a run ({error}); run it again elsewhere"
+            ) from error
+        return found, labels
 
     def weights(self) -> dict[str, np.ndarray]:
         """The student's weights as trained to the end, without averages of batch normalisation, by name.
@@ -175,17 +207,17 @@ class FinishedRun:
     @property
     def teacher_passes(self) -> int:
         """Views that a live teacher saw in training."""
-        online_from = int(self.config["length"]["online_from"])
+        online_from = self.config["length"]["online_from"]
         return (self.steps - online_from) * self.batch_size
 
     def _history(self, line: dict[str, Any], losses: Curve, rates: Curve) -> dict[str, Any]:
         """An evaluation on the way: held-out figures, and the training's of the last logged step up to it."""
-        step = int(line["step"])
+        step = line["step"]
         row = max(int(np.searchsorted(losses.steps, step, side="right")) - 1, 0)
         logged = len(losses.steps) > 0
         return {
             "step": step,
-            "epoch": step * self.batch_size / int(self.config["length"]["num_examples"]),
+            "epoch": step * self.batch_size / self.config["length"]["num_examples"],
             "loss": line["distillation_loss"],
             "top1": line["student_top1"],
             "agreement": line["agreement"],
@@ -204,9 +236,8 @@ def _relative(path: Path, base: Path) -> str:
 def is_finished(directory: Path, *, steps: int | None = None) -> bool:
     """Whether a run's directory holds a finished, evaluated run; of so many steps, if given."""
     try:
-        result = json.loads((directory / RESULT_FILE).read_text())
-        done, split = int(result["steps"]), result["eval_split"]
-    except (OSError, ValueError, KeyError, TypeError):
+        result = read_result(directory)
+    except (OSError, ValueError):
         return False
     whole = all((directory / name).exists() for name in (STUDENT_DIRECTORY, PREDICTIONS_FILE))
-    return whole and split is not None and steps in (None, done)
+    return whole and result["eval_split"] is not None and steps in (None, result["steps"])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import DataError, UserError
+from pipeline.store.checked_json import build
 from pipeline.store.spec import differences
+from pipeline.store.untrusted import read_json
+from trainer.comparison.result_schema import ResultFile
 
 RESULT_FILE = "result.json"
 FORMAT = 1
+RESULT_LIMIT = 256 << 20  # of the file; its curves are thinned
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -28,12 +31,12 @@ def load_result(workdir: Path) -> Result:
     """
     path = workdir / RESULT_FILE
     try:
-        result = json.loads(path.read_text())
+        result: Result = read_json(path, limit=RESULT_LIMIT)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{workdir}: no {RESULT_FILE} there; finish the comparison with `python -m trainer.compare`"
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not JSON ({error}); run the comparison again: what is trained is not trained again"
         ) from error
@@ -43,6 +46,12 @@ def load_result(workdir: Path) -> Result:
         )
     if result.get("format") != FORMAT:
         raise DataError(f"{path}: format {result.get('format')}, this version reads {FORMAT}; compare again")
+    try:
+        build(ResultFile, result)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: damaged ({error}); run the comparison again: what is trained is not trained again"
+        ) from error
     return result
 
 

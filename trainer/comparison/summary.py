@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import machine
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.arms import ARMS
@@ -138,13 +138,19 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
     """How far two runs of the same seed and length are apart."""
     ours, labels = a.predictions()
     theirs, _ = b.predictions()
+    try:
+        weights = weight_figures(a.weights(), b.weights())
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{len(ours)} and {len(theirs)} predictions")
+    except ValueError as error:
+        raise DataError(f"{a.directory} and {b.directory}: {error}; leave one of them out") from error
     return {
         "a": a.arm,
         "b": b.arm,
         "seed": a.seed,
         "epochs": a.epochs,
         **loss_figures(a.curve("loss"), b.curve("loss")),
-        **weight_figures(a.weights(), b.weights()),
+        **weights,
         **prediction_figures(ours, theirs, labels),
     }
 

@@ -16,9 +16,12 @@ import numpy as np
 from pipeline.dataset import Dataset
 from pipeline.errors import DataError
 from pipeline.pages.views import replay_views
+from pipeline.store.checked_json import build
 from pipeline.store.codecs import log_softmax
 from pipeline.store.files import publish
 from pipeline.store.reader import Store
+from pipeline.store.untrusted import parse_json
+from trainer.comparison.result_schema import ShownFacts
 
 VIEWS_FILE = "views.png"
 _TEXT = "views"  # key in the file
@@ -87,7 +90,7 @@ def read_views(path: Path) -> list[ShownView]:
     shown = []
     try:
         with Image.open(path) as image:
-            facts = json.loads(image.text[_TEXT])  # type: ignore[attr-defined]
+            facts = build(list[ShownFacts], parse_json(image.text[_TEXT]))  # type: ignore[attr-defined]
             size = image.width // _TILES
             if image.size != (_TILES * size, len(facts) * size):
                 raise ValueError(f"{image.size[0]} x {image.size[1]} pixels for {len(facts)} views")
@@ -95,7 +98,15 @@ def read_views(path: Path) -> list[ShownView]:
                 with io.BytesIO() as file:
                     image.crop((0, row * size, image.width, (row + 1) * size)).save(file, format="PNG")
                     shown.append(ShownView(file.getvalue(), size, dict(fact)))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
         raise DataError(
             f"{path}: not a grid of views that `trainer.compare` wrote ({error}); remove it and compare again"
         ) from error

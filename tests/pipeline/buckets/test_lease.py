@@ -331,3 +331,31 @@ def test_a_server_that_refuses_preconditions_is_refused(
         ):
             pass
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"[" * 10_000,
+        b"{}",
+        b'{"pid": "1", "machine": []}',
+        b'{"lease": "x", "host": "\\u001b[2J\\n"}',
+    ],
+    ids=lambda content: str(content[:12]),
+)
+def test_a_damaged_lock_is_watched_and_taken_over(
+    bucket: BucketDirectory, capfd: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    bucket.write(LOCK_FILE, content)
+    with hold_lease(bucket, patience=0.1) as lease:
+        check_lease(bucket, lease)
+    out = capfd.readouterr().out
+    assert "the lock of another process" in out
+    assert "\x1b" not in out
+
+
+def test_a_lock_without_end_is_refused(bucket: BucketDirectory) -> None:
+    bucket.write(LOCK_FILE, b" " * (1 << 17))
+    with pytest.raises(DataError, match=r"\.lock: not a lock"), hold_lease(bucket, patience=0.1):
+        pass

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.store.lock import LOCK_FILE, writer_lock
+from pipeline.store.lock import LOCK_FILE, owner_text, read_owner, writer_lock
 from pipeline.text import is_printable
+from tests.mutations import FAST, dumps, mutations
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -139,3 +142,22 @@ def test_what_a_foreign_lock_file_says_is_neither_a_command_nor_a_control_code(
     assert is_printable(str(caught.value))
     assert "rm -rf" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_lock_that_is_not_text_still_names_its_file(tmp_path: Path) -> None:
+    with another_writer(tmp_path):
+        for content in (b"\xff\xfe", b"[" * 100_000, b'{"pid": {}, "host": "\\u001b[2J", "since": ""}'):
+            (tmp_path / LOCK_FILE).write_bytes(content)
+            with pytest.raises(UserError, match="another process is writing it"), writer_lock(tmp_path):
+                pass
+
+
+OWNER = {"pid": 5, "host": "h", "since": "s", "command": "c", "lease": "l", "machine": "m", "renewals": 3}
+
+
+@FAST
+@given(st.data())
+def test_any_lock_names_its_owner_or_another_process(data: st.DataObject) -> None:
+    owner = read_owner(dumps(data.draw(mutations({"lock": OWNER}))["lock"]).decode())
+    assert is_printable(owner_text(owner))
+    assert type(owner.get("pid", 1)) is int
