@@ -22,7 +22,7 @@ def describe(options: TrainOptions, store: Store) -> str:
         f"{recipe.batch_size} views, {count_text(length.epochs)} epochs; store holds {store.epochs}; recipe "
         f"{options.recipe_name}"
     )
-    if options.flags["follow"]:
+    if options.flags["follow"] and length.steps * recipe.batch_size > store.views.num_records:
         text += "; waits for epochs that are not published yet"
     if length.endless:
         text += f"\nwarm-up of {options.warmup_steps:,} steps, then a constant rate until SIGTERM"

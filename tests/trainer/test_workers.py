@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,9 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import EXIT_TERMINATED, EXIT_TRY_AGAIN, EXIT_USER_ERROR, UserError
+from pipeline.store.files import write_text
+from pipeline.store.lock import writer_lock
+from pipeline.store.metadata import INFO_FILE
 from tests.replica_runs import RUNS
 from tests.runs import ROOT, checkpoint_weights, environment, losses, metrics
 from trainer import train
@@ -98,6 +102,30 @@ class Pair:
 def argv_of(published_store: Path, data_dir: Path) -> list[str]:
     """The command's flags, but for the directory."""
     return [f"--store={published_store}", f"--data_dir={data_dir}", *FLAGS]
+
+
+@pytest.mark.slow
+def test_two_workers_follow_a_store_that_grows(
+    undisturbed: tuple[Path, Ended], argv_of: list[str], published_store: Path, tmp_path: Path
+):
+    """They wait together, go on together, and end together when nobody writes it any more."""
+    store, workdir = Path(shutil.copytree(published_store, tmp_path / "store")), tmp_path / "run"
+    whole = (store / INFO_FILE).read_text()
+    info = json.loads(whole)
+    info["splits"][0]["shardLengths"] = ["20"]  # an epoch and three views: 8 steps
+    (store / INFO_FILE).write_text(json.dumps(info))
+    argv = [*argv_of, f"--store={store}", f"--workdir={workdir}", "--follow"]
+    ended = Pair(argv).end()
+    assert ended.codes == [EXIT_TRY_AGAIN, EXIT_TRY_AGAIN], ended.err
+    with writer_lock(store):
+        pair = Pair(argv)
+        time.sleep(40)  # they begin, and wait
+        assert [process.poll() for process in pair.processes] == [None, None]
+        write_text(store / INFO_FILE, whole)
+        ended = pair.end()
+    assert ended.codes == [0, 0], ended.err
+    assert losses(workdir) == losses(undisturbed[0])
+    assert metrics(workdir, "eval_test") == metrics(undisturbed[0], "eval_test")
 
 
 @pytest.fixture(scope="module")
