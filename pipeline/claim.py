@@ -140,13 +140,10 @@ class Claim:
         """
         by_name = {f"{below(task.split)}/{task.name}".lstrip("/"): task for task in tasks}
         left = [by_name[name] for name in self._file_names() if name in by_name]
-        finished = []
         with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
-            for task, info in zip(left, pool.map(outlet.finished, left), strict=True):
-                if info is not None:
-                    finished.append(task)
-            list(pool.map(outlet.remove, [task for task in left if task not in set(finished)]))
-        return finished
+            found = list(zip(left, pool.map(outlet.finished, left), strict=True))
+            list(pool.map(outlet.remove, [task for task, info in found if info is None]))
+        return [task for task, info in found if info is not None]
 
     def _file_names(self) -> list[str]:
         """Names of the files of the store's directories, relative to it."""

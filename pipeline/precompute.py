@@ -281,6 +281,53 @@ def repair_tasks(claim: Claim) -> list[ShardTask]:
     return [task for task, _ in damaged]
 
 
+def find_missing(claim: Claim, tasks: list[ShardTask], options: PrecomputeOptions) -> list[ShardTask]:
+    """The shards that are to be computed; prints what an interrupted run has finished of `tasks`.
+
+    Raises:
+      UserError: the disk cannot hold them.
+    """
+    outlet = open_outlet(options.store, digest=options.spec.digest(), lease=claim.lease)
+    finished = claim.take_over([task for task in tasks if not task.sha256], outlet)
+    if text := describe_found(finished, tasks, options):
+        print(text, flush=True)
+    found = set(finished)
+    missing = [task for task in tasks if task not in found]
+    if missing:
+        check_space(missing, options)
+    return missing
+
+
+def make_job(claim: Claim, options: PrecomputeOptions, runner_options: PipelineOptions) -> PrecomputeJob:
+    """What workers need to know."""
+    return PrecomputeJob(
+        store=options.store,
+        spec=options.spec.to_json(),
+        data_dir=options.data_dir,
+        teacher=options.teacher,
+        image_cache_bytes=options.image_cache_bytes,
+        input_buffer_bytes=options.input_buffer_bytes or buffer_share(runner_options),
+        data_cache_bytes=options.data_cache_bytes,
+        lease=claim.lease,
+        progress=str(claim.path),
+    )
+
+
+def try_worker(
+    job: PrecomputeJob, missing: list[ShardTask], *, shared: Shared, options: PrecomputeOptions
+) -> None:
+    """Tries the worker of this process on the first views, and prints how long the missing shards will take.
+
+    Raises:
+      UserError, DataError: the teacher cannot be used, or is used wrongly.
+    """
+    worker = shared.acquire(lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job)
+    seconds_a_batch = worker.warm_up()
+    try_value_ranges(worker, options)
+    worker.check_differs()
+    print(describe_plan(missing, seconds_a_batch=seconds_a_batch, options=options), flush=True)
+
+
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     flags = parse(argv)
@@ -298,34 +345,12 @@ def main(argv: list[str]) -> int:
             print(summarize(claim, options.spec, {}, 0.0))
             print(accuracy_text(find_accuracy(claim, options)))
             return 0
-        outlet = open_outlet(options.store, digest=options.spec.digest(), lease=claim.lease)
-        finished = claim.take_over([task for task in tasks if not task.sha256], outlet)
-        missing = [task for task in tasks if task not in set(finished)]
-        if text := describe_found(finished, tasks, options):
-            print(text, flush=True)
-        if missing:
-            check_space(missing, options)
-        job = PrecomputeJob(
-            store=options.store,
-            spec=options.spec.to_json(),
-            data_dir=options.data_dir,
-            teacher=options.teacher,
-            image_cache_bytes=options.image_cache_bytes,
-            input_buffer_bytes=options.input_buffer_bytes or buffer_share(runner_options),
-            data_cache_bytes=options.data_cache_bytes,
-            lease=claim.lease,
-            progress=str(claim.path),
-        )
+        missing = find_missing(claim, tasks, options)
+        job = make_job(claim, options, runner_options)
         print(describe_eval_splits(options))
         shared = Shared()
         if missing:
-            worker = shared.acquire(
-                lambda: ShardWorker(job, options.datasets, teacher=options.loaded), tag=job
-            )
-            seconds_a_batch = worker.warm_up()
-            try_value_ranges(worker, options)
-            worker.check_differs()
-            print(describe_plan(missing, seconds_a_batch=seconds_a_batch, options=options), flush=True)
+            try_worker(job, missing, shared=shared, options=options)
         claim.write_spec(options.spec)
         begun = time.monotonic()
         counters: dict[str, int] | None = {}
