@@ -107,9 +107,9 @@ def _wholeness(contents: Contents) -> str:
             if contents["checksums"]
             else "is there and as long as the manifest says; --checksums compares SHA-256"
         )
-        return f"whole: each of {shards:,} shards {how}"
+        return f"whole: each of {counted(shards, 'shard')} {how}"
     problems = contents["problems"]
-    lines = [f"not whole: {len(problems):,} of {shards:,} shards are not as the manifest says"]
+    lines = [f"not whole: {len(problems):,} of {counted(shards, 'shard')} are not as the manifest says"]
     lines += [f"  {problem}" for problem in problems[:10]]
     if len(problems) > 10:
         lines.append(f"  and {len(problems) - 10:,} more")
@@ -141,7 +141,7 @@ def contents_text(contents: Contents) -> str:
             max_logit_error=cost["max_logit_error"],
             temperature=identity["temperature"],
         ),
-        "size": f"{bytes_text(contents['bytes'])} in {contents['shards']:,} shards",
+        "size": f"{bytes_text(contents['bytes'])} in {counted(contents['shards'], 'shard')}",
     }
     if unpublished := contents["unpublished"]["files"]:
         facts["unpublished"] = (

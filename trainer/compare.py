@@ -37,6 +37,7 @@ from pipeline.store.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from pipeline.store.untrusted import read_json
+from pipeline.units import counted
 from trainer.arms import ARMS
 from trainer.children import Job, run_jobs
 from trainer.cli.compare import parse
@@ -160,7 +161,7 @@ def _plan_run(
     epochs = epochs or int(options.recipe.epochs or store.epochs)
     workdir = Path(flags.workdir) / RUNS_DIRECTORY / f"{arm}-seed{seed}-epochs{epochs}"
     return Job(
-        name=f"{arm}, seed {seed}, {epochs:,} epochs",
+        name=f"{arm}, seed {seed}, {counted(epochs, 'epoch')}",
         module="trainer.train",
         argv=[*argv, f"--workdir={workdir}"],
         workdir=workdir,

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.pages.figures import KINDS
 from pipeline.store.reader import Store
 from pipeline.text import printable
+from pipeline.units import counted
 from trainer.arms import OFFLINE
 from trainer.evaluate import accuracy_text
 from trainer.options import TrainOptions
@@ -93,7 +94,7 @@ def _pair(pair: dict[str, Any]) -> str:
     else:
         curves = f"losses differ by {loss:.3g} at most, weights by {_number(weights, '.3g')} of their norm"
     text = (
-        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {pair['epochs']:,} epochs: {curves}; same answer for "
+        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {counted(pair['epochs'], 'epoch')}: {curves}; same answer for "
         f"{_number(pair.get('agreement'), '.2%')} of the images"
     )
     if pair.get("top1_interval") is None:

@@ -12,6 +12,7 @@ from pipeline import machine
 from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
+from pipeline.units import counted
 from trainer.arms import ARMS
 from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
@@ -213,5 +214,5 @@ def _recipe(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "temperature": first.config["temperature"],
         "warmup_steps": first.warmup_steps
         if same
-        else {f"{epochs:,} epochs": steps for epochs, steps in sorted(warmup.items())},
+        else {counted(epochs, "epoch"): steps for epochs, steps in sorted(warmup.items())},
     }
