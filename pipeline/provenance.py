@@ -5,6 +5,7 @@ What is found is only a candidate: data set and teacher are compared with the sp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec, differences
-from pipeline.teacher import Teacher
+from pipeline.teacher import Teacher, fingerprint, local_teacher
 
 
 def _candidates(spec: Spec, path: str) -> list[str]:
@@ -127,25 +128,25 @@ def _is_inside(candidate: str, store: str) -> bool:
 
 
 def load_teacher(spec: Spec, path: str) -> Teacher:
-    """Loads the teacher of a spec and compares its fingerprint.
+    """Compares the fingerprint of a spec's teacher, and then loads it: no code of another one runs.
 
     Raises:
       UserError: it cannot be loaded.
       DataError: it is another teacher.
     """
-    teacher = Teacher(
-        path,
-        image_size=spec.policy.image_size,
-        num_classes=spec.num_classes,
-        value_range=spec.teacher.value_range,
-        signature=spec.teacher.signature,
-        batch_size=spec.teacher.batch_size,
-    )
-    found = teacher.identity(batch_size=spec.teacher.batch_size)
+    place = local_teacher(path)
+    found = dataclasses.replace(spec.teacher, fingerprint=fingerprint(place))
     if lines := differences(found.to_json(), spec.teacher.to_json(), sides=("here", "in the spec")):
         made_with = spec.provenance.get("teacher", "another")
         raise DataError(
             f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}; pass the one that the store was made with, "
             f"{made_with}"
         )
-    return teacher
+    return Teacher(
+        place,
+        image_size=spec.policy.image_size,
+        num_classes=spec.num_classes,
+        value_range=spec.teacher.value_range,
+        signature=spec.teacher.signature,
+        batch_size=spec.teacher.batch_size,
+    )

@@ -39,6 +39,20 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def local_teacher(path: str | Path) -> Path:
+    """Where a teacher is on this machine; one in a bucket is copied.
+
+    Raises:
+      UserError: there is none.
+    """
+    place = copied_teacher(str(path)) if is_url(path) else Path(path)
+    if not place.exists():
+        raise UserError(
+            f"--teacher={path}: no such file or directory; expected a SavedModel or a .keras file"
+        )
+    return place
+
+
 class Teacher:
     """A classifier: views float32 [B, S, S, 3] in 0..255 to logits float32 [B, C].
 
@@ -65,17 +79,13 @@ class Teacher:
     ) -> None:
         check_value_range(value_range)
         check_num_classes(num_classes, of=f"--teacher={path}")
-        self.path = copied_teacher(str(path)) if is_url(path) else Path(path)
+        self.path = local_teacher(path)
         self.signature = signature
         self.value_range = value_range
         self._image_size = image_size
         self._num_classes = num_classes
         self._batch_size = batch_size
         self._scale, self._shift = VALUE_RANGES[value_range]
-        if not self.path.exists():
-            raise UserError(
-                f"--teacher={path}: no such file or directory; expected a SavedModel or a .keras file"
-            )
         if self.path.is_file():
             self._load_keras()
         else:

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import verify
+from pipeline import plan, verify
 from pipeline.cli.precompute import announce_demo, make_parser
-from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.errors import EXIT_USER_ERROR, DataError, UserError
 from pipeline.options import resolve
 from pipeline.precompute import main
+from pipeline.provenance import load_teacher
 from pipeline.store.reader import Store
-from pipeline.store.spec import SPEC_FILE
+from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.teacher import Teacher
 from pipeline.trial import TOLERANCE, TOLERANCES, check_logits, trial_crops
-from pipeline.worker import ShardWorker
+from pipeline.worker import ShardWorker, row_name
 from tests.runs import fail
 from tests.stores import (
     BATCH,
@@ -32,6 +33,9 @@ from tests.stores import (
     save_teacher,
     write_store,
 )
+from trainer.cli.train import make_parser as train_parser
+from trainer.online import BatchedTeacher, try_teacher
+from trainer.options import resolve as resolve_training
 from trainer.train import main as train
 
 CROPS = trial_crops(BATCH + 2, SIZE)
@@ -232,6 +236,14 @@ def test_the_flag_goes_with_the_store(
     assert verify.main(arguments) == 0
 
 
+def test_an_online_step_takes_no_probabilities(spec: Spec) -> None:
+    module = PlainTeacher()
+    teacher = BatchedTeacher(lambda views: tf.nn.softmax(module(views)), BATCH)
+    with pytest.raises(UserError, match="probabilities"):
+        try_teacher(teacher, spec, path="t", jit_compile=False)
+    try_teacher(BatchedTeacher(module, BATCH), spec, path="t", jit_compile=False)
+
+
 # --- what a command loads
 
 
@@ -244,9 +256,38 @@ def test_a_command_loads_and_hashes_its_teacher_once(asked: Asked, monkeypatch: 
     assert len(loaded) == len(hashed) == 1
 
 
-def test_one_class_is_refused(teacher_path: Path) -> None:
+def test_one_class_is_refused_wherever_it_is_seen(
+    teacher_path: Path, published_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match="one class"):
         Teacher(teacher_path, image_size=SIZE, num_classes=1)
+    store = Store(published_store)
+    store.spec = dataclasses.replace(store.spec, num_classes=1)
+    flags = train_parser().parse_strictly([f"--store={published_store}", f"--workdir={tmp_path}"])
+    with pytest.raises(UserError, match="one class"):
+        resolve_training(flags, store)
+    argv = ["--num_examples=10", "--num_classes=1", "--teacher_rate=5"]
+    code, line = fail(argv, capsys, main=plan.main)
+    assert code == EXIT_USER_ERROR
+    assert "one class" in line
+
+
+def test_another_teacher_is_never_loaded(spec: Spec, tmp_path: Path) -> None:
+    """Its code does not run: the fingerprint comes first."""
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "saved_model.pb").write_bytes(b"what no loader takes")
+    with pytest.raises(DataError, match="fingerprint"):
+        load_teacher(spec, str(tmp_path / "t"))
+
+
+def test_a_row_has_a_name_that_leads_to_its_image() -> None:
+    batch = {
+        "views": tf.constant([40, 41, 42]),
+        "example": tf.constant([7, 3, 9]),
+        "partner": tf.constant([1, 2]),
+    }
+    assert row_name(batch, 1) == "view 41 (example 3, mixed with example 9)"
+    assert row_name(batch, 0, split="test") == "example 7 of test"
 
 
 def test_options_hold_the_loaded_teacher(asked: Asked) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from pipeline.errors import run_command
 from pipeline.teacher import Teacher
+from pipeline.trial import trial_crops
 from tests import stores
 from tests.bit import (
     CLASSES,
@@ -45,6 +46,7 @@ def test_converted_checkpoint_is_a_teacher_with_the_published_logits(npz: Path, 
     assert list(function.structured_input_signature[1]) == ["image"]
     assert list(function.structured_outputs) == ["logits"]
     teacher = Teacher(output, image_size=33, num_classes=CLASSES)
+    teacher.check_rows(trial_crops(4, 33))
     crops = np.rint(pictures(3, 33)).astype(np.uint8)
     logits = teacher.logits(tf.constant(crops), tf.range(3), tf.ones(3))
     expected = reference(random_arrays(shapes_of(UNITS)), crops, UNITS)

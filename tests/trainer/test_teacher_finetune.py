@@ -14,6 +14,7 @@ import tensorflow as tf
 from pipeline.errors import UserError, run_command
 from pipeline.store.lock import writer_lock
 from pipeline.teacher import Teacher
+from pipeline.trial import trial_crops
 from tests import stores
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
@@ -45,6 +46,7 @@ def test_finetuning_learns_and_writes_a_teacher(colours_dir: Path, tmp_path: Pat
     assert np.mean(found[-5:]) < 0.5 * found[0]
     assert result(tmp_path)["top1"]["test"] >= 0.8
     teacher = Teacher(tmp_path / "teacher", image_size=24, num_classes=stores.CLASSES)
+    teacher.check_rows(trial_crops(4, 24))
     red = np.full((1, 24, 24, 3), [250, 20, 20], np.uint8)
     logits = teacher.logits(tf.constant(red), tf.constant([0]), tf.ones(1))
     assert logits.argmax() == 0

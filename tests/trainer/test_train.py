@@ -18,6 +18,8 @@ from pipeline.dataset import Dataset
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
+from pipeline.teacher import Teacher
+from pipeline.trial import trial_crops
 from pipeline.worker import ShardWorker
 from tests import stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
@@ -158,6 +160,11 @@ def test_exported_student_serves_the_trained_student_s_logits_without_our_code(
     trained = run.student(images, training=False).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), trained, rtol=1e-5, atol=1e-6)
     assert np.abs(trained - fresh).max() > 1e-2
+
+
+def test_exported_student_may_be_the_next_teacher(finished: Finished):
+    teacher = Teacher(finished.workdir / "student", image_size=stores.SIZE, num_classes=stores.CLASSES)
+    teacher.check_rows(trial_crops(4, stores.SIZE))
 
 
 def test_checkpoint_is_restored_once_by_a_run_that_goes_on_and_never_by_a_finished_one(
