@@ -17,13 +17,24 @@ def asked(data_dir: Path, teacher_path: Path, tmp_path: Path) -> Asked:
     return Asked(data_dir, teacher_path, tmp_path / "new")
 
 
-@pytest.fixture(scope="session")
-def breaking_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SavedModel whose logits are not finite from its 15th call in a process on; read only."""
+def save_breaking_teacher(path: Path, calls: int) -> Path:
+    """A SavedModel whose logits are not finite after so many calls in a process."""
     module = PlainTeacher()
-    module.calls = calls = tf.Variable(0)
+    module.calls = count = tf.Variable(0)
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"logits": tf.where(calls.assign_add(1) > 14, np.nan, module(image))}
+        return {"logits": tf.where(count.assign_add(1) > calls, np.nan, module(image))}
 
-    return save_teacher(tmp_path_factory.mktemp("breaking") / "teacher", call, module=module)
+    return save_teacher(path, call, module=module)
+
+
+@pytest.fixture(scope="session")
+def breaking_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Breaks in the middle of the shards, in the command's process, which calls it 14 times to try it; read only."""
+    return save_breaking_teacher(tmp_path_factory.mktemp("breaking") / "teacher", 20)
+
+
+@pytest.fixture(scope="session")
+def breaking_worker_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Breaks in the last of the 15 batches of a worker process, which does not try it; read only."""
+    return save_breaking_teacher(tmp_path_factory.mktemp("breaking_worker") / "teacher", 14)
