@@ -227,7 +227,7 @@ def main(argv: list[str]) -> int:
     worker = ShardWorker(job)
     worker.warm_up()  # the teacher's views among other views than in the precompute
     findings = {False: Findings(), True: Findings()}
-    total = sum(reader.num_records for reader in store.readers())
+    total = sum(reader.manifest.records for reader in store.readers())
     with tqdm(total=total, unit=" views", desc="verify", dynamic_ncols=True) as bar:
         for reader in store.readers():
             samples = sample_batches(

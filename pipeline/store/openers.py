@@ -45,7 +45,7 @@ class Opener(Protocol):
         """Name and bytes of each file in the split's directory, of other splits' too; opens none."""
 
 
-_FileState = tuple[int, int, int, int, int]
+_FileState = tuple[int, int, int, int]
 
 
 def _state(path: Path) -> _FileState | None:
@@ -54,7 +54,8 @@ def _state(path: Path) -> _FileState | None:
         found = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    # Not its ctime, which a hard link or another mode changes, too.
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class DiskOpener:

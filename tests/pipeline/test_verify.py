@@ -205,7 +205,7 @@ def test_each_shard_is_hashed_once(
         hashed.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr("pipeline.store.openers.sha256_of", count)
+    monkeypatch.setattr("pipeline.store.shards.sha256_of", count)
     assert run_verify(published_store, data_dir, teacher_path) == 0
     shards = [path.name for path in published_store.rglob("*.array_record-*")]
     assert sorted(hashed) == sorted(shards)

@@ -225,7 +225,7 @@ def test_a_shard_that_is_replaced_while_it_is_verified_is_not_read(
         path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr(openers, "sha256_of", replace)
+    monkeypatch.setattr("pipeline.store.shards.sha256_of", replace)
     with pytest.raises(DataError, match=r"views\.array_record-00000: .* while it was verified"):
         Store(store).views.read(np.array([3]))
 
