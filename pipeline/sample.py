@@ -37,10 +37,11 @@ def spread(values: np.ndarray | range, count: int, *, seed: int, stream: str) ->
 def sample_views(
     reader: SplitReader, *, seed: int, shards: int = SHARDS, records: int = RECORDS
 ) -> list[np.ndarray]:
-    """Views from shards all over a split: int64 [n], sorted, one array a shard."""
-    lengths = np.array([shard.records for shard in reader.manifest.shards], np.int64)
-    starts = np.cumsum(lengths) - lengths
-    chosen = spread(np.arange(len(lengths)), shards, seed=seed, stream="shards")
+    """Views of whole epochs from shards all over a split: int64 [n], sorted, one array a shard."""
+    ends = np.cumsum([shard.records for shard in reader.manifest.shards], dtype=np.int64)
+    lengths = np.diff(np.minimum(ends, reader.num_records), prepend=0)
+    starts = np.minimum(ends, reader.num_records) - lengths
+    chosen = spread(np.flatnonzero(lengths), shards, seed=seed, stream="shards")
     each = -(-records // len(chosen))
     return [
         spread(range(starts[n], starts[n] + lengths[n]), each, seed=seed, stream=f"views of {n}")

@@ -17,7 +17,7 @@ from pipeline.store.shards import ShardInfo
 from tests import stores
 
 
-def reader_of(lengths: list[int]) -> SplitReader:
+def reader_of(lengths: list[int], *, num_records: int | None = None) -> SplitReader:
     """Of shards that nobody wrote."""
     shards = tuple(ShardInfo(records=n, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0) for n in lengths)
     codec = make_codec("float16", 5, temperature=1.0)
@@ -27,7 +27,14 @@ def reader_of(lengths: list[int]) -> SplitReader:
         DiskOpener(Path("nowhere"), "views", shards),
         codec=codec,
         num_examples=17,
+        num_records=num_records,
     )
+
+
+def test_of_a_store_that_ends_inside_an_epoch_whole_epochs_are_sampled() -> None:
+    """As while its precompute is running."""
+    reader = reader_of([20, 20, 11, 11], num_records=51)
+    np.testing.assert_array_equal(np.concatenate(sample_views(reader, seed=0)), np.arange(51))
 
 
 def test_a_sample_is_bounded_seeded_and_from_all_over_the_store() -> None:
