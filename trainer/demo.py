@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.demo")
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -28,10 +29,14 @@ def run_stage(name: str, command: list[str]) -> float:
     begun = time.monotonic()
     # Not `subprocess.run`, which kills it a quarter of a second after a Ctrl-C: it has that signal too, and saves.
     with subprocess.Popen([sys.executable, *command]) as process:
+        # SIGTERM comes to this process alone, as from a container that is stopped.
+        before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         try:
             code = process.wait()
         except KeyboardInterrupt:
             code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
     code = exit_code(code)
     if (killed := ended_by_signal(code, less_memory="end other programs")) is not None:
         raise ChildError(f"{name}: {killed}", exit_code=code)

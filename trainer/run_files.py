@@ -30,6 +30,7 @@ class RunFlags(TypedDict):
     seed: Count
     precision: str
     epochs: float | str | None
+    steps: NotRequired[int | None]
     arm: NotRequired[str]
     store: str
 

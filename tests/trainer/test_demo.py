@@ -76,6 +76,20 @@ def test_ctrl_c_leaves_a_stage_the_time_to_save():
     assert process.returncode == 130
 
 
+def test_sigterm_is_handed_on_to_the_stage():
+    stage = STAGE.replace("SIGINT", "SIGTERM").replace("130", "143")
+    code = f"from trainer.demo import run_stage; run_stage('train', ['-c', {stage!r}]); print('went on')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "at work\n":
+            assert process.poll() is None
+        process.terminate()  # to it alone
+        assert process.stdout.read() == "saved\n"
+    assert process.returncode == 143
+
+
 def test_stage_that_is_killed_is_reported_with_its_exit_code(capsys: pytest.CaptureFixture[str]):
     def main(argv: list[str]) -> None:
         run_stage("train", ["-c", "import os; os.kill(os.getpid(), 9)"])

@@ -16,7 +16,7 @@ from trainer.checkpoints import saved_path
 from trainer.comparison.pair_figures import Curve
 from trainer.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
 from trainer.run_files import (
-    METRICS_FILE,
+    RESULT_FILE,
     RunConfig,
     RunResult,
     read_config,
@@ -65,8 +65,8 @@ class FinishedRun:
             )
             if run.arm not in ARMS:
                 raise ValueError(f"arm {run.arm}: expected one of {', '.join(ARMS)}")
-            if not run._evaluations:
-                raise ValueError(f"no evaluation on {run.result['eval_split']} in {METRICS_FILE}")
+            if run.result["eval_split"] not in run.result["evaluation"]:
+                raise ValueError(f"no evaluation on {run.result['eval_split']} in {RESULT_FILE}")
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{directory}: cannot be read as a run ({error}); run it again elsewhere"
@@ -99,16 +99,19 @@ class FinishedRun:
         return self.config["warmup_steps"]
 
     @property
-    def epochs(self) -> int:
-        """That were asked for; the last may lack views that fill no batch."""
+    def epochs(self) -> float:
+        """That were asked for, the last of which may lack views that fill no batch; of a run of `--steps`, what they are."""
         asked = self.config["flags"]["epochs"] or self.config["recipe"].get("epochs")
-        return int(asked if isinstance(asked, int | float) and asked else round(self.result["epochs"]))
+        if not self.config["flags"].get("steps") and isinstance(asked, int | float) and asked:
+            return int(asked)
+        done = self.result["epochs"]
+        return round(done) if done >= 1 else done
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """Of the student as trained to the end, on the split of `--eval_split`."""
-        found: dict[str, Any] = self._evaluations[-1]
-        return found
+        # Of metrics.jsonl the last line may be of another split: that of `--eval_split` when the run was trained.
+        return {**self.result["evaluation"][str(self.result["eval_split"])]}
 
     @property
     def _evaluations(self) -> list[dict[str, Any]]:

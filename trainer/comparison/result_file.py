@@ -17,6 +17,8 @@ from trainer.comparison.result_schema import ResultFile
 RESULT_FILE = "result.json"
 FORMAT = 1
 RESULT_LIMIT = 256 << 20  # of the file; its curves are thinned
+# Of a result's recipe, what differs with the length of runs, and what older results have beside it.
+_OF_LENGTHS = ("warmup_steps", "epochs", "views", "source")
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -92,8 +94,11 @@ def merge_results(results: Sequence[Result]) -> Result:
 def _identity(result: Result) -> dict[str, Any]:
     """What results of one comparison have in common."""
     names = ("student", "eval_split", "eval_images", "classes")
-    return {"store": {"digest": (result.get("store") or {}).get("digest")}} | {
-        n: result.get(n) for n in names
+    recipe = {name: value for name, value in (result.get("recipe") or {}).items() if name not in _OF_LENGTHS}
+    return {
+        "store": {"digest": (result.get("store") or {}).get("digest")},
+        "recipe": recipe,
+        **{name: result.get(name) for name in names},
     }
 
 

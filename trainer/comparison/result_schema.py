@@ -33,6 +33,7 @@ class RunRow(TypedDict):
     seed: int
     epochs: Annotated[float, AtLeast(0)]
     steps: NotRequired[Figure]
+    warmup_steps: NotRequired[Figure]
     batch_size: NotRequired[Figure]
     directory: NotRequired[Text]
     top1: NotRequired[Figure]
@@ -122,6 +123,7 @@ class ResultFile(TypedDict):
     cost: NotRequired[Cost | None]
     teacher: NotRequired[Teacher | None]
     store: NotRequired[StoreRow | None]
+    recipe: NotRequired[dict[str, Any] | None]
     created: NotRequired[Text]
     command: NotRequired[Text]
     eval_split: NotRequired[Text]

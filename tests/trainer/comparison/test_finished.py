@@ -81,3 +81,50 @@ def test_checkpoints_that_are_gone_are_told(copy: Path) -> None:
     with pytest.raises(UserError, match="its checkpoints are gone"):
         run.weights()
     assert json.loads((copy / "result.json").read_text())["steps"] == STEPS
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    tree = json.loads(path.read_text())
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        branch = tree
+        for parent in parents:
+            branch = branch[parent]
+        branch[last] = value
+    path.write_text(json.dumps(tree))
+
+
+def test_epochs_of_a_run_of_steps_are_those_it_had(copy: Path) -> None:
+    """Not those of the recipe, which were not trained."""
+    rewrite(copy / "config.json", recipe__epochs=10_000)
+    assert FinishedRun.load(copy).epochs == round(STEPS * 5 / 17)
+    rewrite(copy / "result.json", epochs=0.25)
+    assert FinishedRun.load(copy).epochs == 0.25
+
+
+def test_run_that_was_evaluated_on_another_split_later_has_the_figures_of_that_one(copy: Path) -> None:
+    evaluation = json.loads((copy / "result.json").read_text())["evaluation"]["test"]
+    later = evaluation | {"student_top1": 0.125}
+    rewrite(
+        copy / "result.json", evaluation={"test": evaluation, "validation": later}, eval_split="validation"
+    )
+    run = FinishedRun.load(copy)
+    assert run.evaluation["student_top1"] == 0.125
+    assert run.to_json(relative_to=copy)["history"] == []
+
+
+@pytest.mark.parametrize("name", ["flags", "recipe", "length", "warmup_steps"])
+def test_run_that_lacks_something_is_damaged(name: str, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config[name]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=name):
+        FinishedRun.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"no predictions", b"PK\x03\x04"])
+def test_damaged_predictions_are_told(content: bytes, copy: Path) -> None:
+    run = FinishedRun.load(copy)
+    (copy / "predictions.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"predictions\.npz"):
+        run.predictions()

@@ -44,6 +44,15 @@ def test_results_of_another_store_or_student_are_refused() -> None:
         merge_results([of_arms("offline"), other])
 
 
+def test_results_of_another_recipe_are_refused() -> None:
+    other = of_arms("online")
+    other["recipe"] |= {"warmup_steps": 7, "epochs": 30}  # of another length: may differ
+    merge_results([of_arms("offline"), other])
+    other["recipe"]["learning_rate"] = 0.5
+    with pytest.raises(UserError, match=r"recipe\.learning_rate: 0\.003 in the first, 0\.5 in another"):
+        merge_results([of_arms("offline"), other])
+
+
 def test_one_run_with_two_figures_is_refused() -> None:
     first = one_arm_result()
     other = copy.deepcopy(first)
