@@ -51,6 +51,18 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
     )
 
 
+def select_split(store: Store, split: str, opened: Dataset) -> Dataset:
+    """The data set of one of a store's evaluation splits, of the data set that is open already; compared.
+
+    Raises:
+      UserError: the data set has no such split.
+      DataError: it is not the one that the teacher saw.
+    """
+    dataset = opened.select(split)
+    store.check_dataset(dataset.identity(), split=split)
+    return dataset
+
+
 def open_dataset(
     store: Store, split: str, *, data_dir: str | None, data_cache_bytes: int = DATA_CACHE_BYTES
 ) -> Dataset:

@@ -24,7 +24,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import Interrupted, UserError
-from pipeline.provenance import check_teacher_exists, find_teacher, load_teacher, open_dataset
+from pipeline.provenance import check_teacher_exists, find_teacher, load_teacher, open_dataset, select_split
 from pipeline.store.files import remove_temporaries, write_json
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import Store
@@ -197,12 +197,7 @@ class Run:
         """The evaluator of a split that the store has the teacher's logits of."""
         return Evaluator(
             self.store,
-            open_dataset(
-                self.store,
-                split,
-                data_dir=self.options.flags["data_dir"],
-                data_cache_bytes=self.options.flags["data_cache_bytes"],
-            ),
+            select_split(self.store, split, self.dataset),
             batch_size=self.options.flags["eval_batch_size"],
             temperature=self.options.temperature,
             temperature_squared=self.options.recipe.temperature_squared,

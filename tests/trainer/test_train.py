@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline import dataset
 from pipeline.dataset import Dataset
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.store.lock import writer_lock
@@ -307,7 +308,11 @@ def test_a_split_without_labels_is_evaluated_without_an_accuracy(
 
 
 def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_given(
-    tmp_path: Path, data_dir: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    data_dir: Path,
+    teacher_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     part = Dataset(stores.DATASET, "train[:12]", data_dir=data_dir)
     spec = dataclasses.replace(stores.make_spec(data_dir, teacher_path), dataset=part.identity())
@@ -315,7 +320,10 @@ def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_give
     worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=1, eval_splits=("train[12:]", "train"))
     argv = arguments(store, workdir, data_dir)
+    opened, load_builder = [], dataset.load_builder
+    monkeypatch.setattr(dataset, "load_builder", lambda *args: opened.append(args) or load_builder(*args))
     assert main(argv) == 0
+    assert len(opened) == 1  # the data set, for views and evaluation
     result = json.loads((workdir / "result.json").read_text())
     assert result["eval_split"] == "train[12:]"
     assert list(result["evaluation"]) == ["train[12:]"]  # not the whole split
