@@ -54,6 +54,13 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {near[0]}?" if near else " (--help lists the flags)"
             raise UserError(f"unknown flag {unknown[0]}{hint}")
 
+    def given(self, argv: Sequence[str]) -> list[str]:
+        """Names of the flags that the arguments give, without dashes, whether or not their values are the defaults."""
+        unset = object()
+        names = [action.dest for action in self._actions]
+        known, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+        return [name for name in names if getattr(known, name) is not unset]
+
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses flags; an unknown one is an error that names the nearest."""
         known, unknown = self.parse_known_args(argv)
@@ -98,6 +105,8 @@ def output_path(text: str) -> Path:
     try:
         if not path.parent.is_dir():
             raise argparse.ArgumentTypeError(f"{path}: no directory {path.parent}; make it, or name another")
+        if (found := find_enclosing(path)) is not None:
+            raise argparse.ArgumentTypeError(f"{path}: is inside {found}; name a place outside of it")
         if path.exists() and not path.is_file():  # a device such as /dev/null would be replaced
             raise argparse.ArgumentTypeError(f"{path}: is there, and not a file; name another")
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -158,12 +167,41 @@ def _finite(text: str, *, positive: bool) -> float:
     return found
 
 
+# Files by which a directory is known whose files are all counted or fingerprinted.
+_WHOLE = {
+    "spec.json": "a store",
+    "saved_model.pb": "a SavedModel",
+    "dataset_info.json": "a prepared data set",
+}
+
+
+def find_enclosing(path: Path) -> str | None:
+    """Says which store, SavedModel or prepared data set a path lies in, links followed; None where in none."""
+    parents = path.resolve().parents
+    for name, what in _WHOLE.items():
+        for parent in parents:
+            if (parent / name).is_file():
+                return f"{what}, {parent}"
+    return None
+
+
+def check_outside(path: Path, *, flag: str) -> None:
+    """Refuses to write below a store, a SavedModel or a prepared data set, all of whose files count.
+
+    Raises:
+      UserError: the path lies in one.
+    """
+    if (found := find_enclosing(path)) is not None:
+        raise UserError(f"{flag}={path}: is inside {found}; name a place outside of it")
+
+
 def make_directory(path: Path, *, flag: str) -> Path:
     """Makes the directory that a flag names, with its parents, and sees that it can be written.
 
     Raises:
-      UserError: a file is in the way, or it cannot be made or written.
+      UserError: a file is in the way, it cannot be made or written, or it lies in a store, SavedModel or data set.
     """
+    check_outside(path, flag=flag)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

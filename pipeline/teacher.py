@@ -5,6 +5,7 @@ A SavedModel is code: load only what you trust. `.keras` files run no code of th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import tensorflow as tf
 from pipeline.buckets.copies import copied_teacher
 from pipeline.buckets.directory import is_url
 from pipeline.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_num_classes, check_value_range
+from pipeline.device_memory import naming_memory
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.keras_file import load_keras_file
 from pipeline.store.identity import TeacherIdentity
@@ -210,7 +212,8 @@ class Teacher:
           UserError: it cannot be run, or the output is not [B, C].
         """
         try:
-            outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
+            with self._naming_memory(partner.shape[0]):
+                outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(
                 f"--teacher={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
@@ -219,10 +222,17 @@ class Teacher:
         check_shape(outputs, (int(partner.shape[0]), self._num_classes), path=str(self.path))
         return outputs
 
+    def _naming_memory(self, views: int) -> contextlib.AbstractContextManager[None]:
+        return naming_memory(
+            f"--teacher={self.path} runs on {views} views at a time: use a smaller --teacher_batch_size for a new store; one "
+            "that exists keeps its own, and needs a device with more memory"
+        )
+
     def run_in_range(self, crops: np.ndarray, value_range: str) -> np.ndarray:
         """Runs unmixed crops, uint8 [B, S, S, 3], as a model of another value range: float32 [B, C]."""
         scale, shift = (tf.constant(number, tf.float32) for number in VALUE_RANGES[value_range])
-        outputs: np.ndarray = self._in_range(tf.constant(crops), scale, shift).numpy()
+        with self._naming_memory(len(crops)):
+            outputs: np.ndarray = self._in_range(tf.constant(crops), scale, shift).numpy()
         return outputs
 
     def logits(

@@ -19,6 +19,7 @@ from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard
 from pipeline.views.input import ViewInput
+from trainer.begun import begun_schedule
 from trainer.cli.train import make_parser
 from trainer.options import TrainOptions, resolve
 from trainer.replay import step_batches
@@ -45,7 +46,8 @@ def start_run(argv: list[str]) -> Run:
     store = Store(flags.store)
     Path(flags.workdir).mkdir(parents=True, exist_ok=True)
     tf.keras.utils.set_random_seed(flags.seed)
-    return Run(resolve(flags, store), store)
+    begun = begun_schedule(Path(flags.workdir), needed=False)
+    return Run(resolve(flags, store, begun=begun), store)
 
 
 def fail(

@@ -49,12 +49,14 @@ from trainer.comparison.result_schema import CostFile
 from trainer.comparison.summary import summarize
 from trainer.describe import comparison_table
 from trainer.evaluate import accuracy_text, unlabeled_text
-from trainer.options import resolve
+from trainer.options import default_recipe, resolve
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
+from trainer.recipes import train_recipe
 from trainer.run_files import CONFIG_FILE, FILE_LIMIT, METRICS_FILE, RESULT_FILE
 
 COMPARISON_FILE = "comparison.json"  # what the runs have in common
+EPOCHS = "epochs"  # in it: those of the first command
 COST_FILE = "cost.json"  # what `trainer.measure` wrote
 RUNS_DIRECTORY = "runs"
 # Flags that may differ from command to command in one directory: no figure depends on them.
@@ -84,7 +86,8 @@ def main(argv: list[str]) -> int:
     with writer_lock(workdir, flag="--workdir"):
         remove_temporaries(workdir)
         if not (workdir / COMPARISON_FILE).exists():
-            write_json(workdir / COMPARISON_FILE, _identity(flags, store))
+            begun = {**_identity(flags, store), EPOCHS: _lengths(flags, store)}
+            write_json(workdir / COMPARISON_FILE, begun)
         jobs = [job for job in planned if not is_finished(job.workdir, steps=job.steps)]
         print(f"{len(planned)} runs, {len(planned) - len(jobs)} of them finished", flush=True)
         run_jobs(jobs, parallel=flags.parallel, on_finished=_tell)
@@ -140,15 +143,23 @@ def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
     # Here, for several children at once would each make the embedded default.
     find_data_dir(store.spec, flags.data_dir)
     jobs = []
-    for epochs in flags.epochs or [None]:
+    for epochs in _lengths(flags, store):
         for seed in flags.seeds:
             for arm in flags.arms:
                 jobs.append(_plan_run(flags, store, arm=arm, seed=seed, epochs=epochs, teacher=teacher))
     return jobs
 
 
+def _lengths(flags: argparse.Namespace, store: Store) -> list[int]:
+    """Epochs of the runs: as asked; else of those that the comparison began with, though the store may have grown."""
+    begun = _read_comparison(Path(flags.workdir)) or {}
+    recipe = train_recipe(flags.recipe or default_recipe(store.spec))
+    found: list[int] = flags.epochs or begun.get(EPOCHS) or [int(recipe.epochs or store.epochs)]
+    return found
+
+
 def _plan_run(
-    flags: argparse.Namespace, store: Store, *, arm: str, seed: int, epochs: int | None, teacher: str | None
+    flags: argparse.Namespace, store: Store, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> Job:
     argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teacher=teacher)
     # Below the directory whose name is to say what the options come to.
@@ -158,7 +169,6 @@ def _plan_run(
             f"{store.location} has no evaluation logits of a validation or test split, by which students are compared; "
             "precompute with --eval_splits=all (the default), or name one with --eval_split"
         )
-    epochs = epochs or int(options.recipe.epochs or store.epochs)
     workdir = Path(flags.workdir) / RUNS_DIRECTORY / f"{arm}-seed{seed}-epochs{epochs}"
     return Job(
         name=f"{arm}, seed {seed}, {counted(epochs, 'epoch')}",
@@ -170,11 +180,11 @@ def _plan_run(
 
 
 def _train_arguments(
-    flags: argparse.Namespace, *, arm: str, seed: int, epochs: int | None, teacher: str | None
+    flags: argparse.Namespace, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> list[str]:
     """Arguments of `trainer.train`, without --workdir."""
     argv = [f"--store={flags.store}", f"--arm={arm}", f"--seed={seed}", *shared_arguments(flags)]
-    argv += [] if epochs is None else [f"--epochs={epochs}"]
+    argv += [f"--epochs={epochs}"]
     return argv + ([f"--teacher={teacher}"] if ARMS[arm].live else [])
 
 
@@ -221,20 +231,33 @@ def _check_same(flags: argparse.Namespace, store: Store, workdir: Path) -> None:
     Raises:
       UserError: both sides are shown.
     """
-    path = workdir / COMPARISON_FILE
-    if not path.exists():
+    if (there := _read_comparison(workdir)) is None:
         return
-    try:
-        there = build(dict[str, Any], read_json(path, limit=FILE_LIMIT))
-    except ValueError as error:
-        raise DataError(
-            f"{path}: not what a comparison's runs have in common ({error}); name another --workdir"
-        ) from error
+    there.pop(EPOCHS, None)
     lines = differences(_identity(flags, store), there, sides=("asked for", "in the comparison there"))
     if lines:
         raise UserError(
             f"--workdir={workdir}: {'; '.join(lines)}; ask for the same, or use another --workdir"
         )
+
+
+def _read_comparison(workdir: Path) -> dict[str, Any] | None:
+    """What the runs of a comparison have in common, and the epochs that it began with; None before its begin.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    path = workdir / COMPARISON_FILE
+    if not path.exists():
+        return None
+    try:
+        found = build(dict[str, Any], read_json(path, limit=FILE_LIMIT))
+        found[EPOCHS] = build(list[int], found.get(EPOCHS, []))
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not what a comparison's runs have in common ({error}); name another --workdir"
+        ) from error
+    return found
 
 
 def _finished_below(workdir: Path) -> list[Path]:

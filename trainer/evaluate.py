@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.dataset import Dataset
+from pipeline.device_memory import naming_memory
 from pipeline.labels import UNLABELED, top1
 from pipeline.store.files import publish
 from pipeline.store.reader import Store
@@ -129,8 +130,11 @@ class Evaluator:
         A split's logits can be larger than memory: 21,841 classes of 1.3 million images are 105 GiB.
         """
         forward, left = self._forward(student), self._count
+        remedy = f"lower --eval_batch_size ({self._size} images at a time)"
         for crops, logits in self._batches():
-            yield forward(crops).numpy()[:left], logits.numpy()[:left]
+            with naming_memory(remedy):
+                ours = forward(crops).numpy()
+            yield ours[:left], logits.numpy()[:left]
             left -= self._size
 
     def write_predictions(self, student: tf.keras.Model, path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.device_memory import out_of_memory
 from pipeline.errors import DataError, find_reason
 from trainer.online import find_unfit_logits
 from trainer.replay import step_batches
@@ -16,9 +17,30 @@ if TYPE_CHECKING:
 _PREFETCHED = 64  # batches that may have been under way when one of them failed
 
 
+def from_the_input(error: Exception) -> bool:
+    """Whether the input pipeline raised an error of TensorFlow's, rather than the step."""
+    return "{{node IteratorGetNext}}" in str(error)
+
+
+def memory_remedy(run: Run) -> str:
+    """What to do when a step of the run does not fit into memory."""
+    flags = run.options.flags
+    remedy = f"lower --batch_size ({run.options.recipe.batch_size} views per step)"
+    if (steps := flags["steps_per_execution"]) > 1:
+        remedy += f" or --steps_per_execution ({steps})"
+    if run.online_teacher is not None:
+        remedy += (
+            f"; the online teacher takes {run.online_teacher.batch_size} views at a time, as the store's "
+            "--teacher_batch_size says: training on stored views alone needs no teacher"
+        )
+    return remedy
+
+
 def explain(run: Run, error: Exception, step: int) -> Exception:
     """The error of ours behind TensorFlow's, looked for among the batches that were under way after `step` steps."""
     if (found := find_reason(error)) is not None:
+        return found
+    if not from_the_input(error) and (found := out_of_memory(error, memory_remedy(run))) is not None:
         return found
     batch, size = run.options.recipe.batch_size, run.input.batch_size
     under_way = run.options.flags["steps_per_execution"] + _PREFETCHED

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline.dataset import Dataset
+from pipeline.device_memory import naming_memory, out_of_memory
 from pipeline.errors import DataError, UserError, find_reason
 from pipeline.labels import UNLABELED, top1
 from pipeline.views.eval_crop import EvalCrop
@@ -29,6 +30,7 @@ from pipeline.views.source import ImageSource
 from trainer.callbacks import MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.choices import BASE_BATCH_SIZE
+from trainer.failures import from_the_input
 from trainer.hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
 from trainer.preemption import Preemption
 from trainer.schedules import Scaled
@@ -226,6 +228,15 @@ class Finetune:
             identity={"dataset": dataset.identity().to_json(), **options.identity(), **origin},
         )
 
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint, 0 where there is none.
+
+        Raises:
+          UserError: the checkpoint is of a run with other flags.
+          DataError: the checkpoint is damaged.
+        """
+        return self._checkpoints.latest_step()
+
     def restore(self) -> int:
         """Restores the latest checkpoint; the step to go on from, 0 where there is none.
 
@@ -286,9 +297,13 @@ class Finetune:
 
     def _explain(self, error: Exception, step: int) -> Exception:
         """The DataError behind TensorFlow's, looked for among the batches that were under way."""
-        if (found := find_reason(error)) is not None:
-            return found
         size = self.options.batch_size
+        remedy = f"lower --batch_size ({size} views per step)"
+        found = find_reason(error)
+        if found is None and not from_the_input(error):
+            found = out_of_memory(error, remedy)
+        if found is not None:
+            return found
         for start in range(step * size, min(step + _PREFETCHED, self.options.steps) * size, size):
             try:
                 next(self._input.batches(np.array([start])))
@@ -334,6 +349,7 @@ def evaluate_top1(
 
     starts = np.arange(0, count, size)
     progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
-    found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
+    with naming_memory(f"lower --batch_size ({size} images at a time in an evaluation)"):
+        found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
     labels = dataset.labels(np.arange(count))
     return top1(found, labels), int((labels == UNLABELED).sum())

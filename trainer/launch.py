@@ -36,6 +36,7 @@ from trainer.cloud.slices import check_type
 from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
+_LINES = 100
 
 
 def make_parser() -> Parser:
@@ -61,7 +62,7 @@ def make_parser() -> Parser:
 
 
 def _add_logs(sub: Parser) -> None:
-    sub.add_argument("--lines", type=positive, default=100)
+    sub.add_argument("--lines", type=positive, help=f"lines from its end; by default {_LINES}")
     sub.add_argument("--follow", action="store_true", help="until the trainer ends")
 
 
@@ -118,6 +119,15 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
     parser.refuse(unknown, also=[f"--{name}" for name in vars(flags) if name != "verb"])
     if theirs and flags.verb != "launch":
         raise UserError(f"{flags.verb} takes nothing after `--`: it is launch that hands it to the trainer")
+    if getattr(flags, "detach", False) and flags.delete:
+        raise UserError(
+            "--delete: has no effect with --detach, which does not wait for the trainer's end; leave one of them out, and "
+            "delete the node later by `stop --delete`"
+        )
+    if getattr(flags, "follow", False) and flags.lines is not None:
+        raise UserError(
+            f"--lines={flags.lines}: has no effect with --follow, which shows the whole log; leave it out"
+        )
     flags.trainer_flags = theirs
     return flags
 
@@ -233,7 +243,10 @@ def plan(flags: argparse.Namespace) -> Iterator[tuple[str, Command]]:
         yield "its queued resource", tpu.describe_queued()
         yield "the trainer", tpu.run(host("status"))
     elif flags.verb == "logs":
-        yield "the log", tpu.run(host("follow", "1") if flags.follow else host("logs", str(flags.lines)))
+        yield (
+            "the log",
+            tpu.run(host("follow", "1") if flags.follow else host("logs", str(flags.lines or _LINES))),
+        )
     elif flags.verb == "stop":
         yield "end the trainer, which saves", tpu.run(host("stop"))
         yield from ends if flags.delete else ()
@@ -317,7 +330,7 @@ def logs(flags: argparse.Namespace) -> int:
     """Prints the log."""
     tpu = make_tpu(flags)
     if not flags.follow:
-        print(succeed(tpu.run(host("logs", str(flags.lines)))).stdout, end="")
+        print(succeed(tpu.run(host("logs", str(flags.lines or _LINES)))).stdout, end="")
         return 0
     stream = Lines(tpu.run(host("follow", "1")))
     for line in stream:

@@ -30,12 +30,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.device_memory import naming_memory
 from pipeline.errors import UserError
 from pipeline.store.files import write_json
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from pipeline.views.source import ImageSource
 from trainer.cli.train import make_parser
+from trainer.failures import memory_remedy
 from trainer.options import resolve
 from trainer.replay import step_batches
 from trainer.train import Run
@@ -204,7 +206,8 @@ def main(argv: list[str]) -> int:
     if online.teacher is None or online.online_teacher is None:
         raise ValueError("a live arm has a teacher")
     contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
-    measured = measure(contenders, on_turn=_Progress(flags.progress))
+    with naming_memory(memory_remedy(online)):
+        measured = measure(contenders, on_turn=_Progress(flags.progress))
     figures = {
         "seconds_a_step": measured.seconds,
         "seconds_a_step_spread": measured.spread,

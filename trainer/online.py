@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import tensorflow as tf
 
+from pipeline.device_memory import out_of_memory
 from pipeline.errors import DataError, UserError, first_line
 from pipeline.store.codecs import Codec
 from pipeline.store.reader import SplitReader, Store
@@ -142,7 +143,11 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
         logits = run(crops)
         tolerance = tolerance_of(forward.get_concrete_function().graph)
     except (ValueError, TypeError, tf.errors.OpError) as error:
-        raise UserError(
+        remedy = (
+            f"--teacher={path} runs on {teacher.batch_size} views at a time, the store's --teacher_batch_size: train on "
+            "stored views alone, or on a device with more memory"
+        )
+        raise out_of_memory(error, remedy) or UserError(
             f"--teacher={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
         ) from error
     check_shape(logits, (teacher.batch_size, spec.num_classes), path=path)

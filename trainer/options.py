@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
+from pipeline.buckets.directory import is_url
+from pipeline.cache import DATA_CACHE_BYTES
 from pipeline.choices import check_num_classes
 from pipeline.errors import UserError
 from pipeline.store.reader import Store
@@ -14,8 +16,9 @@ from pipeline.store.spec import Spec, differences
 from pipeline.units import counted
 from pipeline.views.recipes import view_recipe
 from trainer.arms import ARMS, OFFLINE, Arm
+from trainer.begun import Schedule
 from trainer.choices import check_student
-from trainer.cli.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, check_combinations
+from trainer.cli.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, EVAL_BATCH_SIZE, check_combinations
 from trainer.recipes import TrainRecipe, train_recipe
 from trainer.steps import MAX_VIEWS, RunLength, count_text
 
@@ -44,9 +47,31 @@ class TrainOptions:
     eval_every: int
 
     @property
+    def schedule(self) -> Schedule:
+        """Of the learning rate."""
+        return Schedule(
+            steps=self.length.steps, batch_size=self.length.batch_size, warmup_steps=self.warmup_steps
+        )
+
+    @property
     def arm(self) -> Arm:
         """What the run is trained on."""
         return ARMS[self.flags["arm"]]
+
+    def check_teacher(self) -> None:
+        """Refuses `--teacher` for a new run that does not need it.
+
+        One that has begun may have needed it: the same command goes on, though the store has grown meanwhile.
+
+        Raises:
+          UserError: every view of the run is stored, with its logits.
+        """
+        teacher = self.flags["teacher"]
+        if teacher is not None and not self.arm.live and self.length.online_from == self.length.steps:
+            raise UserError(
+                f"--teacher={teacher}: has no effect: the store holds all {count_text(self.length.steps)} steps of this run, "
+                "with their logits; leave it out, or train longer"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The text of config.json: everything that was asked. JSON has no infinity: `inf`, as on the command line."""
@@ -81,8 +106,13 @@ def _spell_infinity(tree: Any) -> Any:
     return "inf" if tree == math.inf else tree
 
 
-def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
+def resolve(flags: argparse.Namespace, store: Store, *, begun: Schedule | None = None) -> TrainOptions:
     """Flags and a store to options.
+
+    Args:
+      flags: as given.
+      store: to train on.
+      begun: the schedule of the run that the work directory holds, which keeps its length unless flags ask for another.
 
     Raises:
       UserError: anything that cannot work, or that is surely a mistake, before anything is loaded.
@@ -99,10 +129,15 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
     check_student(recipe.student)
     if flags.follow:
         _check_follow(flags, recipe, store)
-    epochs = None if flags.steps else recipe.epochs or store.epochs
+    steps = flags.steps
+    epochs = None if steps else recipe.epochs or store.epochs
+    # With another batch size, the run is refused by its checkpoint.
+    keeps = begun is not None and begun.batch_size == recipe.batch_size
+    if begun is not None and keeps and flags.epochs is None and steps is None:
+        epochs, steps = (math.inf, None) if begun.steps == math.inf else (None, int(begun.steps))
     length = RunLength.of(
         epochs=epochs,
-        steps=flags.steps,
+        steps=steps,
         batch_size=recipe.batch_size,
         num_examples=spec.num_examples,
         stored_views=MAX_VIEWS if flags.follow else store.views.num_records,
@@ -118,6 +153,8 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         length = _compared(arm, length, flags, store)
     if flags.teacher is None and not arm.live:
         _check_stored(length, store)
+    eval_split = _eval_split(flags.eval_split, store)
+    _check_effects(flags, store, eval_split=eval_split)
     default = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
     warmup_steps = default if recipe.warmup_steps is None else recipe.warmup_steps
     if warmup_steps >= length.steps and not recipe.allow_short_run:
@@ -132,9 +169,27 @@ def resolve(flags: argparse.Namespace, store: Store) -> TrainOptions:
         temperature=temperature,
         length=length,
         warmup_steps=warmup_steps,
-        eval_split=_eval_split(flags.eval_split, store),
+        eval_split=eval_split,
         eval_every=flags.eval_every or _eval_every(length),
     )
+
+
+def _check_effects(flags: argparse.Namespace, store: Store, *, eval_split: str | None) -> None:
+    """Refuses flags that have no effect with this store.
+
+    Raises:
+      UserError: names the flag and what is missing.
+    """
+    data_dir = flags.data_dir or store.spec.provenance.get("data_dir")
+    if flags.data_cache_bytes != DATA_CACHE_BYTES and not is_url(str(data_dir)):
+        raise UserError(
+            f"--data_cache_bytes={flags.data_cache_bytes}: has no effect without a data set in a bucket; it is in {data_dir}"
+        )
+    if flags.eval_batch_size != EVAL_BATCH_SIZE and eval_split is None and not store.held_out_splits:
+        raise UserError(
+            f"--eval_batch_size={flags.eval_batch_size}: has no effect without evaluation logits of a held-out split, which "
+            f"{store.location} does not have; leave it out"
+        )
 
 
 def default_recipe(spec: Spec) -> str:

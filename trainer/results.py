@@ -18,6 +18,8 @@ STUDENT_DIRECTORY = "student"  # as trained to the end, which is what function m
 BEST_DIRECTORY = "student_best"  # of the best evaluation on the way
 PREDICTIONS_FILE = "predictions.npz"  # of the student as trained to the end, on the split of `--eval_split`
 
+NOT_EVALUATED = "the store has no evaluation logits of a held-out split"
+
 # What result.json says of the training: not measured again when a finished run is only evaluated again.
 _OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes")
 
@@ -88,6 +90,7 @@ def finish(run: Run, training: dict[str, Any]) -> dict[str, Any]:
         "epochs": options.length.epochs,
         "store_bytes": store.views.manifest.bytes,
         "evaluation": evaluations,
+        **({} if evaluations else {"not_evaluated": NOT_EVALUATED}),
         "eval_split": options.eval_split,
         "best": best,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from pipeline.store.checked_json import AtLeast, Count, Positive, build
 from pipeline.store.untrusted import parse_json, read_json, read_text
@@ -47,6 +47,8 @@ class Length(TypedDict):
 
     num_examples: Positive
     online_from: Count
+    steps: NotRequired[Positive | Literal["inf"]]
+    batch_size: NotRequired[Positive]
 
 
 class RunConfig(TypedDict):

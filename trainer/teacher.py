@@ -18,7 +18,9 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -38,6 +40,7 @@ from trainer.hyperrule import rule_steps
 from trainer.models.bit import PublishedWeights
 from trainer.preemption import Preemption
 from trainer.pretrained import build_network
+from trainer.run_files import RESULT_FILE
 from trainer.workdir import open_workdir
 
 _EVAL_SPLITS = ("validation", "test")
@@ -114,12 +117,20 @@ def finetune(flags: argparse.Namespace) -> int:
         run = Finetune(
             network, dataset, options=options, workdir=workdir, origin=origin, preemption=preemption
         )
+        if (
+            result := _finished_result(workdir, options.steps, output)
+        ) and run.latest_step() == options.steps:
+            print("nothing to do: the run there is finished", flush=True)
+            _print_result(result, dataset, workdir)
+            return 0
         first = run.restore()
         # Not before: of a run that is refused here, the directory keeps what was asked of it first.
         write_json(workdir / "config.json", vars(flags))
         epochs = options.steps * options.batch_size / dataset.num_examples
         length = f"{options.steps:,} steps of {options.batch_size} views, {epochs:.1f} epochs"
         print(f"{network.name} on {dataset.name} ({dataset.split}): {length}", flush=True)
+        if not _held_out(dataset):
+            print(f"no accuracy will be reported: {_no_split(dataset)}", flush=True)
         training = run.train(first)
         evaluated = _evaluate(network, dataset, options)
         export(network, output, image_size=image_size)
@@ -132,14 +143,35 @@ def finetune(flags: argparse.Namespace) -> int:
             "unlabeled": unlabeled,
             "teacher": str(output),
         }
-        write_json(workdir / "result.json", result)
-    for split, value in accuracy.items():
-        left_out = f" ({unlabeled[split]:,} images without a label are left out)" if unlabeled[split] else ""
-        print(f"{split}: top-1 {accuracy_text(value)}{left_out}")
-    if not accuracy:
-        print(f"not evaluated: {dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {flags.split}")
-    print(f"teacher: {output}; figures: {workdir / 'result.json'}")
+        write_json(workdir / RESULT_FILE, result)
+    _print_result(result, dataset, workdir)
     return 0
+
+
+def _finished_result(workdir: Path, steps: int, output: Path) -> dict[str, Any] | None:
+    """What result.json says, if it is of a run of so many steps, and the teacher is there."""
+    try:
+        result: dict[str, Any] = json.loads((workdir / RESULT_FILE).read_text())
+        same = (result["steps"], result["teacher"]) == (steps, str(output)) and isinstance(
+            result["top1"], dict
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return result if same and (output / "saved_model.pb").is_file() else None
+
+
+def _print_result(result: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
+    for split, value in result["top1"].items():
+        unlabeled = result.get("unlabeled", {}).get(split, 0)
+        left_out = f" ({unlabeled:,} images without a label are left out)" if unlabeled else ""
+        print(f"{split}: top-1 {accuracy_text(value)}{left_out}")
+    if not result["top1"]:
+        print(f"not evaluated: {_no_split(dataset)}")
+    print(f"teacher: {result['teacher']}; figures: {workdir / RESULT_FILE}")
+
+
+def _no_split(dataset: Dataset) -> str:
+    return f"{dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {dataset.split}"
 
 
 def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
@@ -159,7 +191,6 @@ def _evaluate(
     network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions
 ) -> dict[str, tuple[float | None, int]]:
     """Top-1 accuracy on each held-out split that the data set has, and how many of its images have no label."""
-    held_out = [split for split in _EVAL_SPLITS if not may_overlap(split, dataset.split)]
     return {
         split: evaluate_top1(
             network,
@@ -168,9 +199,17 @@ def _evaluate(
             image_size=options.policy.image_size,
             batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),
         )
-        for split in held_out
-        if split in dataset.split_names
+        for split in _held_out(dataset)
     }
+
+
+def _held_out(dataset: Dataset) -> list[str]:
+    """Splits to evaluate: not those of `train+validation`, which are trained on."""
+    return [
+        split
+        for split in _EVAL_SPLITS
+        if split in dataset.split_names and not may_overlap(split, dataset.split)
+    ]
 
 
 def main(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipeline.device_memory import naming_memory
 from pipeline.errors import Interrupted, UserError
 from pipeline.provenance import check_teacher_exists, find_teacher, load_teacher, open_dataset, select_split
 from pipeline.store.files import remove_temporaries, write_json
@@ -31,10 +32,11 @@ from pipeline.store.reader import Store
 from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
 from trainer import models
+from trainer.begun import begun_schedule, describe_change
 from trainer.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.checkpoints import Checkpoints
 from trainer.cli.train import parse
-from trainer.describe import describe
+from trainer.describe import describe, describe_missing_split
 from trainer.distiller import Distiller
 from trainer.evaluate import Evaluator, accuracy_text, unlabeled_text
 from trainer.failures import explain, explain_divergence
@@ -45,8 +47,15 @@ from trainer.optimizers import make_optimizer
 from trainer.options import TrainOptions, resolve
 from trainer.preemption import Preemption
 from trainer.replay import step_batches
-from trainer.results import RESULT_FILE, STUDENT_DIRECTORY, export_student, finish, finished_result
-from trainer.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
+from trainer.results import (
+    NOT_EVALUATED,
+    STUDENT_DIRECTORY,
+    export_student,
+    finish,
+    finished_result,
+)
+from trainer.run_files import CONFIG_FILE, RESULT_FILE
+from trainer.schedules import Scaled
 from trainer.steps import Segment, count_text, cut_segments
 from trainer.strategy import make_strategy, replica_batch_size
 from trainer.workdir import open_workdir
@@ -138,11 +147,7 @@ class Run:
             self.student = synchronise(self.student)
         elif notice := replicas_notice(self.student, batch_size=recipe.batch_size, replicas=self.replicas):
             print(notice, flush=True)
-        schedule: Multiplier
-        if options.length.endless:
-            schedule = WarmupConstant(options.warmup_steps)
-        else:
-            schedule = WarmupCosine(int(options.length.steps), options.warmup_steps)
+        schedule = options.schedule.multiplier()
         self.learning_rate = Scaled(recipe.learning_rate, schedule)
         self.optimizer = make_optimizer(
             recipe.learning_rate,
@@ -223,11 +228,12 @@ class Run:
                 path=str(self.teacher.path),
                 jit_compile=self.options.flags["jit_compile"],
             )
-        # Not before: of a run that is refused here, the directory keeps what was asked of it first.
-        if self.workers.chief:
-            write_json(self.workdir / "config.json", self.options.to_json())
         if first:
             print(f"continuing at step {first} of {count_text(length.steps)}", flush=True)
+            self._print_change(first)
+        # Not before: of a run that is refused here, the directory keeps what was asked of it first.
+        if self.workers.chief:
+            write_json(self.workdir / CONFIG_FILE, self.options.to_json())
         split = self.options.eval_split
         callback = RunCallback(
             length=length,
@@ -268,6 +274,13 @@ class Run:
             "epochs_written_back": 0 if appending is None else appending.epochs,
             "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size,
         }
+
+    def _print_change(self, step: int) -> None:
+        """Prints what happens to the schedule of a run that goes on after `step` steps."""
+        begun, now = begun_schedule(self.workdir, needed=False), self.options.schedule
+        peak = self.options.recipe.learning_rate
+        if begun and (line := describe_change(begun, now, step=step, learning_rate=peak)):
+            print(line, flush=True)
 
     def _appending(self) -> Appending | None:
         """With `--write_back`, the store's writer."""
@@ -365,23 +378,31 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
     """The command, once the store is open."""
     store.check_files()
     store.spec.check_renderer()
-    options = resolve(flags, store)
-    workdir = open_workdir(flags.workdir)
+    begun = begun_schedule(Path(flags.workdir), needed=flags.epochs is None and flags.steps is None)
+    options = resolve(flags, store, begun=begun)
+    if begun is None:
+        options.check_teacher()
+    workdir = open_workdir(flags.workdir, store=flags.store)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)
-    print(describe(options, store), flush=True)
+    print(describe(options, store, begun=begun), flush=True)
     # Keras and TensorFlow warn of short runs' retracing and of what callbacks take; nothing is wrong then.
     tf.get_logger().setLevel("ERROR")
     workers = Workers(strategy)
     lock = writer_lock(workdir, flag="--workdir") if workers.chief else contextlib.nullcontext()
-    with workers.watch(), lock, Preemption() as preemption:
+    memory = (
+        f"choose a smaller --student ({options.recipe.student}) or --batch_size ({options.recipe.batch_size})"
+    )
+    with naming_memory(memory), workers.watch(), lock, Preemption() as preemption:
         if workers.chief:
             remove_temporaries(workdir)
         run = Run(options, store, strategy=strategy, preemption=preemption)
         try:
             result = finished_result(run)
             check_workers(run, finished=result is not None)
+            if result is None and not store.held_out_splits:
+                print(describe_missing_split(store, run.dataset.split_names), flush=True)
             result = result or finish(run, run.train())
             workers.wait()  # for the chief, which has more to do
         except Interrupted:
@@ -397,5 +418,7 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
             f"agreement {figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
             f"{unlabeled_text(figures)}"
         )
+    if not result["evaluation"]:
+        print(f"not evaluated: {result.get('not_evaluated', NOT_EVALUATED)}")
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")
     return 0

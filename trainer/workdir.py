@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.buckets.directory import is_url
 from pipeline.errors import UserError
 from pipeline.flags import make_directory
 from pipeline.store.lock import LOCK_FILE
 from pipeline.store.spec import SPEC_FILE
 
 
-def open_workdir(text: str) -> Path:
+def open_workdir(text: str, *, store: str | None = None) -> Path:
     """Makes a run's directory, or takes that of an earlier one.
 
     Args:
       text: path, as `--workdir` gave it.
+      store: path or URL of the store that is trained on.
 
     Raises:
-      UserError: something else is there, such as a store, or it cannot be made or written.
+      UserError: something else is there, such as a store, or it cannot be made or written; or one of the two is inside
+        the other.
     """
+    if store is not None and not is_url(store) and Path(store).resolve().is_relative_to(Path(text).resolve()):
+        raise UserError(
+            f"--workdir={text}: the store --store={store} is inside it; name a directory beside the store"
+        )
     workdir = make_directory(Path(text), flag="--workdir")
     names = {path.name for path in workdir.iterdir()}
     if SPEC_FILE in names or (names and not names & {LOCK_FILE, "checkpoints"}):

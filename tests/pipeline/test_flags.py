@@ -178,6 +178,22 @@ def test_a_file_to_be_written_is_tried_before_the_work(tmp_path: Path, readonly:
         assert str(caught.value).startswith(f"{path}: {words}")
 
 
+@pytest.mark.parametrize("marker", ["spec.json", "saved_model.pb", "dataset_info.json"])
+def test_outputs_inside_what_counts_all_its_files_are_refused(tmp_path: Path, marker: str) -> None:
+    (tmp_path / "whole" / "eval").mkdir(parents=True)
+    (tmp_path / "whole" / marker).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "whole" / "eval")
+    before = sorted(tmp_path.rglob("*"))
+    for place in (tmp_path / "whole", tmp_path / "whole" / "eval", tmp_path / "link"):
+        with pytest.raises(UserError, match=rf"^--workdir={place}/run: is inside .*, {tmp_path}/whole;"):
+            make_directory(place / "run", flag="--workdir")
+        for name in ("a.json", marker):
+            with pytest.raises(argparse.ArgumentTypeError, match=rf"is inside .*, {tmp_path}/whole;"):
+                output_path(str(place / name))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert make_directory(tmp_path / "whole", flag="--store") == tmp_path / "whole"
+
+
 @pytest.mark.parametrize("url", ["gs://bucket/store", "s3://bucket/store"])
 def test_url_is_not_taken_for_a_directory(url: str) -> None:
     parser = Parser(prog="command")

@@ -55,6 +55,19 @@ def test_logits_are_repeatable_and_rows_do_not_depend_on_their_neighbours(teache
     np.testing.assert_array_equal(teacher.logits(other, PARTNER, RATIO)[:2], first[:2])
 
 
+def test_teacher_that_does_not_fit_into_memory_names_its_batch_size(tmp_path: Path) -> None:
+    module = PlainTeacher()
+
+    def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        # 35 TB per row: for 4 rows more than the addresses that a process has.
+        huge = tf.broadcast_to(image[:, :1, :1, :1], [tf.shape(image)[0], 2**21, 2**22, 1])
+        return {"logits": module(image) + tf.reduce_max(huge, axis=[1, 2])}
+
+    path = save_teacher(tmp_path / "greedy", call, module=module)
+    with pytest.raises(UserError, match=r"out of memory on .*CPU:0.*4 views at a time.*--teacher_batch_size"):
+        run(path)
+
+
 def stem(image: tf.Tensor) -> dict[str, tf.Tensor]:
     """ "Logits" that show what the model was fed: lowest, mean and highest value, and two zeros."""
     flat = tf.reshape(image, [tf.shape(image)[0], SIZE * SIZE * 3])

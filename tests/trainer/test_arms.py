@@ -168,7 +168,8 @@ def final_weights(workdir: Path) -> list[np.ndarray]:
 
 def train(name: str, store: Path, data_dir: Path, teacher: Path, workdir: Path, *, steps: int) -> None:
     """A run of an arm, without what comes after the last step."""
-    flags = [f"--arm={name}", f"--teacher={teacher}", "--learning_rate=0.01", "--log_every=1"]
+    flags = [f"--arm={name}", "--learning_rate=0.01", "--log_every=1"]
+    flags += [f"--teacher={teacher}"] if ARMS[name].live else []
     lengths = [f"--steps={steps}", f"--eval_every={steps}"]
     start_run(arguments(store, workdir, data_dir, *flags, *lengths)).train()
 
@@ -209,7 +210,7 @@ def test_arms_start_from_equal_weights_though_a_keras_teacher_is_built_first(
     store = write(tmp_path / "store", stores.make_spec(data_dir, teacher), data_dir, teacher)
     expected = None
     for name in ARMS:
-        flags = [f"--arm={name}", f"--teacher={teacher}"]
+        flags = [f"--arm={name}", *([f"--teacher={teacher}"] if ARMS[name].live else [])]
         run = start_run(arguments(store, tmp_path / name, data_dir, *flags))
         assert (run.teacher is not None) == ARMS[name].live
         expected = expected or run.student.get_weights()

@@ -21,7 +21,9 @@ from pipeline.store.spec import Spec
 from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import ROOT, checkpoint_weights, environment, fail, losses
-from trainer.compare import main
+from trainer.cli.compare import make_parser
+from trainer.compare import COMPARISON_FILE, main, plan_runs
+from trainer.compare import EPOCHS as EPOCHS_KEY
 from trainer.comparison.finished import FinishedRun
 
 EPOCHS = 6
@@ -77,6 +79,21 @@ class Compared:
     @property
     def result(self) -> Result:
         return read(self.workdir)
+
+
+def test_lengths_of_a_comparison_stay_when_the_store_has_grown(compared_store: Path, tmp_path: Path):
+    flags = make_parser().parse_strictly(arguments(compared_store, tmp_path))
+    store = Store(compared_store)
+    begun = {EPOCHS_KEY: [2, 4]}
+    (tmp_path / COMPARISON_FILE).write_text(json.dumps(begun))
+    planned = plan_runs(flags, store)
+    assert [job.steps for job in planned] == [n * stores.N // BATCH for n in (2, 2, 4, 4)]
+    assert {flag for job in planned for flag in job.argv if "epochs=" in flag and "workdir" not in flag} == {
+        "--epochs=2",
+        "--epochs=4",
+    }
+    flags.epochs = [3]
+    assert [job.steps for job in plan_runs(flags, store)] == [3 * stores.N // BATCH] * 2
 
 
 @pytest.fixture(scope="module")

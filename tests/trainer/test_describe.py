@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.store.reader import Store
 from tests import results
 from tests.runs import arguments, options
-from trainer.describe import comparison_table, describe
+from trainer.describe import comparison_table, describe, describe_missing_split
+from trainer.models import size_notice
 
 
 def described(store: Path, *extra: str) -> str:
@@ -32,6 +33,20 @@ def test_an_evaluation_split_that_is_trained_on_is_named(published_store: Path) 
     dataset = dataclasses.replace(opened.spec.dataset, split="train+test[:5]")
     opened.spec = dataclasses.replace(opened.spec, dataset=dataset)
     assert "--eval_split=test is not held out" in describe(asked, opened)
+
+
+def test_remedies_for_a_missing_held_out_split_are_named(three_epochs: Path) -> None:
+    store = Store(three_epochs)
+    assert "--eval_splits=test,validation" in describe_missing_split(store, ["train", "test", "validation"])
+    text = describe_missing_split(store, ["train"])
+    assert "--split=train[:13]" in text
+    assert "--eval_splits=train[13:]" in text
+
+
+def test_a_student_that_is_slow_at_the_image_size_is_named() -> None:
+    assert size_notice("tiny", 32) is None
+    assert size_notice("small", 128) is None
+    assert "--student=small" in (size_notice("tiny", 128) or "")
 
 
 def test_a_run_without_an_end_says_how_it_ends(three_epochs: Path) -> None:

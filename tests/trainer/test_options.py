@@ -227,5 +227,5 @@ def test_identity_of_a_run_knows_what_a_checkpoint_depends_on(opened: Store, cha
     "change", ["--steps=3", "--epochs=1", "--epochs=inf", "--log_every=1", "--warmup_steps=2"]
 )
 def test_identity_of_a_run_is_the_same_when_it_is_extended(opened: Store, change: str):
-    asked = ask(opened, change, "--teacher=somewhere")
+    asked = ask(opened, change, *(["--teacher=somewhere"] if change == "--epochs=inf" else []))
     assert asked.identity("digest") == ask(opened).identity("digest")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,48 @@ def test_interrupted_run_ends_like_an_undisturbed_one(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_finished_run_is_only_evaluated_and_exported_again(colours_dir: Path, tmp_path: Path):
+def test_finished_run_changes_nothing_and_prints_its_figures(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = finetune_arguments(colours_dir, tmp_path, "--steps=2")
+    main(argv)
+    first = capsys.readouterr().out
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    main(argv)
+    # The teacher above all: a store knows it by its fingerprint.
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert capsys.readouterr().out.splitlines()[-2:] == first.splitlines()[-2:]
+
+
+def test_finished_run_whose_teacher_is_gone_is_evaluated_and_exported_again(
+    colours_dir: Path, tmp_path: Path
+):
     main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
     before = weights_of(tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "teacher")
     main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
     assert result(tmp_path)["first_step"] == 2
     for ours, theirs in zip(weights_of(tmp_path / "teacher"), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_workdir_inside_the_output_which_is_replaced_is_refused(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = (f"--output={tmp_path}/teacher", f"--workdir={tmp_path}/teacher/run")
+    code, line = fail(finetune_arguments(colours_dir, tmp_path, *flags), capsys)
+    assert code == 2
+    assert f"--workdir={tmp_path}/teacher/run" in line
+    assert f"--output={tmp_path}/teacher" in line
+
+
+def test_data_set_without_a_held_out_split_is_named_before_the_first_step(
+    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(finetune_arguments(colours_dir, tmp_path, "--steps=1", "--split=train+test"))
+    out = capsys.readouterr().out
+    assert "no accuracy will be reported" in out
+    assert out.splitlines()[-2].startswith("not evaluated:")
 
 
 def test_run_with_other_flags_is_not_continued(

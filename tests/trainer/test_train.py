@@ -270,14 +270,25 @@ def test_checkpoint_of_another_store_is_refused(
     assert f"{finished.read('result.json')['spec']} in the checkpoint" in message
 
 
-def test_teacher_that_is_not_needed_is_not_loaded(
-    three_epochs: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_teacher_that_a_begun_run_no_longer_needs_is_not_loaded(
+    one_epoch: Path,
+    three_epochs: Path,
+    data_dir: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
-    run = start_run(arguments(three_epochs, tmp_path, data_dir, f"--teacher={tmp_path}"))
+    """The same command, though the store has grown meanwhile; a new run with a teacher that it cannot use is refused."""
+    flags = (f"--teacher={teacher_path}", "--steps=4")
+    code, message = fail(arguments(three_epochs, tmp_path / "new", data_dir, *flags), capsys)
+    assert code == EXIT_USER_ERROR
+    assert f"--teacher={teacher_path}" in message
+    assert main(arguments(one_epoch, tmp_path / "run", data_dir, *flags)) == 0
+    run = start_run(arguments(three_epochs, tmp_path / "run", data_dir, *flags))
     assert run.teacher is None
     assert "is not needed" in capsys.readouterr().out
     with pytest.raises(UserError, match="--teacher=nowhere: no such file"):
-        start_run(arguments(three_epochs, tmp_path, data_dir, "--teacher=nowhere"))
+        start_run(arguments(three_epochs, tmp_path / "run", data_dir, "--teacher=nowhere", "--steps=4"))
 
 
 def test_what_is_surely_a_mistake_may_be_allowed_by_name(three_epochs: Path, data_dir: Path, tmp_path: Path):

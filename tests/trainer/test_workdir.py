@@ -26,3 +26,17 @@ def test_directory_of_something_else_is_refused(tmp_path: Path, names: list[str]
     with pytest.raises(UserError, match=rf"not empty and not a run's directory \({names[0]}, ...\)"):
         open_workdir(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("where", [".", "stores/a", "link/a"])
+def test_store_inside_the_workdir_is_refused(tmp_path: Path, where: str):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "stores" / "a").mkdir(parents=True)
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "run" / "stores")
+    (tmp_path / "way").symlink_to(tmp_path / "run")
+    for workdir in ("run", "way"):
+        with pytest.raises(UserError, match=f"^--workdir={tmp_path}/{workdir}: .*--store={tmp_path}/run"):
+            open_workdir(str(tmp_path / workdir), store=str(tmp_path / "run" / where))
+    beside = str(tmp_path / "running")
+    assert open_workdir(str(tmp_path / "run"), store=beside) == tmp_path / "run"
+    assert open_workdir(str(tmp_path / "run"), store="gs://bucket/store") == tmp_path / "run"

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.flags import Parser, check_exists, check_store, file_path, place, positive
 from pipeline.flags import seed as seed_number
 from trainer.choices import ARMS, check_strategy, check_student
+from trainer.cli.effects import COMPARE, WITH_FROM, refuse_without_effect
 from trainer.cli.train import add_shared_flags
 from trainer.recipes import train_recipe
 
@@ -80,7 +81,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, or a path is missing.
     """
-    flags = make_parser().parse_strictly(argv)
+    parser = make_parser()
+    flags = parser.parse_strictly(argv)
+    if flags.earlier is not None and (idle := [name for name in parser.given(argv) if name not in WITH_FROM]):
+        raise UserError(
+            f"--{idle[0]}: has no effect with --from, which trains nothing; leave one of them out"
+        )
+    refuse_without_effect(parser, argv, COMPARE)
     if flags.recipe is not None:
         train_recipe(flags.recipe)
     if flags.student is not None:

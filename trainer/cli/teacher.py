@@ -14,6 +14,7 @@ from pipeline.flags import (
     Parser,
     batch_size,
     check_exists,
+    check_outside,
     file_path,
     number,
     positive,
@@ -24,6 +25,7 @@ from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer import choices
+from trainer.cli.effects import FINETUNE, refuse_without_effect
 
 _IMAGE_SIZE = 128
 
@@ -102,6 +104,7 @@ def _add_finetune_flags(parser: Parser) -> None:
 def _check_output(text: str) -> None:
     """The output's path, before any work: only a SavedModel may be replaced."""
     path = Path(text)
+    check_outside(path, flag="--output")
     ours = (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))
     if path.exists() and not ours:
         raise UserError(f"--output={path}: exists and is no SavedModel; name another directory")
@@ -147,7 +150,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv or argv[0] not in commands:
         parser.parse_strictly(argv)  # --help, or a mistake
         raise UserError("name a command: convert or finetune")
-    flags = commands[argv[0]].parse_strictly(argv[1:])
+    conditions = FINETUNE if argv[0] == "finetune" else {}
+    flags = refuse_without_effect(commands[argv[0]], argv[1:], conditions)
     flags.command = argv[0]
     if flags.command == "convert":
         if flags.model not in choices.BIT_MODELS:
@@ -155,6 +159,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         check_exists("--npz", flags.npz)
     else:
         _check_network_flags(flags)
+        if Path(flags.workdir).resolve().is_relative_to(Path(flags.output).resolve()):
+            raise UserError(
+                f"--workdir={flags.workdir}: is inside --output={flags.output}, which is replaced as a whole; name a "
+                "directory beside it"
+            )
         views_of(flags)
         for name in ("data_dir", "init", "teacher"):
             check_exists(f"--{name}", getattr(flags, name))

@@ -35,12 +35,14 @@ from trainer.choices import (
     check_strategy,
     check_student,
 )
+from trainer.cli.effects import TRAIN, refuse_without_effect
 from trainer.recipes import TRAIN_RECIPES, train_recipe
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
 # (DESIGN section 8); an evaluation as often as a checkpoint.
 ENDLESS_WARMUP_STEPS = 1500
 ENDLESS_EVAL_EVERY = 1000
+EVAL_BATCH_SIZE = 256
 
 
 def _epochs(text: str) -> int | float:
@@ -106,7 +108,10 @@ def add_shared_flags(parser: Parser) -> None:
     add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
     add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
     add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
-    add("--student", help=f"one of {', '.join(sorted(STUDENTS))}")
+    add(
+        "--student",
+        help=f"one of {', '.join(sorted(STUDENTS))}; tiny is meant for 32 px, small for 128 px and faster there",
+    )
     add("--batch_size", type=batch_size, help="views a step")
     add("--temperature", type=positive_number, help="of the loss; by default the store's")
     add("--temperature_squared", action=argparse.BooleanOptionalAction, help="multiply the loss by T^2")
@@ -155,7 +160,7 @@ def add_shared_flags(parser: Parser) -> None:
         type=positive,
         help=f"steps between evaluations; by default a tenth of the run, or {ENDLESS_EVAL_EVERY} of one without an end",
     )
-    add("--eval_batch_size", type=batch_size, default=256, help="images at a time")
+    add("--eval_batch_size", type=batch_size, default=EVAL_BATCH_SIZE, help="images at a time")
     add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
@@ -257,7 +262,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, or a path is missing.
     """
-    flags = make_parser().parse_strictly(argv)
+    flags = refuse_without_effect(make_parser(), argv, TRAIN)
     check_flags(flags)
     check_paths(flags)
     return flags

@@ -7,6 +7,7 @@ float32 logits [B, C], whatever its precision.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -29,6 +30,26 @@ STUDENTS: dict[str, Callable[[int, int], tf.keras.Model]] = {
 # before the head and the head itself are float32: sums over thousands of numbers, which 8 bits cannot hold. bfloat16
 # has float32's range, so that no loss needs scaling.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+
+# Image sizes from which on a step of the student takes about twice as long as one of `small`, which has more
+# parameters: its first block works at half the resolution, that of `small` at a quarter.
+_SLOW_FROM = {"tiny": 64}
+
+
+def size_notice(name: str, image_size: int) -> str | None:
+    """The line before a run with a student that another one beats in speed at this image size; None if there is none.
+
+    Args:
+      name: of the student.
+      image_size: S in pixels.
+    """
+    if image_size < _SLOW_FROM.get(name, math.inf):
+        return None
+    return (
+        f"{name} is meant for 32 x 32 images; at {image_size} x {image_size} --student=small takes about half the time per "
+        "step"
+    )
 
 
 def build(name: str, *, num_classes: int, image_size: int, precision: str = "float32") -> tf.keras.Model:
