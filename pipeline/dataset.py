@@ -41,6 +41,7 @@ from pipeline.cli.dataset import COMMAND, parse
 from pipeline.errors import DataError, UserError, first_line, of_the_system
 from pipeline.labels import UNLABELED
 from pipeline.store.identity import DatasetIdentity
+from pipeline.store.spec import MAX_CLASSES
 
 _LABELS_AT_ONCE = 256  # with their images
 _OTHER_FILES = 1024  # that a process has open besides its data set's
@@ -87,12 +88,13 @@ def find_builder(
     where = str(data_dir) if data_dir else tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError, OSError) as error:
+        splits = builder.info.splits
+    except Exception as error:  # damaged metadata make TFDS raise anything: KeyError, ParseError, ...
         raise UserError(
             f"{flag}={name}: not found in {where} ({first_line(error)}); {_prepare_hint(name)}; images of your own: "
             f"`{COMMAND} --folder=DIR --name=NAME --data_dir=DIR`"
         ) from error
-    if not builder.info.splits:
+    if not splits:
         raise UserError(f"{flag}={name}: not prepared in {where}; {_prepare_hint(name)}")
     return builder
 
@@ -131,6 +133,11 @@ def image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
                 f"{info.full_name}: expected one image and one label feature, got images {images} and labels {labels}"
             )
         image, label = images[0], labels[0]
+    if missing := [key for key in (image, label) if key not in features]:
+        raise UserError(
+            f"{info.full_name}: no feature {missing[0]!r:.100}, which its supervised keys name; it has "
+            f"{', '.join(features)}; prepare the data set again"
+        )
     if not isinstance(features[image], tfds.features.Image) or not isinstance(
         features[label], tfds.features.ClassLabel
     ):
@@ -139,7 +146,12 @@ def image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
             f"{type(features[image]).__name__}, {label}: {type(features[label]).__name__}"
         )
     _check_image_feature(info.full_name, image, features[image])
-    if not features[label].num_classes:
+    if (features[label].num_classes or 0) > MAX_CLASSES:  # TFDS makes a name for each
+        raise UserError(
+            f"{info.full_name}: label feature {label} has {features[label].num_classes} classes; expected {MAX_CLASSES:,} "
+            "at most"
+        )
+    if (features[label].num_classes or 0) < 1:
         raise UserError(
             f"{info.full_name}: label feature {label} has no number of classes; prepare the data set again with "
             "ClassLabel(names=...) or ClassLabel(num_classes=...)"
@@ -163,6 +175,13 @@ def _check_image_feature(name: str, key: str, feature: tfds.features.Image) -> N
             "with shape (height, width, channels) and 1, 3, 4 or None channels, encoded as JPEG or PNG; prepare the data "
             "set again with 8-bit images"
         )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long, by damaged metadata
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +253,7 @@ class Dataset:
         try:
             split_info = info.splits[split]
             instructions = split_info.file_instructions
-        except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
+        except (LookupError, ValueError, AssertionError, NotImplementedError) as error:
             reason = f"{first_line(error)} " if "[" in split else ""  # of a slice
             raise UserError(
                 f"{flag}={split}: {reason}{info.full_name} has splits {', '.join(self.split_names)}"
@@ -291,7 +310,7 @@ class Dataset:
         with self._lock:
             if number not in self._readers:
                 file = self._files[number]
-                if not Path(file.path).is_file():
+                if not _is_file(file.path):
                     raise UserError(f"{file.path}: no such file; {_prepare_hint(self.name)}")
                 reader = ArrayRecordReader(file.path)
                 if not reader.ok() or not reader.num_records():
