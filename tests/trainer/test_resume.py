@@ -95,7 +95,7 @@ def test_run_is_extended_past_the_store_with_the_online_teacher(
     argv = arguments(store, tmp_path / "run", data_dir, "--log_every=1", "--epochs=2")
     code, message = fail(argv, capsys)
     assert code == EXIT_USER_ERROR
-    assert "6 steps of 5 need 30 views, the store holds 17 (1 epochs)" in message
+    assert "6 steps of 5 need 30 views, the store holds 17 (1 epoch)" in message
     assert "--teacher" in message
     assert not (tmp_path / "run").exists()  # before anything was made
     run = start_run([*argv[:-1], "--epochs=1"])
