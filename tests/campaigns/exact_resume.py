@@ -207,7 +207,8 @@ def make_runs(root: Path, *, steps: int) -> dict[str, list[str]]:
         stores.write_store(worker, epochs=epochs, views_per_shard=1000)
         flags = arguments(root / name / "store", root, data_dir, *FLAGS, f"--steps={steps}")
         flags = [flag for flag in flags if not flag.startswith(("--workdir", "--batch_size"))]
-        out[name] = [*flags, f"--batch_size={batch_size}", f"--teacher={teacher}"]
+        online = [] if name == "offline" else [f"--teacher={teacher}"]
+        out[name] = [*flags, f"--batch_size={batch_size}", *online]
     return out
 
 
