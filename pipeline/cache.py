@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.flags import Parser, whole
+from pipeline.buckets.directory import is_url
+from pipeline.flags import Parser, refuse_without_effect, whole
 
 SHARD_CACHE_BYTES = 16 << 30
 DATA_CACHE_BYTES = 256 << 30
@@ -41,6 +43,25 @@ def add_input_buffer_flag(parser: Parser) -> None:
         help="for batches that are rendered ahead, per process; bounds how many are rendered at a time; by default a "
         "quarter of the memory",
     )
+
+
+def check_cache_flags(given: Collection[str], *, store: str | None, data_dir: str | None) -> None:
+    """Refuses bounds of copies from buckets where nothing comes from a bucket.
+
+    Args:
+      given: names of the flags that were given.
+      store: None where the command reads none.
+      data_dir: None where it is not known here.
+
+    Raises:
+      UserError: one of them has no effect.
+    """
+    if store is not None and not is_url(store):
+        refuse_without_effect(given, ["shard_cache_bytes"], f"with --store={store}, which is not in a bucket")
+    if data_dir is not None and not is_url(data_dir):
+        refuse_without_effect(
+            given, ["data_cache_bytes"], f"with --data_dir={data_dir}, which is not in a bucket"
+        )
 
 
 def cache_dir() -> Path:

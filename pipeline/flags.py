@@ -6,13 +6,15 @@ import argparse
 import difflib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.buckets.directory import check_url, is_url
 from pipeline.errors import DEBUG_VARIABLE, UserError, remedy
 from pipeline.store.layout import SPEC_FILE, missing_store
+
+BY_RECIPE = " (default: the recipe's)"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -46,6 +48,11 @@ class Parser(argparse.ArgumentParser):
         """All flags, `--help` included."""
         return [name for action in self._actions for name in action.option_strings]
 
+    def given(self, argv: Sequence[str]) -> set[str]:
+        """The names, as attributes of the parsed flags, of those that are in some arguments."""
+        names = {argument.split("=")[0] for argument in argv if argument.startswith("--")}
+        return {action.dest for action in self._actions if names & {*action.option_strings}}
+
     def refuse(self, unknown: Sequence[str], *, also: Sequence[str] = ()) -> None:
         """Raises UserError for the first unknown argument, with the nearest flag, of ours or `also`."""
         if unknown:
@@ -66,6 +73,22 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(argv)
         self.refuse(unknown)
         return known
+
+
+def refuse_without_effect(given: Collection[str], names: Iterable[str], why: str) -> None:
+    """Refuses flags that would change nothing.
+
+    Args:
+      given: names of the flags that were given.
+      names: of the flags without effect.
+      why: with what they have none, such as `with --mixup=off`.
+
+    Raises:
+      UserError: one of them was given.
+    """
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name}: no effect {why}; leave it out")
 
 
 _LARGEST_BATCH = 2**16  # far more than any device holds; beyond, TensorFlow's own counts overflow somewhere

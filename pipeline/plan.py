@@ -259,7 +259,9 @@ def _given_task(flags: argparse.Namespace) -> Task:
     if flags.dataset is None:
         name, examples, classes, eval_views = "data set as given", flags.num_examples, flags.num_classes, 0
     else:
-        dataset = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir)
+        dataset = Dataset(
+            flags.dataset, flags.split, data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
+        )
         name, examples, classes = dataset.name, dataset.num_examples, dataset.num_classes
         eval_views = _eval_views(find_eval_splits(flags.eval_splits, dataset))
     check_num_classes(classes, of=name)

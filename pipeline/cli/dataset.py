@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.flags import Parser, check_exists, file_path
+from pipeline.flags import Parser, check_exists, file_path, refuse_without_effect
 
 COMMAND = "python -m pipeline.dataset import"
 CHANGES = ("apply_orientation", "flatten_alpha", "convert_to_png")  # flags that change images
@@ -64,6 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("give either --folder and --name, or --from_tfds")
     if (flags.folder is None) != (flags.name is None):
         raise UserError("--name goes with --folder: it names what is made of it")
+    if flags.folder is not None:
+        refuse_without_effect(sub.given(argv), ["from_data_dir"], "with --folder")
     if flags.folder is None and (asked := [name for name in CHANGES if getattr(flags, name)]):
         raise UserError(f"--{asked[0]} goes with --folder: records of --from_tfds are copied as they are")
     if flags.folder is not None and not Path(flags.folder).is_dir():

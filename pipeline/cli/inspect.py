@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipeline.cache import add_cache_flags
+from pipeline.cache import add_cache_flags, check_cache_flags
 from pipeline.errors import UserError
-from pipeline.flags import Parser, check_exists, check_store, output_path, place, positive, whole
+from pipeline.flags import (
+    Parser,
+    check_exists,
+    check_store,
+    output_path,
+    place,
+    positive,
+    refuse_without_effect,
+    whole,
+)
 
 _MOST_VIEWS = 1000  # a page of more is too long for a browser
 
@@ -35,9 +44,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, or a path is missing.
     """
-    flags = make_parser().parse_strictly(argv)
+    parser = make_parser()
+    flags, given = parser.parse_strictly(argv), parser.given(argv)
     if flags.views > _MOST_VIEWS:
         raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
     check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
+    check_cache_flags(given, store=flags.store, data_dir=flags.data_dir)
+    if flags.html is None:
+        refuse_without_effect(given, ["views", "seed", "data_dir", "data_cache_bytes"], "without --html")
     return flags

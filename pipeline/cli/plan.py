@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pipeline.cli.precompute import asks_for_demo, check_flags, check_paths
+from pipeline.cache import check_cache_flags
+from pipeline.cli.precompute import asks_for_demo, check_flags, check_paths, refuse_idle_flags
 from pipeline.cli.precompute import make_parser as make_precompute_parser
 from pipeline.errors import UserError
-from pipeline.flags import Parser, output_path, positive, positive_number
+from pipeline.flags import Parser, output_path, positive, positive_number, refuse_without_effect
 
 CALIBRATE_SECONDS = 10.0  # start-up excluded
 
@@ -40,17 +41,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, excludes another, or a path is missing.
     """
-    flags = make_parser().parse_strictly(argv)
+    parser = make_parser()
+    flags, given = parser.parse_strictly(argv), parser.given(argv)
     check_flags(flags)
     check_paths(flags)
+    refuse_without_effect(given, ["store", "repair", "shared_filesystem"], "on a plan")
     if flags.teacher_rate is None:
+        refuse_without_effect(
+            given, ["precompute_rate", "num_examples", "num_classes"], "without --teacher_rate"
+        )
         asks_for_demo(flags, needs_store=False)
-        for name in ("precompute_rate", "num_examples", "num_classes"):
-            if getattr(flags, name) is not None:
-                raise UserError(
-                    f"--{name} goes with --teacher_rate: without a teacher's rate, one is measured"
-                )
-        return flags
+        refuse_idle_flags(flags, given)
+    else:
+        _check_given_rates(flags, given)
+    return flags
+
+
+# The precompute's flags that a plan from given rates depends on.
+_OF_THE_DATA = {"split", "data_dir", "data_cache_bytes", "eval_splits"}
+_OF_THE_STORE = {"dataset", "epochs", "recipe", "codec", "temperature", "views_per_shard"}
+
+
+def _check_given_rates(flags: argparse.Namespace, given: Collection[str]) -> None:
     if flags.dataset is not None and (flags.num_examples or flags.num_classes):
         raise UserError("give either --dataset, or --num_examples and --num_classes")
     if flags.dataset is None and (flags.num_examples is None or flags.num_classes is None):
@@ -59,4 +71,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"--precompute_rate={flags.precompute_rate:g}: more than --teacher_rate={flags.teacher_rate:g}, which it waits for"
         )
-    return flags
+    all_flags = make_precompute_parser().given(make_precompute_parser().flag_names())
+    idle = {*all_flags, "calibrate_seconds"} - _OF_THE_DATA - _OF_THE_STORE - {"help", "debug"}
+    refuse_without_effect(given, sorted(idle), "with --teacher_rate, for which nothing is run")
+    if flags.dataset is None:
+        refuse_without_effect(
+            given, sorted(_OF_THE_DATA), "with --num_examples, which is all that there is of a data set"
+        )
+    check_cache_flags(given, store=None, data_dir=flags.data_dir or "")

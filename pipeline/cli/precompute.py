@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pipeline.cache import add_data_cache_flag, add_input_buffer_flag
+from pipeline.cache import add_data_cache_flag, add_input_buffer_flag, check_cache_flags
 from pipeline.choices import (
     CODECS,
     DEFAULT_SIGNATURE,
@@ -17,7 +17,17 @@ from pipeline.choices import (
 )
 from pipeline.cli import beam_flags, runners
 from pipeline.errors import UserError
-from pipeline.flags import Parser, batch_size, check_exists, place, positive, positive_number, whole
+from pipeline.flags import (
+    BY_RECIPE,
+    Parser,
+    batch_size,
+    check_exists,
+    place,
+    positive,
+    positive_number,
+    refuse_without_effect,
+    whole,
+)
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, ViewRecipe, view_recipe
@@ -63,15 +73,18 @@ def make_parser() -> Parser:
     add("--store", type=place, help="directory of the store, or its URL in a bucket")
     add("--epochs", type=positive, default=DEMO_EPOCHS, help="augmented epochs the store shall hold")
     add("--seed", type=whole, default=0, help="of every draw")
-    add("--recipe", help=f"view half of a recipe: {', '.join(VIEW_RECIPES)}; flags override it")
-    add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}")
-    add("--image_size", type=positive, help="side of a crop in pixels")
-    add("--area_range", type=_area_range, metavar="LOW,HIGH", help="of inception boxes")
-    add("--mixup", choices=("on", "off"), help="whether views are mixed")
-    add("--mixup_block", type=positive, help="consecutive views that share a ratio")
-    add("--mixup_fold", action=argparse.BooleanOptionalAction, help="fold ratios to 0.5..1")
+    add(
+        "--recipe",
+        help=f"view half of a recipe: {', '.join(VIEW_RECIPES)}; flags override it; by default inception at 128 with mixup",
+    )
+    add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}" + BY_RECIPE)
+    add("--image_size", type=positive, help="side of a crop in pixels" + BY_RECIPE)
+    add("--area_range", type=_area_range, metavar="LOW,HIGH", help="of inception boxes" + BY_RECIPE)
+    add("--mixup", choices=("on", "off"), help="whether views are mixed" + BY_RECIPE)
+    add("--mixup_block", type=positive, help="consecutive views that share a ratio" + BY_RECIPE)
+    add("--mixup_fold", action=argparse.BooleanOptionalAction, help="fold ratios to 0.5..1" + BY_RECIPE)
     add("--codec", default="float16", help=f"of the logits: {', '.join(CODECS)}")
-    add("--temperature", type=positive_number, help="at which the codec's cost is measured")
+    add("--temperature", type=positive_number, help="at which the codec's cost is measured" + BY_RECIPE)
     add("--views_per_shard", type=positive, default=16384, help="at most")
     add(
         "--repair",
@@ -149,7 +162,12 @@ def check_flags(flags: argparse.Namespace) -> ViewRecipe:
         "mixup_block": flags.mixup_block,
         "mixup_fold": flags.mixup_fold,
     }
-    policy = dataclasses.replace(base.policy, **{k: v for k, v in given.items() if v is not None})
+    changed = {name: value for name, value in given.items() if value is not None}
+    policy = dataclasses.replace(base.policy, **changed)
+    if policy.name != "inception":
+        refuse_without_effect(changed, ["area_range"], f"on the views of policy {policy.name}")
+    if not policy.mixup:
+        refuse_without_effect(changed, ["mixup_block", "mixup_fold"], "without mixup")
     return dataclasses.replace(base, policy=policy)
 
 
@@ -161,6 +179,26 @@ def check_paths(flags: argparse.Namespace) -> None:
     """
     check_exists("--data_dir", flags.data_dir)
     check_exists("--teacher", flags.teacher)
+
+
+def refuse_idle_flags(flags: argparse.Namespace, given: Collection[str]) -> None:
+    """Refuses flags that change nothing beside the others.
+
+    Args:
+      flags: all of them.
+      given: names of those that were given.
+
+    Raises:
+      UserError: there is one.
+    """
+    if flags.dataset is None and flags.teacher is None:
+        idle = ("data_dir", "data_cache_bytes", "teacher_signature", "teacher_value_range")
+        refuse_without_effect(given, idle, "on the embedded default, which has its own")
+    elif flags.teacher is not None and flags.teacher.endswith(".keras"):
+        refuse_without_effect(
+            given, ["teacher_signature"], f"with --teacher={flags.teacher}: a .keras file has none"
+        )
+    check_cache_flags(given, store=None, data_dir=flags.data_dir or "")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -178,6 +216,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     beam_flags.check(flags.beam, parser)
     asks_for_demo(flags)
     check_flags(flags)
+    refuse_idle_flags(flags, parser.given(argv))
     check_paths(flags)
     runners.check(flags, flags.beam)
     return flags

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipeline.cache import add_cache_flags
+from pipeline.cache import add_cache_flags, check_cache_flags
 from pipeline.errors import UserError
 from pipeline.flags import Parser, check_exists, check_store, number, place, whole
 
@@ -33,10 +33,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, or a path is missing.
     """
-    flags = make_parser().parse_strictly(argv)
+    parser = make_parser()
+    flags, given = parser.parse_strictly(argv), parser.given(argv)
     if flags.fraction > 1:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
     check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
     check_exists("--teacher", flags.teacher)
+    check_cache_flags(given, store=flags.store, data_dir=flags.data_dir)
     return flags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, get_args
 from pipeline.cache import add_cache_flags, add_input_buffer_flag
 from pipeline.errors import UserError
 from pipeline.flags import (
+    BY_RECIPE,
     Parser,
     batch_size,
     check_exists,
@@ -36,7 +38,7 @@ from trainer.choices import (
     check_student,
 )
 from trainer.cli.effects import TRAIN, refuse_without_effect
-from trainer.recipes import TRAIN_RECIPES, train_recipe
+from trainer.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
 # (DESIGN section 8); an evaluation as often as a checkpoint.
@@ -165,6 +167,10 @@ def add_shared_flags(parser: Parser) -> None:
     add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
     add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
     add_input_buffer_flag(parser)
+    recipe = {field.name for field in dataclasses.fields(TrainRecipe)}
+    for action in parser._actions:
+        if action.dest in recipe and action.help is not None and "default" not in action.help:
+            action.help += BY_RECIPE
 
 
 def _shared_actions() -> list[argparse.Action]:
