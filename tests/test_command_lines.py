@@ -90,7 +90,7 @@ CASES: dict[str, tuple[list[str], tuple[str, str], list[str] | None, list[str] |
     "trainer.teacher": (
         ["finetune", "--model=tiny", "--output=o", "--workdir=w"],
         ("--step=1", "--steps"),
-        ["--data_dir=nowhere"],
+        ["--dataset=d", "--data_dir=nowhere"],
         ["--policy=heavy"],
     ),
     "trainer.launch": (

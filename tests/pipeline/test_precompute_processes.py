@@ -170,6 +170,22 @@ def until_a_shard_is_written(process: subprocess.Popen[str], store: Path) -> Non
 
 
 @pytest.mark.slow
+def test_the_traceback_of_a_worker_process_is_shown_for_debugging(
+    asked: Asked, breaking_worker_teacher: Path
+) -> None:
+    flags = dataclasses.replace(asked, teacher=breaking_worker_teacher).flags(
+        *SEVERAL, "--direct_num_workers=1"
+    )
+    with start([*flags, "--debug"]) as process:
+        _, stderr = process.communicate(timeout=500)
+    assert process.returncode == 3
+    *lines, last = without_bar(stderr)
+    assert last.startswith("error: ")
+    assert any("sdk_worker.py" in line for line in lines)
+    assert any("pipeline/worker.py" in line for line in lines)
+
+
+@pytest.mark.slow
 def test_an_error_in_a_worker_process_is_one_line(asked: Asked, breaking_worker_teacher: Path) -> None:
     """One worker, so that it calls its teacher often enough."""
     flags = dataclasses.replace(asked, teacher=breaking_worker_teacher).flags(
