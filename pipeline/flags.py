@@ -48,11 +48,6 @@ class Parser(argparse.ArgumentParser):
         """All flags, `--help` included."""
         return [name for action in self._actions for name in action.option_strings]
 
-    def given(self, argv: Sequence[str]) -> set[str]:
-        """The names, as attributes of the parsed flags, of those that are in some arguments."""
-        names = {argument.split("=")[0] for argument in argv if argument.startswith("--")}
-        return {action.dest for action in self._actions if names & {*action.option_strings}}
-
     def refuse(self, unknown: Sequence[str], *, also: Sequence[str] = ()) -> None:
         """Raises UserError for the first unknown argument, with the nearest flag, of ours or `also`."""
         if unknown:

@@ -71,7 +71,7 @@ def _check_given_rates(flags: argparse.Namespace, given: Collection[str]) -> Non
         raise UserError(
             f"--precompute_rate={flags.precompute_rate:g}: more than --teacher_rate={flags.teacher_rate:g}, which it waits for"
         )
-    all_flags = make_precompute_parser().given(make_precompute_parser().flag_names())
+    all_flags = {action.dest for action in make_precompute_parser()._actions}
     idle = {*all_flags, "calibrate_seconds"} - _OF_THE_DATA - _OF_THE_STORE - {"help", "debug"}
     refuse_without_effect(given, sorted(idle), "with --teacher_rate, for which nothing is run")
     if flags.dataset is None:

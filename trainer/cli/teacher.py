@@ -18,7 +18,6 @@ from pipeline.flags import (
     file_path,
     number,
     positive,
-    refuse_without_effect,
     seed,
     whole,
 )
@@ -166,11 +165,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 "directory beside it"
             )
         views_of(flags)
-        given = commands[argv[0]].given(argv)
-        if flags.teacher is None:
-            refuse_without_effect(given, ["teacher_value_range"], f"with --model={flags.model}")
-        if flags.dataset is None:
-            refuse_without_effect(given, ["data_dir"], "on the embedded default, which has its own")
         for name in ("data_dir", "init", "teacher"):
             check_exists(f"--{name}", getattr(flags, name))
     _check_output(flags.output)
