@@ -321,7 +321,7 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
       flags: the module whose `parse` takes the command's arguments. It imports nothing that takes seconds, and is
         called first: `--help` and mistakes are answered at once.
     """
-    from pipeline.logs import show_warnings  # which needs this module
+    from pipeline.logs import ReaderlessStandardError, show_warnings  # which needs this module
 
     def main(argv: list[str]) -> int | None:
         if flags is not None:
@@ -329,5 +329,6 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
         code: int | None = importlib.import_module(name).main(argv)
         return code
 
+    sys.stderr = ReaderlessStandardError(sys.stderr)  # type: ignore[assignment]
     show_warnings()
     run_command(main)

@@ -6,9 +6,13 @@ told in one line at the end as well; each entry says why.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from pipeline.errors import chain, find_reason
 from pipeline.text import printable
@@ -67,6 +71,38 @@ class _StandardError(logging.StreamHandler):
     @property
     def stream(self) -> object:  # type: ignore[override]
         return sys.stderr
+
+
+class ReaderlessStandardError:
+    """Standard error that goes on, without a word, when whoever read it has closed the pipe.
+
+    A message is no reason to lose work. And a progress bar that fails to write keeps its library's lock, so that the next
+    one would wait for it without end.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, or drops it."""
+        with self._dropping():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 class _Printable(logging.Formatter):

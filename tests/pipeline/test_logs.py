@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -118,3 +119,29 @@ def test_the_import_of_beam_says_nothing() -> None:
     code = "from pipeline.logs import show_warnings; show_warnings(); import apache_beam, logging; logging.warning('x')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "WARNING: root: x\n"
+
+
+def test_a_command_whose_standard_error_is_closed_ends_its_work(tmp_path: Path) -> None:
+    """As `command 2>&1 >/dev/null | head` does. tqdm's lock, once held by a bar that failed, stopped the next one."""
+    (tmp_path / "bars.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom tqdm import tqdm\n"
+        "def main(argv):\n"
+        "    sys.stdin.readline()\n"
+        "    for _ in range(2):\n"
+        "        with tqdm(range(3)) as bar:\n"
+        "            list(bar)\n"
+        "    print('a message', file=sys.stderr)\n"
+        "    Path(argv[0]).write_text('done')\n"
+    )
+    code = "from pipeline.errors import run_module; run_module('bars')"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True, env=environment)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stderr.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "out").read_text() == "done"
