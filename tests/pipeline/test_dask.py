@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,6 +32,13 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         self._start("scheduler", f"--host={self.address}")
+        deadline = time.monotonic() + 100
+        host, _, port = self.address.removeprefix("tcp://").partition(":")
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+                break
+            assert time.monotonic() < deadline, "no scheduler in 100 s"
+            time.sleep(0.1)
         self.workers = [self.start_worker(number) for number in range(2)]
 
     def _start(self, role: str, *flags: str, name: str = "") -> subprocess.Popen[bytes]:
