@@ -24,7 +24,7 @@ def describe(options: TrainOptions, store: Store, *, begun: Schedule | None = No
     dataset = store.spec.dataset
     text = (
         f"{recipe.student} on {dataset.name} ({dataset.split}): {count_text(length.steps)} steps of "
-        f"{recipe.batch_size} views, {count_text(length.epochs)} epochs; store holds {store.epochs}; recipe "
+        f"{recipe.batch_size} views, {count_text(length.epochs)} epoch{'' if length.epochs == 1 else 's'}; store holds {store.epochs}; recipe "
         f"{options.recipe_name}"
     )
     if options.flags["follow"] and length.steps * recipe.batch_size > store.views.num_records:

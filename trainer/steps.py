@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.units import counted
 
 # Intervals that one call of `fit` makes of a run without an end: Keras keeps a line of history for each, and
 # beginning anew costs a second of tracing the input.
@@ -60,7 +61,7 @@ class RunLength:
             count = int(epochs) * num_examples // batch_size
             if count < 1:
                 raise UserError(
-                    f"--batch_size={batch_size}: {epochs} epochs of {num_examples} examples do not fill one batch"
+                    f"--batch_size={batch_size}: {counted(epochs, 'epoch')} of {num_examples} examples do not fill one batch"
                 )
         if count != math.inf and count * batch_size > MAX_VIEWS:
             raise UserError(

@@ -12,6 +12,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.store.checked_json import build
 from pipeline.store.spec import differences
 from pipeline.store.untrusted import read_json
+from pipeline.units import counted
 from trainer.comparison.result_schema import ResultFile
 
 RESULT_FILE = "result.json"
@@ -71,7 +72,7 @@ def merge_results(results: Sequence[Result]) -> Result:
     for run in (run for result in results for run in result["runs"]):
         if (known := runs.setdefault(_key(run), run)) != run:
             raise UserError(
-                f"--from: {run['arm']}, {run['epochs']} epochs, seed {run['seed']} is in {known.get('directory')} and "
+                f"--from: {run['arm']}, {counted(run['epochs'], 'epoch')}, seed {run['seed']} is in {known.get('directory')} and "
                 f"in {run.get('directory')}, with different figures; name one of them"
             )
     pairs = {

@@ -93,7 +93,7 @@ def check_comparable(store: Store, runs: Sequence[FinishedRun]) -> None:
         if keys.count(key) > 1:
             twice = [str(other.directory) for other, found in zip(runs, keys, strict=True) if found == key]
             raise UserError(
-                f"{' and '.join(twice)}: both are {key[0]} with seed {key[1]} and {key[2]} epochs; name one of them"
+                f"{' and '.join(twice)}: both are {key[0]} with seed {key[1]} and {counted(key[2], 'epoch')}; name one of them"
             )
         here, there = _identity(run), _identity(runs[0])
         sides = (f"in {run.directory}", f"in {runs[0].directory}")

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
+from pipeline.units import counted
 from trainer.pages.arm_styles import arm_style
 from trainer.pages.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
 
@@ -64,7 +65,7 @@ def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
         if np.isfinite(values).all():
             rows.append(
                 (
-                    f"{pair['a']} \N{MINUS SIGN} {pair['b']}\n{pair['epochs']} epochs, seed {pair['seed']}",
+                    f"{pair['a']} \N{MINUS SIGN} {pair['b']}\n{counted(pair['epochs'], 'epoch')}, seed {pair['seed']}",
                     values,
                 )
             )
