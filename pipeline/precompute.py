@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -85,8 +86,8 @@ class ComputeShard(beam.DoFn):
         job = self._job
         self._worker: ShardWorker = self._shared.acquire(lambda: ShardWorker(job), tag=job)
 
-    def process(self, element: Element) -> None:
-        """Writes one shard, which the command finds by its note."""
+    def process(self, element: Element) -> Iterator[str]:
+        """Writes one shard, which the command finds by its note; yields its name."""
         task = from_element(element)
         result = self._worker.run(task)
         if not result.adopted:
@@ -96,6 +97,7 @@ class ComputeShard(beam.DoFn):
                 Metrics.counter(_METRICS, name.replace("seconds", "microseconds")).inc(
                     int(getattr(result, name) * 1e6)
                 )
+        yield task.name
 
 
 def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
@@ -169,6 +171,9 @@ def run_pipeline(
         | "Reshuffle" >> beam.Reshuffle()
         # a tuple for each ShardTask
         | "ComputeShard" >> beam.ParDo(ComputeShard(job, shared))
+        # Name of each shard. FnApiRunner notices a worker process that was killed by its broken stream of outputs alone:
+        # if ComputeShard had none, the command would wait for that worker without end.
+        | "CountShards" >> beam.combiners.Count.Globally()
     )
     try:
         result = pipeline.run()

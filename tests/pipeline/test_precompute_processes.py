@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,17 @@ COMMAND = [sys.executable, "-m", "pipeline.precompute"]
 SEVERAL = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 
 
-def start(flags: list[str], *, group: bool = False) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+class Command(subprocess.Popen[str]):
+    """A process that a failing test does not wait for."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
+def start(flags: list[str], *, group: bool = False) -> Command:
+    return Command(
         [*COMMAND, *flags],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -42,7 +52,7 @@ def start(flags: list[str], *, group: bool = False) -> subprocess.Popen[str]:
 def without_bar(stderr: str) -> list[str]:
     """Lines on standard error that are not the progress bar's."""
     lines = stderr.replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("precompute: ")]
+    return [line for line in lines if line.strip() and not line.startswith(("precompute: ", "top-1 on "))]
 
 
 def test_an_error_in_the_middle_exits_3_with_the_bar_and_one_line_on_standard_error(
