@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from pipeline.errors import EXIT_TERMINATED, Interrupted, find_reason
+from pipeline.errors import Interrupted, find_reason
 from pipeline.logs import show_warnings
 
 BEAM_COMMAND = "apache_beam.runners.worker.sdk_worker_main"
@@ -29,7 +29,7 @@ _LOCK = "VIEW_DISTILL_COMMAND_LOCK"  # environment variable of the workers
 
 @contextlib.contextmanager
 def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
-    """Worker processes started in this context end with it, with this process, and at its SIGINT or SIGTERM.
+    """Worker processes started in this context end with it, with this process, and at its SIGINT, SIGTERM or SIGHUP.
 
     Gives a function by which another thread ends the work: the context raises what is passed to it.
 
@@ -38,7 +38,7 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
 
     Raises:
       KeyboardInterrupt: at SIGINT.
-      Interrupted: at SIGTERM; exit code 143.
+      Interrupted: at SIGTERM, exit code 143; at SIGHUP, as of a dropped ssh connection, 129, unless it is ignored (nohup).
     """
     with tempfile.NamedTemporaryFile(prefix="precompute-", suffix=".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -53,8 +53,8 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
                 raise KeyboardInterrupt
             stops.append(
                 Interrupted(
-                    "SIGTERM: what was published stays, run the same command to continue",
-                    exit_code=EXIT_TERMINATED,
+                    f"{signal.Signals(number).name}: what was published stays, run the same command to continue",
+                    exit_code=128 + number,
                 )
             )
             raise stops[0]
@@ -63,7 +63,10 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
             stops.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, end) for number in numbers}
         try:
             yield fail
         except Exception:

@@ -8,6 +8,7 @@ them out again.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import os
@@ -276,6 +277,16 @@ def _told(error: UserError | DataError, *, behind: BaseException) -> int:
     return error.exit_code
 
 
+def _exit_code(error: Exception) -> int | None:
+    """Prints what a command says of `error`, and returns its exit code; None of a defect."""
+    found = find_reason(error)
+    if found is not None:
+        return _told(found, behind=error)
+    if any("KeyboardInterrupt" in f"{link!r}" for link in chain(error)):
+        return _interrupted()  # Beam has made another exception of it
+    return None
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
     """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
 
@@ -294,19 +305,27 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     except KeyboardInterrupt:
         code = _interrupted()
     except Exception as error:
-        found = find_reason(error)
         if isinstance(error, BrokenPipeError) and _has_no_reader(sys.stdout):  # `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        if found is None and any("KeyboardInterrupt" in f"{link!r}" for link in chain(error)):
-            code = _interrupted()  # Beam has made another exception of it
-        elif found is None:
+        if (found_code := _exit_code(error)) is None:
             raise
-        else:
-            code = _told(found, behind=error)
+        code = found_code
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """Ends the process without taking the interpreter down.
+
+    A failed run leaves iterators of tf.data behind, whose threads call Python. Taking the interpreter down waits for those
+    threads and keeps them from running: an error was printed, and the process never ended.
+    """
+    atexit._run_exitfuncs()  # temporary directories
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_module(name: str, *, flags: str | None = None) -> NoReturn:
@@ -331,4 +350,9 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
 
     sys.stderr = ReaderlessStandardError(sys.stderr)  # type: ignore[assignment]
     show_warnings()
-    run_command(main)
+    try:
+        run_command(main)
+    except SystemExit as end:
+        if end.code:
+            _exit_at_once(int(end.code))
+        raise

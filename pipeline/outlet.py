@@ -171,7 +171,12 @@ class BucketOutlet:
         self._bucket.write(note_name(task), text.encode())
 
     def remove(self, task: ShardTask) -> None:
-        """Implements `Outlet`."""
+        """Implements `Outlet`.
+
+        Raises:
+          TryAgainError: another run has taken the store over, and may have published the shard.
+        """
+        check_lease(self._bucket, self._lease)
         self._bucket.remove(note_name(task))
         self._bucket.remove(self._name(task))
 

@@ -23,6 +23,7 @@ from pipeline.worker import ShardResult
 
 _POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0  # a bucket counts its requests
 _SHARE = 0.02  # of the time that publishing may take: a manifest is written as a whole
+_LONGEST_PAUSE = 300.0  # seconds; readers wait for epochs
 _PATIENCE = 60.0  # seconds in which a file system over the network shows what another machine wrote
 
 
@@ -137,7 +138,7 @@ class Publisher:
             except BaseException as error:  # noqa: BLE001  # raised again where the work is
                 self._fail(error)
                 return
-            pause = max(self._pause, (time.monotonic() - begun) / _SHARE)
+            pause = max(self._pause, min((time.monotonic() - begun) / _SHARE, _LONGEST_PAUSE))
 
     def publish(self) -> None:
         """Publishes what is finished, as far as it makes a split or an epoch complete.
@@ -190,8 +191,8 @@ class Publisher:
             ) from error
 
     def _publish_rest(self) -> None:
+        self.publish()  # reads what is not published yet: minutes, of large shards
         end = time.monotonic() + _PATIENCE
-        self.publish()
         while missing := [task for waiting in self._waiting.values() for task in waiting]:
             if time.monotonic() > end:
                 raise TryAgainError(

@@ -49,7 +49,8 @@ def describe(options: TrainOptions, store: Store, *, begun: Schedule | None = No
         text += f"\n{notice}"
     if options.warmup_steps >= length.steps:
         text = f"warm-up of {options.warmup_steps} steps is longer than this run of {length.steps}: the rate never gets to its peak\n{text}"
-    epochs = None if options.flags["steps"] or length.endless else recipe.epochs or store.epochs
+    kept = begun is not None and not options.flags["epochs"]  # a length in steps
+    epochs = None if kept or options.flags["steps"] or length.endless else recipe.epochs or store.epochs
     if epochs is not None and (left := length.left_over(int(epochs))):
         text += f"\n{left} views of the last epoch fill no batch; they come first if the run is extended"
     return text

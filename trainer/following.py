@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.cache import SHARD_CACHE_BYTES
-from pipeline.errors import TryAgainError, UnpublishedError
+from pipeline.errors import TryAgainError, UnpublishedError, UserError
 from pipeline.store.reader import Store
 from pipeline.watching import WriterWatch
 from trainer.steps import RunLength
@@ -23,16 +23,24 @@ def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES)
     """Opens a store once its first epoch is published.
 
     Raises:
-      UnpublishedError: nothing is published, and no process writes the store.
+      UserError: nothing is published, and no process writes the store.
+      TryAgainError: the process that wrote it has ended before its first epoch.
     """
     watch, announced = WriterWatch(location), False
     while True:
         written = watch.is_written()  # before the look, which sees what the writer has published last
         try:
             return Store(location, shard_cache_bytes=shard_cache_bytes)
-        except UnpublishedError:
+        except UnpublishedError as error:
+            if not written and announced:
+                raise TryAgainError(
+                    f"--follow: --store={location}: no process writes it any more, and no epoch is published; continue the "
+                    "precompute, then run the same command again"
+                ) from error
             if not written:
-                raise
+                raise UserError(
+                    f"{error}; --follow waits for a precompute that holds the store: start the precompute first"
+                ) from error
         if not announced:
             print(f"--follow: waiting for the first epoch of {location}", flush=True)
             announced = True

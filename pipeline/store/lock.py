@@ -25,17 +25,26 @@ _ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held hold
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a process holds the lock of a store."""
+    """Whether a process holds the lock of a store.
+
+    Raises:
+      UserError: the lock cannot be read, or the file system has no locks.
+    """
+    path = directory / LOCK_FILE
     try:
-        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be asked for its owner ({error.strerror}); use a file system with locks"
+        ) from error
     return False
 
 

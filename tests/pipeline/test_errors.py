@@ -406,3 +406,29 @@ def test_every_command_is_run_with_its_imports(command: str) -> None:
     assert guard
     assert re.findall(r'run_module\("([\w.]+)"', after) == [command]
     assert re.findall(r"^(?:from|import) .*", before, re.MULTILINE) == ["from __future__ import annotations"]
+
+
+def test_a_failed_command_ends_whatever_its_threads_do(tmp_path: Path) -> None:
+    """As threads of tf.data, which a failed training run leaves behind; temporary directories are removed all the same."""
+    (tmp_path / "failing.py").write_text(
+        "import tempfile, threading\n"
+        "from pathlib import Path\n"
+        "from pipeline.errors import DataError\n"
+        "def main(argv):\n"
+        "    global scratch\n"
+        "    scratch = tempfile.TemporaryDirectory(dir=argv[0])\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    raise DataError('two sides differ')\n"
+    )
+    (tmp_path / "scratch").mkdir()
+    code = "from pipeline.errors import run_module; run_module('failing')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "scratch")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert "two sides differ" in done.stderr
+    assert not list((tmp_path / "scratch").iterdir())
