@@ -182,14 +182,16 @@ def test_real_duplicates_of_a_task_write_one_shard(
     assert sorted(p.name for p in path.parent.iterdir()) == ["pending", task.name]
     before, content = path.stat(), path.read_bytes()
     original = moved.run_teacher
-    monkeypatch.setattr(moved, "run_teacher", lambda batch: original(batch) + np.float32(1))
+    monkeypatch.setattr(moved, "run_teacher", lambda batch, **split: original(batch, **split) + np.float32(1))
     note = path.parent / "pending" / f"{task.name}.json"
     kept = note.read_text()
     note.unlink()  # as after its publication, so that the straggler computes
     with pytest.raises(TryAgainError):
         moved.run(task)
     monkeypatch.setattr(
-        moved, "run_teacher", lambda batch: (note.write_text(kept), original(batch) + np.float32(1))[1]
+        moved,
+        "run_teacher",
+        lambda batch, **split: (note.write_text(kept), original(batch, **split) + np.float32(1))[1],
     )
     assert moved.run(task).info == results[0].info
     assert (path.stat().st_ino, path.read_bytes()) == (before.st_ino, content)

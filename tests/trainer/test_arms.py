@@ -250,7 +250,7 @@ def test_arm_without_what_it_needs_says_what_to_precompute(
         (published_store, "--arm=fixed"): "precompute with --eval_splits=test,train",
         (one_epoch, "--arm=independent"): "precompute --epochs=2 or more",
         (mixed, "--arm=online --epochs=4"): "train for --epochs=3",
-        (mixed, "--arm=consistent --write_back --teacher=x"): "leave one of them out",
+        (mixed, f"--arm=consistent --write_back --teacher={tmp_path}"): "leave one of them out",
     }
     for (store, flags), remedy in cases.items():
         code, message = fail(arguments(store, tmp_path / "run", data_dir, *flags.split()), capsys)

@@ -21,7 +21,7 @@ LAUNCH = ["launch", *PLACE, "--type=v3-8", "--image=i", "--store=/s", "--data_di
 
 # Flags whose effect never depends on other flags, or that allow something.
 ALWAYS = {
-    "train": "replicas tpu debug help store workdir arm epochs steps write_back follow seed data_dir data_cache_bytes recipe "
+    "train": "sync_batch_norm replicas tpu debug help store workdir arm epochs steps write_back follow seed data_dir data_cache_bytes recipe "
     "allow_recipe_mismatch allow_short_run student batch_size temperature temperature_squared learning_rate weight_decay "
     "clip epsilon warmup_steps strategy steps_per_execution jit_compile precision deterministic eval_split eval_every "
     "eval_batch_size log_every checkpoint_every image_cache_bytes input_buffer_bytes init student_image_size image_size",
@@ -42,10 +42,8 @@ ALWAYS = {
         (train.parse, [*LOCAL, "--replicas=2"], "--strategy=mirrored"),
         (train.parse, [*LOCAL, "--tpu=local"], "--strategy=tpu"),
         (train.parse, [*LOCAL, "--strategy=mirrored", "--tpu=local"], "--strategy=tpu"),
-        (train.parse, [*LOCAL, "--sync_batch_norm"], "--strategy"),
         (train.parse, [*LOCAL, "--arm=fixed", "--teacher=t"], "--arm"),
         (compare.parse, [*LOCAL, "--clip=none", "--clip_norm=1"], "--clip"),
-        (compare.parse, [*LOCAL, "--sync_batch_norm"], "--strategy"),
         (compare.parse, [*LOCAL, "--arms=offline,fixed", "--teacher=t"], "--arms"),
         (compare.parse, [*LOCAL, "--arms=offline,fixed", "--measure"], "--arms=online"),
         (compare.parse, ["--workdir=w", "--from=a,b", "--seeds=0"], "--from"),

@@ -297,7 +297,7 @@ def test_split_without_another_to_evaluate_on_is_said(
         ("--model=tiny", ["--init=a.npz"], r"--init=a.npz: a .npz is of a BiT; --model=tiny is none"),
         ("--model=bit_small", ["--init=/none.npz"], "/none.npz: no such file"),
         ("--model=tiny", ["--init=/none"], "--init=/none: no such file"),
-        ("--model=tiny", ["--teacher_value_range=0..2"], "expected one of 0..255"),
+        ("--teacher=/none", ["--teacher_value_range=0..2"], "expected one of 0..255"),
         ("--model=tiny", ["--steps=0"], "--steps: 0: expected 1 or more"),
         ("--model=tiny", ["--learning_rate=-1"], "--learning_rate: -1: expected a finite number, 0 or more"),
         ("--model=tiny", ["--policy=heavy"], "--policy=heavy: expected one of inception, light"),

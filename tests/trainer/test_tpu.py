@@ -19,8 +19,8 @@ def test_tpu_has_to_be_named():
         make_strategy("tpu")
 
 
-def test_machine_without_a_tpu_is_told_so_in_one_line(tmp_path: Path):
-    argv = arguments(tmp_path / "store", tmp_path / "run", None, "--strategy=tpu", "--tpu=local")
+def test_machine_without_a_tpu_is_told_so_in_one_line(published_store: Path, tmp_path: Path):
+    argv = arguments(published_store, tmp_path / "run", None, "--strategy=tpu", "--tpu=local")
     done = subprocess.run(command(argv), env=environment(), capture_output=True, text=True)
     assert done.returncode == EXIT_USER_ERROR, done.stderr
     assert "Traceback" not in done.stderr

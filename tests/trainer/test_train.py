@@ -339,7 +339,8 @@ def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_give
     assert result["eval_split"] == "train[12:]"
     assert list(result["evaluation"]) == ["train[12:]"]  # not the whole split
     assert result["evaluation"]["train[12:]"]["examples"] == 5
-    assert FinishedRun.load(workdir).evaluation == metrics(workdir, "eval_train[12:]")[-1]
+    last = metrics(workdir, "eval_train[12:]")[-1]
+    assert last.items() >= FinishedRun.load(workdir).evaluation.items()
     capsys.readouterr()
     assert main(argv) == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -61,9 +61,6 @@ SHARED = {
     "decay_mode": _DECAY,
     "decay_kernels_only": _DECAY,
     "clip_norm": Condition(lambda flags: flags.clip != "none", "a --clip other than none"),
-    "sync_batch_norm": Condition(
-        lambda flags: flags.strategy != "default", "a --strategy of several replicas"
-    ),
 }
 TRAIN = {
     **SHARED,
