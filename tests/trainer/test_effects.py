@@ -89,9 +89,9 @@ def test_flags_that_have_an_effect_are_taken():
         ["--write_back", "--teacher=t", "--views_per_shard=9"],
         ["--strategy=mirrored", "--replicas=2", "--sync_batch_norm"],
     ):
-        effects.refuse_without_effect(train.make_parser(), [*LOCAL, *argv], effects.TRAIN)
+        effects.parse_effective(train.make_parser(), [*LOCAL, *argv], effects.TRAIN)
     bucket = ["--store=gs://b/s", "--workdir=w", "--shard_cache_bytes=1"]
-    effects.refuse_without_effect(train.make_parser(), bucket, effects.TRAIN)
+    effects.parse_effective(train.make_parser(), bucket, effects.TRAIN)
 
 
 @pytest.mark.parametrize(

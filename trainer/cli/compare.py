@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.flags import Parser, check_exists, check_store, file_path, place, positive
 from pipeline.flags import seed as seed_number
 from trainer.choices import ARMS, check_strategy, check_student
-from trainer.cli.effects import COMPARE, WITH_FROM, refuse_without_effect
+from trainer.cli.effects import COMPARE, WITH_FROM, parse_effective
 from trainer.cli.train import add_shared_flags
 from trainer.recipes import train_recipe
 
@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"--{idle[0]}: has no effect with --from, which trains nothing; leave one of them out"
         )
-    refuse_without_effect(parser, argv, COMPARE)
+    parse_effective(parser, argv, COMPARE)
     if flags.recipe is not None:
         train_recipe(flags.recipe)
     if flags.student is not None:

@@ -29,7 +29,7 @@ class Condition:
     needs: str
 
 
-def refuse_without_effect(
+def parse_effective(
     parser: Parser, argv: Sequence[str], conditions: Mapping[str, Condition]
 ) -> argparse.Namespace:
     """Parses arguments strictly, and refuses a flag among them that has no effect.

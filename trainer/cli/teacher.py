@@ -25,7 +25,7 @@ from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer import choices
-from trainer.cli.effects import FINETUNE, refuse_without_effect
+from trainer.cli.effects import FINETUNE, parse_effective
 
 _IMAGE_SIZE = 128
 
@@ -151,7 +151,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.parse_strictly(argv)  # --help, or a mistake
         raise UserError("name a command: convert or finetune")
     conditions = FINETUNE if argv[0] == "finetune" else {}
-    flags = refuse_without_effect(commands[argv[0]], argv[1:], conditions)
+    flags = parse_effective(commands[argv[0]], argv[1:], conditions)
     flags.command = argv[0]
     if flags.command == "convert":
         if flags.model not in choices.BIT_MODELS:

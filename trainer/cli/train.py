@@ -37,7 +37,7 @@ from trainer.choices import (
     check_strategy,
     check_student,
 )
-from trainer.cli.effects import TRAIN, refuse_without_effect
+from trainer.cli.effects import TRAIN, parse_effective
 from trainer.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
@@ -268,7 +268,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
       UserError: a flag is unknown or out of range, or a path is missing.
     """
-    flags = refuse_without_effect(make_parser(), argv, TRAIN)
+    flags = parse_effective(make_parser(), argv, TRAIN)
     check_flags(flags)
     check_paths(flags)
     return flags

@@ -40,10 +40,10 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     for flag in given:
         if flag.split("=")[0] in _SET_BEFORE:
             raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
-    from trainer.cli.effects import TRAIN, refuse_without_effect
+    from trainer.cli.effects import TRAIN, parse_effective
     from trainer.cli.train import check_flags, make_parser
 
-    flags = refuse_without_effect(make_parser(), [*own, *given], TRAIN)
+    flags = parse_effective(make_parser(), [*own, *given], TRAIN)
     check_flags(flags)
     if flags.strategy == "multiworker":
         raise UserError(
