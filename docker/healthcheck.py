@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from pipeline.cli.dataset import parse
-from pipeline.dataset import Dataset
-from pipeline.dataset_import import run_import
-from pipeline.pending import cut_shards
-from pipeline.publishing import publish_results
-from pipeline.store.files import write_text
+from pipeline.flags.dataset import parse
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.dataset_import import run_import
+from pipeline.inputs.teacher import Teacher
+from pipeline.precomputing.publishing import publish_results
+from pipeline.precomputing.shard_tasks import cut_shards
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
+from pipeline.storage.files import write_text
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
-from pipeline.teacher import Teacher
 from pipeline.views.input import ViewInput
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import EvalCrop, render_probe, training_renderer
 from pipeline.views.source import ImageSource
-from pipeline.worker import PrecomputeJob, ShardWorker
 
 SIZE = 16
 

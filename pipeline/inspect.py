@@ -12,23 +12,23 @@ says; all of them are listed.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("pipeline.inspect", flags="pipeline.cli.inspect")
+    run_module("pipeline.inspect", flags="pipeline.flags.inspect")
 
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.cli.inspect import parse
-from pipeline.contents import Contents, contents_text, find_contents, find_problems
-from pipeline.dataset import Dataset
 from pipeline.errors import DataError
+from pipeline.flags.inspect import parse
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.locate import open_dataset
+from pipeline.pages.summary import Contents, contents_text, find_contents, find_problems
 from pipeline.pages.template import report_extra
-from pipeline.provenance import open_dataset
-from pipeline.sample import IMAGES, count_areas, count_records, sample_views, spread
-from pipeline.store.files import write_json, write_text
+from pipeline.precomputing.sample import IMAGES, count_areas, count_records, sample_views, spread
+from pipeline.storage.files import write_json, write_text
 from pipeline.store.reader import Store
 
 

@@ -16,9 +16,9 @@ store does not. Everything else costs both the same, so precomputing has paid fo
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("pipeline.plan", flags="pipeline.cli.plan")
+    run_module("pipeline.plan", flags="pipeline.flags.plan")
 
 import argparse
 import dataclasses
@@ -31,19 +31,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.choices import check_num_classes
-from pipeline.cli.plan import CALIBRATE_SECONDS, parse
-from pipeline.cli.precompute import announce_demo, check_flags
-from pipeline.dataset import Dataset
-from pipeline.options import find_eval_splits, resolve
+from pipeline.cli.choices import check_num_classes
+from pipeline.cli.units import counted
+from pipeline.flags.plan import CALIBRATE_SECONDS, parse
+from pipeline.flags.precompute import announce_demo, check_flags
+from pipeline.inputs.dataset import Dataset
 from pipeline.pages.figures import bytes_text, error_text, kept_logits, kl_text
-from pipeline.pending import SHARD_SECONDS, cut_shards
+from pipeline.precomputing.options import find_eval_splits, resolve
+from pipeline.precomputing.shard_tasks import SHARD_SECONDS, cut_shards
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker, Totals
+from pipeline.storage.files import write_json
 from pipeline.store.codecs import Codec, fidelity, make_codec
-from pipeline.store.files import write_json
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.shards import MAX_SHARDS, ShardTask, estimated_bytes
-from pipeline.units import counted
-from pipeline.worker import PrecomputeJob, ShardWorker, Totals
 
 _CODECS = ("float32", "bfloat16", "float16", "int8", "topk:10", "topk:100")
 _LONGEST = 4096  # batches, where the teacher is so fast that this takes less

@@ -13,9 +13,9 @@ This is the only module that imports Beam.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("pipeline.precompute", flags="pipeline.cli.precompute")
+    run_module("pipeline.precompute", flags="pipeline.flags.precompute")
 
 import shlex
 import sys
@@ -31,29 +31,30 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
-from pipeline import beam_worker, value_range
-from pipeline.accuracy import SplitAccuracy, accuracy_text, record_accuracy
-from pipeline.choices import DEMO_STORE
-from pipeline.claim import Claim, check_space, claimed, open_store
-from pipeline.cli.beam_flags import DEFAULT_RUNNER, LOCAL_RUNNERS
-from pipeline.cli.precompute import announce_demo, make_parser, parse
-from pipeline.errors import UserError, first_line
-from pipeline.flags import Parser
-from pipeline.machine import usable_cpus, usable_memory
-from pipeline.options import PrecomputeOptions, describe_eval_splits, resolve
-from pipeline.outlet import open_outlet
+from pipeline.cli.choices import DEMO_STORE
+from pipeline.cli.environment import usable_cpus, usable_memory
+from pipeline.cli.parser import Parser
+from pipeline.cli.units import counted
+from pipeline.errors import UserError
+from pipeline.errors.causes import first_line
+from pipeline.flags.beam import DEFAULT_RUNNER, LOCAL_RUNNERS
+from pipeline.flags.precompute import announce_demo, make_parser, parse
 from pipeline.pages.figures import codec_cost_text
-from pipeline.pending import SHARD_SECONDS, damaged_tasks, pending_tasks
-from pipeline.progress import Progress, records_text, split_records
-from pipeline.publishing import Publisher
-from pipeline.services import service_failure
+from pipeline.precomputing import beam_worker, value_range
+from pipeline.precomputing.accuracy import SplitAccuracy, accuracy_text, record_accuracy
+from pipeline.precomputing.options import PrecomputeOptions, describe_eval_splits, resolve
+from pipeline.precomputing.progress import Progress, records_text, split_records
+from pipeline.precomputing.publishing import Publisher
+from pipeline.precomputing.services import service_failure
+from pipeline.precomputing.shard_sink import open_sink
+from pipeline.precomputing.shard_tasks import SHARD_SECONDS, damaged_tasks, pending_tasks
+from pipeline.precomputing.store_session import StoreSession, check_space, open_session, prepare_directory
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import Spec
-from pipeline.units import counted
-from pipeline.worker import PrecomputeJob, ShardWorker
 
 _METRICS = "precompute"
 
@@ -214,12 +215,12 @@ def describe_plan(tasks: list[ShardTask], *, seconds_a_batch: float, options: Pr
     return line
 
 
-def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds: float) -> str:
+def summarize(session: StoreSession, spec: Spec, counters: dict[str, int] | None, seconds: float) -> str:
     """The lines at the end; see `run_pipeline` for the counters."""
-    views = load_manifest(claim.path, digest=spec.digest())[VIEWS_SPLIT]
+    views = load_manifest(session.path, digest=spec.digest())[VIEWS_SPLIT]
     cost = views.fidelity()
     text = (
-        f"store: {claim.location}: {counted(views.records, 'view')} ({counted(views.records // spec.num_examples, 'epoch')} of "
+        f"store: {session.location}: {counted(views.records, 'view')} ({counted(views.records // spec.num_examples, 'epoch')} of "
         f"{counted(spec.num_examples, 'example')}), {views.bytes / 1e6:,.1f} MB, {views.bytes / views.records:.0f} bytes a view\n"
         f"codec {codec_cost_text(spec.codec, **cost, temperature=spec.temperature)}"
     )
@@ -238,10 +239,11 @@ def summarize(claim: Claim, spec: Spec, counters: dict[str, int] | None, seconds
     return text
 
 
-def find_accuracy(claim: Claim, options: PrecomputeOptions) -> dict[str, SplitAccuracy]:
+def find_accuracy(session: StoreSession, options: PrecomputeOptions) -> dict[str, SplitAccuracy]:
     """The teacher's top-1 on each evaluated split, measured where it is not recorded."""
     return record_accuracy(
-        Store(claim.location, in_order=False), {name: options.datasets[name] for name in options.eval_splits}
+        Store(session.location, in_order=False),
+        {name: options.datasets[name] for name in options.eval_splits},
     )
 
 
@@ -274,11 +276,11 @@ def describe_found(
     return f"found: {'; '.join(parts)}" if parts else None
 
 
-def repair_tasks(claim: Claim) -> list[ShardTask]:
+def repair_tasks(session: StoreSession) -> list[ShardTask]:
     """With `--repair`, the published shards to be computed again; says which, and why."""
-    if not claim.is_published:
+    if not session.is_published:
         return []
-    damaged = damaged_tasks(Store(claim.location))
+    damaged = damaged_tasks(Store(session.location))
     for _, what in damaged:
         print(f"to be computed again: {what}")
     if not damaged:
@@ -286,14 +288,16 @@ def repair_tasks(claim: Claim) -> list[ShardTask]:
     return [task for task, _ in damaged]
 
 
-def find_missing(claim: Claim, tasks: list[ShardTask], options: PrecomputeOptions) -> list[ShardTask]:
+def find_missing(
+    session: StoreSession, tasks: list[ShardTask], options: PrecomputeOptions
+) -> list[ShardTask]:
     """The shards that are to be computed; prints what an interrupted run has finished of `tasks`.
 
     Raises:
       UserError: the disk cannot hold them.
     """
-    outlet = open_outlet(options.store, digest=options.spec.digest(), lease=claim.lease)
-    finished = claim.take_over([task for task in tasks if not task.sha256], outlet)
+    sink = open_sink(options.store, digest=options.spec.digest(), lease=session.lease)
+    finished = session.take_over([task for task in tasks if not task.sha256], sink)
     if text := describe_found(finished, tasks, options):
         print(text, flush=True)
     found = set(finished)
@@ -303,7 +307,9 @@ def find_missing(claim: Claim, tasks: list[ShardTask], options: PrecomputeOption
     return missing
 
 
-def make_job(claim: Claim, options: PrecomputeOptions, runner_options: PipelineOptions) -> PrecomputeJob:
+def make_job(
+    session: StoreSession, options: PrecomputeOptions, runner_options: PipelineOptions
+) -> PrecomputeJob:
     """What workers need to know."""
     return PrecomputeJob(
         store=options.store,
@@ -313,8 +319,8 @@ def make_job(claim: Claim, options: PrecomputeOptions, runner_options: PipelineO
         image_cache_bytes=options.image_cache_bytes,
         input_buffer_bytes=options.input_buffer_bytes or buffer_share(runner_options),
         data_cache_bytes=options.data_cache_bytes,
-        lease=claim.lease,
-        progress=str(claim.path),
+        lease=session.lease,
+        progress=str(session.path),
     )
 
 
@@ -338,37 +344,37 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     runner_options = beam_options(flags.beam, make_parser())
     is_demo = announce_demo(flags)
-    open_store(flags.store or DEMO_STORE)
+    prepare_directory(flags.store or DEMO_STORE)
     options = resolve(flags, is_demo=is_demo)
-    with claimed(options.store) as claim:
-        claim.check(options.spec, repair=options.repair)
-        tasks, identities = pending_tasks(options, claim.path)
+    with open_session(options.store) as session:
+        session.check(options.spec, repair=options.repair)
+        tasks, identities = pending_tasks(options, session.path)
         if options.repair:
-            tasks = [*repair_tasks(claim), *tasks]
+            tasks = [*repair_tasks(session), *tasks]
         if not tasks:
             print(f"nothing to do: {counted(options.epochs, 'epoch')} or more are published")
-            print(summarize(claim, options.spec, {}, 0.0))
-            print(accuracy_text(find_accuracy(claim, options)))
+            print(summarize(session, options.spec, {}, 0.0))
+            print(accuracy_text(find_accuracy(session, options)))
             return 0
-        missing = find_missing(claim, tasks, options)
-        job = make_job(claim, options, runner_options)
+        missing = find_missing(session, tasks, options)
+        job = make_job(session, options, runner_options)
         print(describe_eval_splits(options))
         shared = Shared()
         if missing:
             try_worker(job, missing, shared=shared, options=options)
-        claim.write_spec(options.spec)
+        session.write_spec(options.spec)
         begun = time.monotonic()
         counters: dict[str, int] | None = {}
         with (
             beam_worker.workers_end_with_command() as fail,
-            Publisher(claim, options.spec, tasks, identities, fail=fail) as publisher,
+            Publisher(session, options.spec, tasks, identities, fail=fail) as publisher,
         ):
             if missing:
-                with Progress(claim.path, missing, publisher):
+                with Progress(session.path, missing, publisher):
                     counters = run_pipeline(missing, job, shared=shared, options=runner_options)
-        claim.remove_leftovers()  # notes, and what workers have left that were lost
+        session.remove_leftovers()  # notes, and what workers have left that were lost
         seconds = time.monotonic() - begun
-        accuracy = find_accuracy(claim, options)
-        print(summarize(claim, options.spec, counters, seconds))
+        accuracy = find_accuracy(session, options)
+        print(summarize(session, options.spec, counters, seconds))
         print(accuracy_text(accuracy))
     return 0

@@ -12,9 +12,9 @@ otherwise.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("pipeline.verify", flags="pipeline.cli.verify")
+    run_module("pipeline.verify", flags="pipeline.flags.verify")
 
 import collections
 import concurrent.futures
@@ -27,10 +27,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from tqdm import tqdm
 
-from pipeline.cache import SHARD_CACHE_BYTES
-from pipeline.cli.verify import parse
 from pipeline.errors import DataError
-from pipeline.provenance import find_data_dir, find_teacher
+from pipeline.flags.verify import parse
+from pipeline.inputs.locate import find_data_dir, find_teacher
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker, found_records
+from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.store.codecs import Codec
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.openers import DOWNLOADS
@@ -39,7 +40,6 @@ from pipeline.views.input import Batch
 from pipeline.views.keys import stream_key
 from pipeline.views.order import permute
 from pipeline.views.records import ViewRecords
-from pipeline.worker import PrecomputeJob, ShardWorker, found_records
 
 _SHARDS_PER_PIPELINE = 256  # to start one takes 0.1 to 0.35 s of CPU time
 # float32 sums in another order: oneDNN on another processor, or another number of threads. Relative to the

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from pipeline.buckets import retry
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage import retry
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests import buckets, stores
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import run_command
+from pipeline.cli.main import run_command
 from trainer.cloud import check_store, tpu_job
 from trainer.launch import main
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer import choices, train
+from trainer import train
+from trainer.config import choices
 from trainer.models import STUDENTS
 
 BATCH, STEPS = 8, 6

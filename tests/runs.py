@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import run_command
+from pipeline.cli.main import run_command
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard
 from pipeline.views.input import ViewInput
-from trainer.begun import begun_schedule
-from trainer.cli.train import make_parser
-from trainer.options import TrainOptions, resolve
-from trainer.replay import step_batches
-from trainer.train import Run, main
+from trainer.flags.train import make_parser
+from trainer.run.begun import begun_schedule
+from trainer.run.options import TrainOptions, resolve
+from trainer.run.training import Run
+from trainer.targets.replay import step_batches
+from trainer.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 Batch = dict[str, np.ndarray]

@@ -13,22 +13,22 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from pipeline.claim import remove_notes
-from pipeline.dataset import Dataset
-from pipeline.pending import cut_shards
-from pipeline.publishing import publish_results
-from pipeline.store.files import write_text
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.teacher import Teacher
+from pipeline.precomputing.publishing import publish_results
+from pipeline.precomputing.shard_tasks import cut_shards
+from pipeline.precomputing.store_session import remove_notes
+from pipeline.precomputing.worker import PrecomputeJob, ShardResult, ShardWorker
+from pipeline.storage.files import write_text
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
-from pipeline.teacher import Teacher
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import ViewRecords
 from pipeline.views.render import render_probe
-from pipeline.worker import PrecomputeJob, ShardResult, ShardWorker
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 
 DATASET = "small_photos"

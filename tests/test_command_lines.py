@@ -100,7 +100,6 @@ CASES: dict[str, tuple[list[str], tuple[str, str], list[str] | None, list[str] |
         ["--", "--student=nonsense"],
     ),
     "trainer.demo": ([], ("--workdi=w", "--workdir"), None, ["--workdir=s3://bucket/w"]),
-    "trainer.tpu_estimate": ([], ("--size=1", "--sizes"), None, ["--types=v9-8"]),
 }
 
 
@@ -120,7 +119,7 @@ def commands() -> set[str]:
             if re.search(r'^    run_module\("([\w.]+)"', path.read_text(), re.MULTILINE):
                 found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
     # Started by `trainer.compare` and `trainer.launch`.
-    return found - {"trainer.children", "trainer.measure", "trainer.cloud.check_store"}
+    return found - {"trainer.run.child_runs", "trainer.comparison.measure", "trainer.cloud.check_store"}
 
 
 def test_every_command_is_tried() -> None:

@@ -23,7 +23,9 @@ def run_script(text: str, level: str | None) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("first", ["from pipeline.store.reader import Store", "from trainer import replay"])
+@pytest.mark.parametrize(
+    "first", ["from pipeline.store.reader import Store", "from trainer.targets import replay"]
+)
 def test_a_script_that_imports_a_package_first_gets_no_notices(first: str) -> None:
     done = run_script(f"{first}\nimport tensorflow as tf\ntf.constant(1) + 1", None)
     assert done.stderr == ""

@@ -17,10 +17,10 @@ from pipeline.views.mix import mix
 from tests import runs, stores
 from tests.benchmarks import keras_example
 from trainer import models
-from trainer.distiller import Distiller, distillation_loss
-from trainer.optimizers import make_optimizer
-from trainer.recipes import train_recipe
-from trainer.schedules import WarmupConstant, WarmupCosine
+from trainer.config.recipes import train_recipe
+from trainer.step.distiller import Distiller, distillation_loss
+from trainer.step.optimizers import make_optimizer
+from trainer.step.schedules import WarmupConstant, WarmupCosine
 
 BENCHMARK = runs.ROOT / "tests/benchmarks/seed_example.py"
 SIZE = stores.SIZE

@@ -1,6 +1,6 @@
 """Offline against online, and the settings that fail: `python -m trainer.compare --store=DIR --workdir=DIR`.
 
-Trains one student once for each arm (`trainer.arms`), seed and length, from the same initial weights under the same
+Trains one student once for each arm (`trainer.targets.arms`), seed and length, from the same initial weights under the same
 schedule, as child processes; measures what a step costs online and offline; writes `result.json` and a report. Each
 run is one of `trainer.train` in a directory of its own below `runs/`: after an interruption the same command
 continues it, and what is finished is not done again. More arms, seeds or lengths in the same directory join those
@@ -13,9 +13,9 @@ that are there.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("trainer.compare", flags="trainer.cli.compare")
+    run_module("trainer.compare", flags="trainer.flags.compare")
 
 import argparse
 import json
@@ -28,36 +28,35 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
+from pipeline.cli.parser import make_directory
+from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
-from pipeline.flags import make_directory
-from pipeline.provenance import check_teacher_exists, find_data_dir, find_teacher, open_dataset
-from pipeline.store.checked_json import build
-from pipeline.store.files import remove_temporaries, write_json
-from pipeline.store.lock import LOCK_FILE, writer_lock
+from pipeline.inputs.locate import check_teacher_exists, find_data_dir, find_teacher, open_dataset
+from pipeline.storage.checked_json import build, read_json
+from pipeline.storage.files import remove_temporaries, write_json
+from pipeline.storage.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
-from pipeline.store.untrusted import read_json
-from pipeline.units import counted
-from trainer.arms import ARMS
-from trainer.children import Job, run_jobs
-from trainer.cli.compare import parse
-from trainer.cli.train import make_parser as make_train_parser
-from trainer.cli.train import shared_arguments, shared_flags
 from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.comparison.result_file import RESULT_LIMIT, load_result, merge_results
 from trainer.comparison.result_schema import CostFile
 from trainer.comparison.summary import summarize
-from trainer.describe import comparison_table
-from trainer.evaluate import accuracy_text, unlabeled_text
-from trainer.options import default_recipe, resolve
+from trainer.config.recipes import train_recipe
+from trainer.config.run_files import CONFIG_FILE, FILE_LIMIT, METRICS_FILE, RESULT_FILE
+from trainer.flags.compare import parse
+from trainer.flags.train import make_parser as make_train_parser
+from trainer.flags.train import shared_arguments, shared_flags
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
-from trainer.recipes import train_recipe
-from trainer.run_files import CONFIG_FILE, FILE_LIMIT, METRICS_FILE, RESULT_FILE
+from trainer.run.child_runs import Job, run_jobs
+from trainer.run.describe import comparison_table
+from trainer.run.evaluation import accuracy_text, unlabeled_text
+from trainer.run.options import default_recipe, resolve
+from trainer.targets.arms import ARMS
 
 COMPARISON_FILE = "comparison.json"  # what the runs have in common
 EPOCHS = "epochs"  # in it: those of the first command
-COST_FILE = "cost.json"  # what `trainer.measure` wrote
+COST_FILE = "cost.json"  # what `trainer.comparison.measure` wrote
 RUNS_DIRECTORY = "runs"
 # Flags that may differ from command to command in one directory: no figure depends on them.
 _FREE = (
@@ -194,13 +193,13 @@ def _cost_job(flags: argparse.Namespace, planned: Sequence[Job], workdir: Path) 
         return None
     if _measured(workdir) is not None:
         return None
-    from trainer.measure import TURNS
+    from trainer.comparison.measure import TURNS
 
     online = next(job for job in planned if "--arm=online" in job.argv)
     directory = workdir / "measuring"
     return Job(
         name="measuring",
-        module="trainer.measure",
+        module="trainer.comparison.measure",
         argv=[*online.argv, f"--output={workdir / COST_FILE}", f"--progress={directory / METRICS_FILE}"],
         workdir=directory,
         steps=TURNS,

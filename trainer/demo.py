@@ -7,7 +7,7 @@ one trained online; and a small table. About four minutes on two cores the first
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
     run_module("trainer.demo")
 
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.flags import Parser, file_path
-from trainer.children import ChildError, ended_by_signal, exit_code
+from pipeline.cli.parser import Parser, file_path
+from trainer.run.child_runs import ChildError, ended_by_signal, exit_code
 
 
 def run_stage(name: str, command: list[str]) -> float:

@@ -18,7 +18,7 @@ host or a service is out of reach (the same command goes on); 130 for Ctrl-C, wh
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
     run_module("trainer.launch")
 
@@ -28,12 +28,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.parser import Parser, file_path, positive, whole
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
-from pipeline.flags import Parser, file_path, positive, whole
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
 from trainer.cloud.preflight import check_job, check_trainer_flags, read_commands
-from trainer.cloud.slices import check_type
 from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
+from trainer.config.tpu_slices import check_type
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _LINES = 100

@@ -12,9 +12,9 @@ signature `serving_default`, `image` float32 [B, S, S, 3] in 0..255 to `logits` 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
-    run_module("trainer.teacher", flags="trainer.cli.teacher")
+    run_module("trainer.teacher", flags="trainer.flags.teacher")
 
 import argparse
 import dataclasses
@@ -24,24 +24,24 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline import demo
-from pipeline.choices import DEFAULT_SIGNATURE, check_num_classes
-from pipeline.dataset import Dataset
+from pipeline.cli.choices import DEFAULT_SIGNATURE, check_num_classes
+from pipeline.cli.parser import make_directory
 from pipeline.errors import UserError
-from pipeline.flags import make_directory
-from pipeline.store.files import remove_temporaries, replace_directory, write_json
-from pipeline.store.lock import writer_lock
+from pipeline.inputs import embedded
+from pipeline.inputs.dataset import Dataset
+from pipeline.storage.files import remove_temporaries, replace_directory, write_json
+from pipeline.storage.lock import writer_lock
 from pipeline.store.splits import may_overlap
 from trainer import models
-from trainer.cli.teacher import parse, views_of
-from trainer.evaluate import accuracy_text
-from trainer.finetune import Finetune, FinetuneOptions, evaluate_top1
-from trainer.hyperrule import rule_steps
+from trainer.config.run_files import RESULT_FILE
+from trainer.finetuning.bit_hyperrule import rule_steps
+from trainer.finetuning.finetune import Finetune, FinetuneOptions, evaluate_top1
+from trainer.finetuning.pretrained import build_network
+from trainer.flags.teacher import parse, views_of
 from trainer.models.bit import PublishedWeights
-from trainer.preemption import Preemption
-from trainer.pretrained import build_network
-from trainer.run_files import RESULT_FILE
-from trainer.workdir import open_workdir
+from trainer.run.evaluation import accuracy_text
+from trainer.run.preemption import Preemption
+from trainer.run.workdir import open_workdir
 
 _EVAL_SPLITS = ("validation", "test")
 _EVAL_BATCH_SIZE = 256
@@ -180,7 +180,7 @@ def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
     name, data_dir = flags.dataset, flags.data_dir
     if name is None:
         print("Embedded default: 5,000 MNIST digits. Your own: --dataset=NAME --data_dir=DIR", flush=True)
-        name, data_dir = demo.DATASET, str(demo.prepare_dataset())
+        name, data_dir = embedded.DATASET, str(embedded.prepare_dataset())
     dataset = Dataset(name, flags.split, data_dir=data_dir)
     steps = flags.steps or rule_steps(dataset.num_examples)
     as_given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(FinetuneOptions)}

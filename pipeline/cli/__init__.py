@@ -1,1 +1,1 @@
-"""The flags of each command, parsed and checked without TensorFlow, TFDS or Beam."""
+"""What every command shares: running it, parsing flags, filtering logs."""

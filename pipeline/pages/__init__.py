@@ -1,1 +1,1 @@
-"""Pages of one file that need no network: what the pages of a store and of a comparison share."""
+"""Pages and summaries of stores."""

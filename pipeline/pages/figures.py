@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline.text import printable
+from pipeline.errors.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.dataset import Dataset
-from pipeline.labels import UNLABELED
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import UNLABELED
 from pipeline.pages.figures import kept_logits, leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
@@ -180,7 +180,7 @@ def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
     """The page of a whole store.
 
     Args:
-      contents: of `pipeline.contents`, with `sample` and `gallery` (the facts of the views that are shown).
+      contents: of `pipeline.pages.summary`, with `sample` and `gallery` (the facts of the views that are shown).
       gallery: those views.
     """
     return render_page(

@@ -15,8 +15,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pipeline.store.files import write_text
-from pipeline.text import printable
+from pipeline.errors.text import printable
+from pipeline.storage.files import write_text
 
 # Name of a CSS variable to the colour on white. Okabe and Ito's palette, darkened to 4.5:1.
 COLOURS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.text import printable
+from pipeline.errors.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup

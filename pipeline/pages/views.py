@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.dataset import Dataset
+from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import Store
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix

@@ -1,1 +1,1 @@
-"""The store: ArrayRecord shards of views and teacher logits, a spec, a manifest, and TFDS's metadata."""
+"""The store: its layout, spec, codecs, shards, metadata and reader."""

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from pipeline.choices import FLOAT_CODECS, check_codec
+from pipeline.cli.choices import FLOAT_CODECS, check_codec
 from pipeline.errors import DataError, UserError
 
 Encoded = dict[str, np.ndarray]  # column of a record to its values for n views, [n, ...]

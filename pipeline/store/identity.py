@@ -11,10 +11,10 @@ import hashlib
 import json
 from typing import Any
 
-from pipeline.choices import check_value_range
+from pipeline.cli.choices import check_value_range
 from pipeline.errors import UserError
-from pipeline.store.untrusted import is_whole
-from pipeline.text import is_printable
+from pipeline.errors.text import is_printable
+from pipeline.storage.checked_json import is_whole
 from pipeline.views.policies import ViewPolicy
 
 MAX_EXAMPLES, MAX_BATCH_SIZE = 10**12, 65_536
@@ -63,7 +63,7 @@ class TeacherIdentity:
 
     Attributes:
       fingerprint: SHA-256 of its files.
-      value_range: that it takes views in; one of `pipeline.choices.VALUE_RANGES`.
+      value_range: that it takes views in; one of `pipeline.cli.choices.VALUE_RANGES`.
       signature: of a SavedModel; `keras` for a `.keras` file.
       batch_size: at which it runs.
     """

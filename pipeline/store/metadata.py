@@ -18,14 +18,13 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, naming
 
 from pipeline.errors import DataError
-from pipeline.store.checked_json import build
+from pipeline.storage.checked_json import build, read_json
+from pipeline.storage.files import publish, write_text
 from pipeline.store.codecs import Codec
-from pipeline.store.files import publish, write_text
 from pipeline.store.identity import DatasetIdentity
-from pipeline.store.layout import VIEWS_SPLIT
+from pipeline.store.layout import INFO_LIMIT, MANIFEST_LIMIT, VIEWS_SPLIT, split_name
 from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
 from pipeline.store.splits import file_split
-from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, read_json, split_name
 
 MANIFEST_FILE = "manifest.json"
 INFO_FILE = "dataset_info.json"

@@ -9,13 +9,19 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import DataError, TryAgainError, UserError
-from pipeline.store.files import write_bytes
-from pipeline.store.layout import ACCURACY_FILE, EVAL_DIRECTORY
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.files import write_bytes
+from pipeline.store.layout import (
+    ACCURACY_FILE,
+    EVAL_DIRECTORY,
+    INFO_LIMIT,
+    MANIFEST_LIMIT,
+    NOTE_LIMIT,
+    SPEC_LIMIT,
+)
 from pipeline.store.metadata import FEATURES_FILE, INFO_FILE, MANIFEST_FILE
 from pipeline.store.spec import SPEC_FILE
-from pipeline.store.untrusted import INFO_LIMIT, MANIFEST_LIMIT, NOTE_LIMIT, SPEC_LIMIT
 
 # What says what is published comes before the manifest, which may be ahead of it and never behind.
 _FILES = {INFO_FILE: INFO_LIMIT, FEATURES_FILE: INFO_LIMIT, MANIFEST_FILE: MANIFEST_LIMIT}

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pipeline.buckets.directory import BucketDirectory, named
 from pipeline.errors import DataError
+from pipeline.storage.bucket import BucketDirectory, named
 from pipeline.store.shards import ShardInfo, check_shard, open_shard, shard_name
 
 _OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify

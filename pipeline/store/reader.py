@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from pipeline.buckets.directory import BucketDirectory, is_url
-from pipeline.cache import SHARD_CACHE_BYTES
-from pipeline.errors import DataError, UnpublishedError, UserError, first_line
+from pipeline.errors import DataError, UnpublishedError, UserError
+from pipeline.errors.causes import first_line
+from pipeline.storage.bucket import BucketDirectory, is_url
+from pipeline.storage.cache import SHARD_CACHE_BYTES
+from pipeline.storage.files import check_links
 from pipeline.store.codecs import Codec
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
@@ -23,7 +25,6 @@ from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, 
 from pipeline.store.shards import parse, shard_name
 from pipeline.store.spec import Spec, differences
 from pipeline.store.splits import may_overlap
-from pipeline.store.untrusted import check_links
 from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 

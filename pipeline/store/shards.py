@@ -15,13 +15,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from pipeline.errors import DataError, UserError, first_line, of_the_system
-from pipeline.store.checked_json import build
+from pipeline.errors import DataError, UserError
+from pipeline.errors.causes import first_line, of_the_system
+from pipeline.storage.checked_json import build, is_whole, read_json
+from pipeline.storage.files import publish, sha256_of, write_text
 from pipeline.store.codecs import Codec, Column, Encoded
-from pipeline.store.files import publish, sha256_of, write_text
-from pipeline.store.layout import PENDING
+from pipeline.store.layout import NOTE_LIMIT, PENDING
 from pipeline.store.splits import file_split
-from pipeline.store.untrusted import NOTE_LIMIT, is_whole, read_json
 from pipeline.views.records import ViewRecords
 
 # Measured with 102 float16 logits: 223 bytes a record against 429 with groups of one, which compress nothing.

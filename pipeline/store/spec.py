@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from pipeline.errors import DataError, UserError
-from pipeline.store.checked_json import build
+from pipeline.storage.checked_json import build, is_whole, parse_json, read_text, scalars
 from pipeline.store.codecs import Codec, make_codec
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity, ViewAxis, digest_of
-from pipeline.store.layout import SPEC_FILE, missing_store
-from pipeline.store.untrusted import SPEC_LIMIT, is_whole, parse_json, read_text, scalars
+from pipeline.store.layout import SPEC_FILE, SPEC_LIMIT, missing_store
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import render_probe

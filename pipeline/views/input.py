@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import DataError, find_error
-from pipeline.machine import usable_cpus, usable_memory
+from pipeline.cli.environment import usable_cpus, usable_memory
+from pipeline.errors import DataError
+from pipeline.errors.causes import find_error
 from pipeline.views.batches import EXTRA_CROPS, plan_batch
 from pipeline.views.records import RecordSource, ViewRecords
 from pipeline.views.render import Renderer, Window, fingerprint32, flip, pack_windows, slice_window

@@ -1,7 +1,7 @@
 """The view half of the recipes: what a store has to hold for a published training setup.
 
 Views are fixed when the store is written, so this half belongs to the precompute; the training half is
-`trainer.recipes`. A recipe says which of its sources a number follows.
+`trainer.config.recipes`. A recipe says which of its sources a number follows.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from pipeline.dataset import image_sizes
-from pipeline.errors import DataError, first_line
+from pipeline.errors import DataError
+from pipeline.errors.causes import first_line
+from pipeline.views.headers import image_sizes
 from pipeline.views.render import Renderer, fingerprint32
 
 _SAMPLE = 64  # images whose headers are read to estimate whether all of them fit

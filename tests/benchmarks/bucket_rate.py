@@ -19,15 +19,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipeline.errors import run_command
-from pipeline.flags import number, positive
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import number, positive
 from pipeline.store.reader import Store
 from tests.benchmarks.alternate import measure, median, ratio
 from tests.buckets import BUCKET, Fault, FaultyLink, environment, s3_server, upload_tree
-from trainer.cli.train import make_parser
-from trainer.options import resolve
-from trainer.replay import replay_input, step_batches
-from trainer.train import Run
+from trainer.flags.train import make_parser
+from trainer.run.options import resolve
+from trainer.run.training import Run
+from trainer.targets.replay import replay_input, step_batches
 
 
 def main(argv: list[str]) -> int:

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from alternate import measure, median
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser, positive
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, positive
 from pipeline.store.codecs import fidelity, log_softmax, make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener

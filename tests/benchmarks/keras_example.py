@@ -2,8 +2,8 @@
 
 `knowledge_distillation_recipes` (Sayak Paul 2021, keras.io/examples/keras_recipes/better_knowledge_distillation), written
 anew from what it publishes, to be measured against. Optimizer, rate, decay, clipping, temperature and batch are in
-`trainer.recipes`, `keras_example`; the schedule's formula is `trainer.schedules.WarmupCosine`, TFA's AdamW comes from
-`trainer.optimizers`. Here is what the project does otherwise itself: views that are drawn as they come, and the
+`trainer.config.recipes`, `keras_example`; the schedule's formula is `trainer.step.schedules.WarmupCosine`, TFA's AdamW comes from
+`trainer.step.optimizers`. Here is what the project does otherwise itself: views that are drawn as they come, and the
 teacher's pass.
 
 Other than published, and all of it in the example's favour: the encoded images are in memory, not read in each epoch; the

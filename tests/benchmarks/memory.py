@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser
 
 # Runs a module and prints the peak resident size in KiB that the kernel has seen, as the last line.
 _RUN = (

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from alternate import measure, median, ratio
 
-from pipeline.cli.precompute import announce_demo, check_flags, make_parser
-from pipeline.dataset import Dataset
-from pipeline.errors import run_command
-from pipeline.options import resolve
+from pipeline.cli.main import run_command
+from pipeline.flags.precompute import announce_demo, check_flags, make_parser
+from pipeline.inputs.dataset import Dataset
+from pipeline.precomputing.options import resolve
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.layout import PENDING, VIEWS_SPLIT
 from pipeline.store.shards import ShardTask
-from pipeline.worker import PrecomputeJob, ShardWorker
 from trainer import models
 from trainer.teacher import export
 

@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow as tf
 from alternate import measure, median, ratio
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser
-from pipeline.provenance import open_dataset
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser
+from pipeline.inputs.locate import open_dataset
 from pipeline.store.reader import Store
 from pipeline.views.render import Window, fingerprint32
-from trainer.replay import replay_input
+from trainer.targets.replay import replay_input
 
 
 def main(argv: list[str]) -> int:

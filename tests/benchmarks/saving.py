@@ -19,17 +19,17 @@ from typing import Any
 import tensorflow as tf
 from alternate import measure, median
 
-from pipeline.errors import run_command
-from pipeline.provenance import load_teacher, open_dataset
+from pipeline.cli.main import run_command
+from pipeline.inputs.locate import load_teacher, open_dataset
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from trainer import models
-from trainer.cli.train import make_parser
-from trainer.distiller import Distiller
-from trainer.online import BatchedTeacher, ContinuedViews
-from trainer.options import resolve
-from trainer.replay import replay_input, step_batches
-from trainer.train import Run
+from trainer.flags.train import make_parser
+from trainer.run.options import resolve
+from trainer.run.training import Run
+from trainer.step.distiller import Distiller
+from trainer.targets.online import BatchedTeacher, ContinuedViews
+from trainer.targets.replay import replay_input, step_batches
 
 
 def main(argv: list[str]) -> int:

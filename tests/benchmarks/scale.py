@@ -25,16 +25,17 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 
-from pipeline.claim import Claim
-from pipeline.contents import find_contents, find_problems
-from pipeline.errors import run_command
-from pipeline.flags import Parser, positive
-from pipeline.options import PrecomputeOptions
-from pipeline.pending import pending_tasks
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, positive
+from pipeline.pages.summary import find_contents, find_problems
 from pipeline.precompute import run_pipeline
-from pipeline.progress import Progress
-from pipeline.publishing import publish_results
-from pipeline.sample import sample_views
+from pipeline.precomputing.options import PrecomputeOptions
+from pipeline.precomputing.progress import Progress
+from pipeline.precomputing.publishing import publish_results
+from pipeline.precomputing.sample import sample_views
+from pipeline.precomputing.shard_tasks import pending_tasks
+from pipeline.precomputing.store_session import StoreSession
+from pipeline.precomputing.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, shard_name
@@ -43,7 +44,6 @@ from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
 from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
 from pipeline.views.render import render_probe
-from pipeline.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
 
 BYTES = 140  # of a record of `topk:16`, about
 
@@ -169,7 +169,9 @@ def resume(options: PrecomputeOptions) -> None:
 
     sys.addaudithook(audit)
     longer = dataclasses.replace(options, epochs=options.epochs + 1)
-    measured("resuming: spec, sizes of all files", lambda: Claim(options.store, store).check(options.spec))
+    measured(
+        "resuming: spec, sizes of all files", lambda: StoreSession(options.store, store).check(options.spec)
+    )
     tasks, _ = measured("resuming: pending shards of one more epoch", lambda: pending_tasks(longer, store))
     found = measured("a reader: opening the store", lambda: Store(store))
     contents = measured("inspect: contents", lambda: find_contents(found))
@@ -205,7 +207,7 @@ def main(argv: list[str]) -> int:
         print(f"peak of the process after its imports: {_peak() / 1e6:,.0f} MB")
         tasks, _ = measured("pending shards", lambda: pending_tasks(options, Path(scratch)))
         first_shard(options.spec, tasks)
-        Claim(scratch, Path(scratch)).write_spec(options.spec)
+        StoreSession(scratch, Path(scratch)).write_spec(options.spec)
         print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")
         run_graph(options, tasks)
         print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")

@@ -37,20 +37,21 @@ import tensorflow as tf
 from alternate import measure, median, ratio
 from keras_example import SCHEDULE_STEPS, WARMUP_STEPS, OnlineDistiller, training_batches
 
-from pipeline.errors import UserError, run_command
-from pipeline.flags import positive
-from pipeline.provenance import find_teacher, load_teacher
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import positive
+from pipeline.errors import UserError
+from pipeline.inputs.locate import find_teacher, load_teacher
+from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import Store
-from pipeline.teacher import Teacher
 from trainer import models
-from trainer.cli.train import make_parser
-from trainer.distiller import Distiller
-from trainer.evaluate import Evaluation
-from trainer.optimizers import make_optimizer
-from trainer.options import resolve
-from trainer.replay import step_batches
-from trainer.schedules import WarmupCosine
-from trainer.train import Run
+from trainer.flags.train import make_parser
+from trainer.run.evaluation import Evaluation
+from trainer.run.options import resolve
+from trainer.run.training import Run
+from trainer.step.distiller import Distiller
+from trainer.step.optimizers import make_optimizer
+from trainer.step.schedules import WarmupCosine
+from trainer.targets.replay import step_batches
 
 PUBLISHED = WarmupCosine(SCHEDULE_STEPS, WARMUP_STEPS)
 TURNS = 20  # of each side, of its seconds

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import tensorflow as tf
 from alternate import measure, median, ratio
 
-from pipeline.errors import run_command
+from pipeline.cli.main import run_command
 from pipeline.store.reader import Store
-from trainer.cli.train import make_parser
-from trainer.options import resolve
-from trainer.replay import step_batches
-from trainer.train import Run
+from trainer.flags.train import make_parser
+from trainer.run.options import resolve
+from trainer.run.training import Run
+from trainer.targets.replay import step_batches
 
 
 def main(argv: list[str]) -> int:

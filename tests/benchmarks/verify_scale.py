@@ -24,8 +24,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser, number, positive
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, number, positive
 from pipeline.store.layout import EVAL_DIRECTORY, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, publish_metadata
 from pipeline.store.reader import Store

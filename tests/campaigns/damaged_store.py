@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.errors import DataError, UserError, run_command
-from pipeline.flags import Parser, file_path, positive
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, file_path, positive
+from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
 from pipeline.views.records import ViewRecords
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser, positive, whole
-from pipeline.worker import ShardWorker
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, positive, whole
+from pipeline.precomputing.worker import ShardWorker
 from tests import stores
 from tests.runs import (
     ROOT,
@@ -38,7 +38,7 @@ from tests.runs import (
     run_process,
     scalars,
 )
-from trainer.checkpoints import read_run, saved_path
+from trainer.run.checkpoints import read_run, saved_path
 
 # Short intervals: a kill at random then falls into a checkpoint or an evaluation as often as into a step.
 FLAGS = ("--deterministic", "--log_every=1", "--checkpoint_every=3", "--eval_every=10")

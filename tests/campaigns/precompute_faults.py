@@ -32,10 +32,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DataError, run_command
-from pipeline.flags import Parser, file_path, positive, whole
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, file_path, positive, whole
+from pipeline.errors import DataError
+from pipeline.storage.lock import LOCK_FILE
 from pipeline.store.layout import ACCURACY_FILE
-from pipeline.store.lock import LOCK_FILE
 from tests import stores
 from tests.buckets import BUCKET, get_object, list_objects, point_at, s3_server
 from tests.campaigns.precompute_runs import (

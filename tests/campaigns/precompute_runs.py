@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import publishing
-from pipeline.buckets.directory import BucketDirectory
-from pipeline.errors import run_command
-from pipeline.logs import show_warnings
+from pipeline.cli.logs import show_warnings
+from pipeline.cli.main import run_command
 from pipeline.precompute import main
-from pipeline.store.files import TEMPORARY
+from pipeline.precomputing import publishing
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.files import TEMPORARY
+from pipeline.storage.lock import LOCK_FILE
 from pipeline.store.layout import PENDING
-from pipeline.store.lock import LOCK_FILE
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import EVAL_DIRECTORY
 from pipeline.store.shards import parse_shard_name
@@ -45,18 +45,18 @@ class State:
       published: views that readers see.
       finished: shards on disk that are not published yet.
       half_written: temporaries, shards and metadata.
-      claimed: the spec is there.
+      open_session: the spec is there.
     """
 
     published: int
     finished: list[str]
     half_written: list[str]
-    claimed: bool
+    open_session: bool
 
     @property
     def in_flight(self) -> bool:
         """Whether there is anything of a run that did not come to its end."""
-        return bool(self.finished or self.half_written or (self.claimed and not self.published))
+        return bool(self.finished or self.half_written or (self.open_session and not self.published))
 
     def __str__(self) -> str:
         half = ", ".join(name.split("-")[1] for name in self.half_written) or "nothing"

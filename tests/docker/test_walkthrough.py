@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import GoogleCloudOptions
 
-from pipeline.cli.precompute import check_flags, make_parser
+from pipeline.flags.precompute import check_flags, make_parser
 from pipeline.plan import main as plan
 from pipeline.precompute import beam_options
 from tests.gcloud_parser import refused_by_gcloud

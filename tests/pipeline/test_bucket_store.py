@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import claim, inspect, verify
-from pipeline.buckets.directory import BucketDirectory
+from pipeline import inspect, verify
 from pipeline.errors import DataError, UserError
 from pipeline.precompute import main
-from pipeline.store.lock import LOCK_FILE
+from pipeline.precomputing import store_session as session
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.lock import LOCK_FILE
 from pipeline.store.reader import Store
 from tests.buckets import BUCKET, Fault, FaultyLink, get_object, point_at, put_object, upload_tree
 from tests.runs import fail
@@ -104,9 +105,9 @@ def test_repair_of_a_shard_in_a_bucket(
 def test_a_second_writer_and_a_foreign_directory_are_refused(
     remote: Asked, s3_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.buckets.lease.RENEWAL", 0.2)
-    with claim.claimed(str(remote.store)):
-        monkeypatch.setattr("pipeline.buckets.lease.is_dead", lambda owner: False)
+    monkeypatch.setattr("pipeline.storage.lease.RENEWAL", 0.2)
+    with session.open_session(str(remote.store)):
+        monkeypatch.setattr("pipeline.storage.lease.is_dead", lambda owner: False)
         code, line = fail(remote.flags(), capsys, main=main)
     assert code == 2
     assert "is writing it; wait for it" in line
@@ -128,13 +129,13 @@ def test_who_lost_the_lock_writes_nothing_more(
     remote: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bucket = BucketDirectory(str(remote.store))
-    write_spec = claim.Claim.write_spec
+    write_spec = session.StoreSession.write_spec
 
-    def steal(self: claim.Claim, spec: object) -> None:
+    def steal(self: session.StoreSession, spec: object) -> None:
         write_spec(self, spec)  # type: ignore[arg-type]
         bucket.write(LOCK_FILE, b'{"lease": "another"}')
 
-    monkeypatch.setattr(claim.Claim, "write_spec", steal)
+    monkeypatch.setattr(session.StoreSession, "write_spec", steal)
     code, line = fail(remote.flags(), capsys, main=main)
     assert code == 75
     assert "another run has taken the store over" in line
@@ -209,7 +210,7 @@ def test_a_writer_that_wakes_up_after_its_lock_was_taken_writes_nothing_more(
             time.sleep(0.02)
         process.send_signal(signal.SIGSTOP)
         point_at(s3_port, monkeypatch)
-        monkeypatch.setattr(claim, "hold_lease", functools.partial(claim.hold_lease, patience=1.0))
+        monkeypatch.setattr(session, "hold_lease", functools.partial(session.hold_lease, patience=1.0))
         assert main(remote.flags()) == 0
         finished = content(str(remote.store), s3_port)
         lock = BucketDirectory(str(remote.store)).read(LOCK_FILE, limit=1000)

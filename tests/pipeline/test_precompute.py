@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pipeline import dataset, inspect, verify
-from pipeline.errors import DataError, UserError, find_error, run_command
+from pipeline import inspect, verify
+from pipeline.cli.main import run_command
+from pipeline.errors import DataError, UserError
+from pipeline.errors.causes import find_error
+from pipeline.inputs import dataset
 from pipeline.precompute import main
-from pipeline.store.lock import writer_lock
+from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import Store
 from pipeline.store.shards import shard_name

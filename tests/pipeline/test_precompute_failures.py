@@ -15,19 +15,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.cli.precompute import announce_demo, make_parser
-from pipeline.errors import DataError, UserError, find_error, run_command
-from pipeline.options import resolve
+from pipeline.cli.main import run_command
+from pipeline.errors import DataError, UserError
+from pipeline.errors.causes import find_error
+from pipeline.flags.precompute import announce_demo, make_parser
+from pipeline.inputs.locate import open_dataset
 from pipeline.pages.views import replay_views
 from pipeline.precompute import describe_plan, main
-from pipeline.provenance import open_dataset
+from pipeline.precomputing.options import resolve
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.stores import BATCH, SIZE, Asked, PlainTeacher, prepare_dataset, save_teacher, shard_files
 
-# --- the teacher, before the store is claimed
+# --- the teacher, before the store is open_session
 
 
 def input_of(side: int, channels: int = 3, dtype: tf.DType = tf.float32) -> dict[str, tf.TensorSpec]:
@@ -35,7 +37,7 @@ def input_of(side: int, channels: int = 3, dtype: tf.DType = tf.float32) -> dict
 
 
 def refusal(asked: Asked, teacher: Path) -> UserError | DataError:
-    """The error of a run with a teacher that cannot work; the store is not claimed."""
+    """The error of a run with a teacher that cannot work; the store is not open_session."""
     with pytest.raises((UserError, DataError)) as caught:
         main(dataclasses.replace(asked, teacher=teacher).flags())
     assert not (asked.store / SPEC_FILE).exists()

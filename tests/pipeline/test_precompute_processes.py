@@ -19,9 +19,9 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.precompute import main
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests.stores import Asked, N, assert_whole, job_for, make_spec, shard_files, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +174,9 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of a command's workers."""
     children = Path(f"/proc/{process.pid}/task").glob("*/children")
     pids = [int(pid) for listed in children for pid in listed.read_text().split()]
-    return [pid for pid in pids if "pipeline.beam_worker" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [
+        pid for pid in pids if "pipeline.precomputing.beam_worker" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
 
 
 def until_a_shard_is_written(process: subprocess.Popen[str], store: Path) -> None:
@@ -198,7 +200,7 @@ def test_the_traceback_of_a_worker_process_is_shown_for_debugging(
     *lines, last = without_bar(stderr)
     assert last.startswith("error: ")
     assert any("sdk_worker.py" in line for line in lines)
-    assert any("pipeline/worker.py" in line for line in lines)
+    assert any("pipeline/precomputing/worker.py" in line for line in lines)
 
 
 @pytest.mark.slow

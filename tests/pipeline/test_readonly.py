@@ -20,7 +20,7 @@ PR_CAPBSET_DROP = 24  # linux/prctl.h
 COMMANDS = """
 import sys
 from pipeline import precompute, verify
-from pipeline.errors import run_command
+from pipeline.cli.main import run_command
 from trainer import train
 store, precomputing, workdir, *paths = sys.argv[1:]
 for name, main, arguments in (

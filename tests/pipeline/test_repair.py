@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError, find_error
-from pipeline.pending import damaged_tasks
+from pipeline.errors import DataError
+from pipeline.errors.causes import find_error
 from pipeline.precompute import main
-from pipeline.store.lock import writer_lock
+from pipeline.precomputing.shard_tasks import damaged_tasks
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
-from pipeline.worker import ShardWorker
 from tests.stores import Asked, job_for, shard_files
 
 METADATA = ("manifest.json", "dataset_info.json", "features.json", "spec.json", "eval/manifest.json")

@@ -16,13 +16,13 @@ import pytest
 
 from pipeline import verify
 from pipeline.errors import DataError, UserError
-from pipeline.store.files import sha256_of
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage.files import sha256_of
 from pipeline.store.metadata import load_manifest, publish_metadata
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, write_shard
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
 

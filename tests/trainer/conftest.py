@@ -12,13 +12,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests import bit, stores, teachers
 from tests.fake_cloud import CLOUD, Cloud
 from tests.launches import DATA, STORE, TRAINER, run_check_here
-from trainer import choices, models
+from trainer import models
 from trainer.cloud import preflight
+from trainer.config import choices
 from trainer.models.bit import BIT_MODELS
 
 MakeStore = Callable[..., Path]

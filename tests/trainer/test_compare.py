@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import ROOT, checkpoint_weights, environment, fail, losses
-from trainer.cli.compare import make_parser
 from trainer.compare import COMPARISON_FILE, main, plan_runs
 from trainer.compare import EPOCHS as EPOCHS_KEY
 from trainer.comparison.finished import FinishedRun
+from trainer.flags.compare import make_parser
 
 EPOCHS = 6
 BATCH = 5

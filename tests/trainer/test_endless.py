@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.dataset import Dataset
-from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR, DataError, run_command
+from pipeline.cli.main import run_command
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR, DataError
+from pipeline.inputs.dataset import Dataset
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.views.mix import mix
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import (
     ROOT,
@@ -33,7 +34,7 @@ from tests.runs import (
     metrics,
     start_run,
 )
-from trainer.replay import replay_input
+from trainer.targets.replay import replay_input
 from trainer.train import main
 
 STORED = 10  # steps of 5 views that the three epochs of the published store are enough for

@@ -19,10 +19,10 @@ from tests.campaigns.exact_resume import (
     run_campaign,
 )
 from tests.runs import arguments
-from trainer import results
-from trainer.callbacks import MetricsLog
-from trainer.checkpoints import Checkpoints
-from trainer.evaluate import Evaluator
+from trainer.run import results
+from trainer.run.callbacks import MetricsLog
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.evaluation import Evaluator
 from trainer.train import main
 
 KILLS = 20

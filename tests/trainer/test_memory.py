@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from pipeline.device_memory import is_out_of_memory
 from pipeline.errors import EXIT_USER_ERROR
-from pipeline.teacher import Teacher
+from pipeline.inputs.device_memory import is_out_of_memory
+from pipeline.inputs.teacher import Teacher
 from pipeline.views.input import ViewInput
 from tests import stores
 from tests.runs import arguments, fail
 from tests.teachers import finetune_arguments
-from trainer import choices, models, teacher
+from trainer import models, teacher
+from trainer.config import choices
 
 
 def too_much(x: tf.Tensor) -> tf.Tensor:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from pipeline.errors import EXIT_USER_ERROR
 from tests import stores
 from tests.runs import arguments, checkpoint_weights, fail, losses, start_run
-from trainer.results import export_student
-from trainer.train import Run
+from trainer.run.results import export_student
+from trainer.run.training import Run
 
 # Of a loss after some steps: each rounding to bfloat16 is 2^-9 of a number, and its trace in the weights grows.
 TOLERANCE = 0.02

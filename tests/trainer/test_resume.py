@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import EXIT_USER_ERROR
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import (
     arguments,
@@ -22,8 +22,9 @@ from tests.runs import (
     metrics,
     start_run,
 )
-from trainer.checkpoints import Checkpoints
-from trainer.train import Run, main
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.training import Run
+from trainer.train import main
 
 
 class Snapshots:

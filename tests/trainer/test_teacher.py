@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import run_command
-from pipeline.teacher import Teacher
-from pipeline.trial import trial_crops
+from pipeline.cli.main import run_command
+from pipeline.inputs.teacher import Teacher
+from pipeline.inputs.teacher_checks import trial_crops
 from tests import stores
 from tests.bit import (
     CLASSES,
@@ -31,7 +31,7 @@ from tests.bit import (
 from tests.runs import ROOT, environment
 from tests.teachers import convert_arguments, fail
 from trainer import models
-from trainer.pretrained import load_keras_model
+from trainer.finetuning.pretrained import load_keras_model
 from trainer.teacher import export, main
 
 pytestmark = pytest.mark.usefixtures("bit_small")

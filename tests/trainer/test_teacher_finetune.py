@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import UserError, run_command
-from pipeline.store.lock import writer_lock
-from pipeline.teacher import Teacher
-from pipeline.trial import trial_crops
+from pipeline.cli.main import run_command
+from pipeline.errors import UserError
+from pipeline.inputs.teacher import Teacher
+from pipeline.inputs.teacher_checks import trial_crops
+from pipeline.storage.lock import writer_lock
 from tests import stores
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
-from trainer.callbacks import RunCallback
-from trainer.pretrained import load_keras_model, replace_head
+from trainer.finetuning.pretrained import load_keras_model, replace_head
+from trainer.run.callbacks import RunCallback
 from trainer.teacher import main
 
 pytestmark = pytest.mark.usefixtures("bit_small")

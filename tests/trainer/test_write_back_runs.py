@@ -13,9 +13,9 @@ import pytest
 
 from pipeline import verify
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR
-from pipeline.store.lock import writer_lock
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage.lock import writer_lock
 from pipeline.store.reader import Store
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import (
     ROOT,

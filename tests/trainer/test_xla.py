@@ -17,10 +17,10 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.inputs.teacher import Teacher
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
-from pipeline.teacher import Teacher
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.runs import (
     arguments,
@@ -32,10 +32,10 @@ from tests.runs import (
     start_run,
 )
 from trainer import models
-from trainer.distiller import Distiller
-from trainer.online import BatchedTeacher
-from trainer.optimizers import make_optimizer
-from trainer.schedules import WarmupCosine
+from trainer.step.distiller import Distiller
+from trainer.step.optimizers import make_optimizer
+from trainer.step.schedules import WarmupCosine
+from trainer.targets.online import BatchedTeacher
 
 CLASSES, SIZE, BATCH, STACK = stores.CLASSES, stores.SIZE, 6, 3
 

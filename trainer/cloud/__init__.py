@@ -1,1 +1,1 @@
-"""A training job on a TPU VM, by the gcloud command and a script on its host."""
+"""Launching runs on TPU VMs."""

@@ -7,16 +7,16 @@ TPU is created, with a copy of the store's metadata. No shard is opened.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from pipeline.errors import run_module
+    from pipeline.cli.main import run_module
 
     run_module("trainer.cloud.check_store")
 
-from pipeline.flags import positive
+from pipeline.cli.parser import positive
 from pipeline.store.reader import Store
-from trainer.cli.train import check_flags, make_parser
-from trainer.describe import describe
-from trainer.options import resolve
-from trainer.strategy import replica_batch_size
+from trainer.distribution.strategy import replica_batch_size
+from trainer.flags.train import check_flags, make_parser
+from trainer.run.describe import describe
+from trainer.run.options import resolve
 
 
 def main(argv: list[str]) -> int:

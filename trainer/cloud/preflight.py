@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
-from trainer.children import ChildError, exit_code
 from trainer.cloud.gcloud import Command, ask, refusal, unreadable
-from trainer.cloud.slices import fewest_replicas
 from trainer.cloud.tpu_job import Job
+from trainer.config.tpu_slices import fewest_replicas
+from trainer.run.child_runs import ChildError, exit_code
 
 _SET_BEFORE = ("--store", "--workdir", "--data_dir", "--teacher")
 
@@ -40,8 +40,8 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     for flag in given:
         if flag.split("=")[0] in _SET_BEFORE:
             raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
-    from trainer.cli.effects import TRAIN, parse_effective
-    from trainer.cli.train import check_flags, make_parser
+    from trainer.flags.effects import TRAIN, parse_effective
+    from trainer.flags.train import check_flags, make_parser
 
     flags = parse_effective(make_parser(), [*own, *given], TRAIN)
     check_flags(flags)
@@ -59,7 +59,7 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
 
 def _check_numbers(flags: argparse.Namespace, *, replicas: int, node_type: str) -> None:
     """Checks batch size and warm-up as far as they are known without the store."""
-    from trainer.recipes import train_recipe
+    from trainer.config.recipes import train_recipe
 
     recipe = None if flags.recipe is None else train_recipe(flags.recipe)
     batch_size = flags.batch_size or (None if recipe is None else recipe.batch_size)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
-from trainer.children import ended_by_signal
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
+from trainer.run.child_runs import ended_by_signal
 
 _MARK = "view-distill: "  # begins what the host's script says to us
 _TRIES = 5  # of a connection: a new machine's ssh server takes a while

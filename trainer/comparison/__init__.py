@@ -1,1 +1,1 @@
-"""What a comparison's runs come to: read from their directories, paired, and kept as result.json."""
+"""Comparing runs: costs, results and their summary."""

@@ -11,18 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
-from trainer.arms import ARMS, OFFLINE
-from trainer.checkpoints import saved_path
 from trainer.comparison.pair_figures import Curve
-from trainer.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
-from trainer.run_files import (
-    RESULT_FILE,
-    RunConfig,
-    RunResult,
-    read_config,
-    read_metrics,
-    read_result,
-)
+from trainer.config.run_files import RESULT_FILE, RunConfig, RunResult, read_config, read_metrics, read_result
+from trainer.run.checkpoints import saved_path
+from trainer.run.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
+from trainer.targets.arms import ARMS, OFFLINE
 
 _POINTS = 2000  # of a curve in result.json
 _STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation: averages, not weights

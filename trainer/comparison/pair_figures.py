@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.labels import UNLABELED
+from pipeline.inputs.labels import UNLABELED
 
 _RESAMPLES = 10_000
 _COVERAGE = 0.95

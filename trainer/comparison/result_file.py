@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
-from pipeline.store.checked_json import build
+from pipeline.storage.checked_json import build, read_json
 from pipeline.store.spec import differences
-from pipeline.store.untrusted import read_json
-from pipeline.units import counted
 from trainer.comparison.result_schema import ResultFile
 
 RESULT_FILE = "result.json"

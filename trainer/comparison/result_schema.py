@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from pipeline.store.checked_json import AtLeast, Count
+from pipeline.storage.checked_json import AtLeast, Count
 
 Figure = float | None
 Text = str | None
@@ -133,7 +133,7 @@ class ResultFile(TypedDict):
 
 
 class CostFile(TypedDict):
-    """cost.json, which `trainer.measure` writes."""
+    """cost.json, which `trainer.comparison.measure` writes."""
 
     seconds_a_step: _Parts
     seconds_a_step_spread: NotRequired[dict[str, tuple[float, float]] | None]

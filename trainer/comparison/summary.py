@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import machine
+from pipeline.cli import environment
+from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
-from pipeline.units import counted
-from trainer.arms import ARMS
 from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
 from trainer.comparison.result_file import FORMAT, summarise
+from trainer.targets.arms import ARMS
 
 # Of a recipe, what is said of each run: its length, and the views, which are the store's.
 _OF_RUNS = ("epochs", "views", "warmup_steps")
@@ -33,7 +33,7 @@ def summarize(
       runs: at least one.
       workdir: of the comparison; directories of runs below it are told relative to it.
       command: that asked for it.
-      measured: what `trainer.measure` wrote, or None.
+      measured: what `trainer.comparison.measure` wrote, or None.
 
     Raises:
       UserError: two runs are not to be compared: of other students, data or numbers.
@@ -47,8 +47,8 @@ def summarize(
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": machine.versions(),
-        "processor": machine.processor(),
+        "versions": environment.versions(),
+        "processor": environment.processor(),
         "store": {
             "path": store.location,
             "digest": spec.digest(),
@@ -161,7 +161,7 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
     teacher_batch = store.spec.teacher.batch_size
-    rows = -(-size // teacher_batch) * teacher_batch  # as `trainer.online.BatchedTeacher` pads
+    rows = -(-size // teacher_batch) * teacher_batch  # as `trainer.targets.online.BatchedTeacher` pads
     counted = {
         "batch_size": size,
         "teacher_batch_size": teacher_batch,

@@ -1,1 +1,1 @@
-"""The report of a comparison: one HTML file of charts, tables and replayed views."""
+"""Charts and reports of runs."""

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.cli.units import counted
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
-from pipeline.units import counted
 from trainer.pages.arm_styles import arm_style
 from trainer.pages.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, report_extra, trusted
-from pipeline.store.files import write_text
+from pipeline.storage.files import write_text
 from trainer.comparison.result_file import Result, Run, evidence, find, load_result, main_epochs, paired_runs
 from trainer.pages.arm_styles import arm_key, arm_order
 from trainer.pages.view_grid import VIEWS_FILE, ShownView, read_views

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import Dataset
 from pipeline.errors import DataError
+from pipeline.inputs.dataset import Dataset
 from pipeline.pages.views import replay_views
-from pipeline.store.checked_json import build
+from pipeline.storage.checked_json import build, parse_json
+from pipeline.storage.files import publish
 from pipeline.store.codecs import log_softmax
-from pipeline.store.files import publish
 from pipeline.store.reader import Store
-from pipeline.store.untrusted import parse_json
 from trainer.comparison.result_schema import ShownFacts
 
 VIEWS_FILE = "views.png"

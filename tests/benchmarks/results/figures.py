@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import run_command
-from pipeline.flags import Parser
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser
 from pipeline.pages.svg import save_svg
-from pipeline.store.files import write_text
+from pipeline.storage.files import write_text
 from trainer.comparison.result_file import load_result, main_epochs
 from trainer.pages.arm_styles import arm_order
 from trainer.pages.charts import accuracy_by_epochs, over_time

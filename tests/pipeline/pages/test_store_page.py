@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset import Dataset
+from pipeline.errors.text import printable
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.locate import open_dataset
 from pipeline.inspect import main
 from pipeline.pages.figures import look_up
 from pipeline.pages.store_page import GalleryView, Picture, make_gallery, render_store
-from pipeline.provenance import open_dataset
+from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
-from pipeline.text import printable
 from pipeline.views.policies import ViewPolicy
 from pipeline.views.render import training_renderer
-from pipeline.worker import ShardWorker
 from tests import results, stores
 from tests.browser import CUT, find_chromium, open_browser
 from tests.images import TRAIN_IMAGES, encoded_images

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.inputs.locate import open_dataset
 from pipeline.pages.views import replay_views
-from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
 from tests import stores
 from tests.runs import forge_records

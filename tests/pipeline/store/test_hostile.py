@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.claim import claimed
 from pipeline.errors import DataError, UserError
-from pipeline.provenance import find_teacher
-from pipeline.store.layout import PENDING
-from pipeline.store.lock import LOCK_FILE, writer_lock
+from pipeline.inputs.locate import find_teacher
+from pipeline.precomputing.store_session import open_session
+from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.store.layout import PENDING, SPEC_LIMIT
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask, adopt_shard
 from pipeline.store.spec import SPEC_FILE, Spec
-from pipeline.store.untrusted import SPEC_LIMIT
 from tests import stores
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -152,12 +151,12 @@ def test_a_link_out_of_the_store_is_refused_by_readers_and_writers(
     expected = rf"{path}: a link to {outside}, outside of the store"
     with pytest.raises(DataError, match=expected):
         Store(store)
-    with pytest.raises(DataError, match=expected), claimed(str(store)) as claim:
-        claim.check(spec)
+    with pytest.raises(DataError, match=expected), open_session(str(store)) as session:
+        session.check(spec)
     path.unlink()
     path.symlink_to(tmp_path / "nowhere")  # to be made by a writer
-    with pytest.raises(DataError, match="outside of the store"), claimed(str(store)) as claim:
-        claim.check(spec)
+    with pytest.raises(DataError, match="outside of the store"), open_session(str(store)) as session:
+        session.check(spec)
 
 
 def test_links_inside_the_store_and_to_the_store_are_followed(store: Path, tmp_path: Path) -> None:
@@ -190,14 +189,18 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(store: Path, name: str) -> 
 
 @pytest.mark.usefixtures("little_memory")
 def test_a_manifest_of_a_million_million_records_takes_no_memory(store: Path) -> None:
-    claimed = stores.N * 10**10
-    rewrite(store / MANIFEST_FILE, lambda m: m["splits"]["views"]["shards"][2].update(records=claimed - 40))
-    rewrite(store / INFO_FILE, lambda i: i["splits"][0]["shardLengths"].__setitem__(2, str(claimed - 40)))
+    open_session = stores.N * 10**10
+    rewrite(
+        store / MANIFEST_FILE, lambda m: m["splits"]["views"]["shards"][2].update(records=open_session - 40)
+    )
+    rewrite(
+        store / INFO_FILE, lambda i: i["splits"][0]["shardLengths"].__setitem__(2, str(open_session - 40))
+    )
     opened = Store(store)
     assert opened.epochs == 10**10
     opened.views.read(np.array([0, 39]))  # of the shards that are as they say
-    for view in (40, claimed - 1):
-        with pytest.raises(DataError, match=f"11 readable records, expected {claimed - 40}"):
+    for view in (40, open_session - 1):
+        with pytest.raises(DataError, match=f"11 readable records, expected {open_session - 40}"):
             opened.views.read(np.array([view]))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.dataset import Dataset
 from pipeline.errors import DataError
+from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
 from pipeline.views.render import training_renderer

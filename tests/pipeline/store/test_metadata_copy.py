@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import DataError, TryAgainError, UserError
+from pipeline.storage.bucket import BucketDirectory
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
 

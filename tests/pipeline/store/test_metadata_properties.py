@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import inspect
 from pipeline.errors import DataError, UserError
-from pipeline.provenance import find_teacher, open_dataset
+from pipeline.inputs.locate import find_teacher, open_dataset
 from pipeline.store.layout import PENDING
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE
 from pipeline.store.reader import Store

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.buckets.directory import BucketDirectory
 from pipeline.errors import DataError, UserError
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage.bucket import BucketDirectory
 from pipeline.store import openers
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DOWNLOADS, BucketOpener, ShardCache
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, shard_name
 from pipeline.store.spec import Spec
-from pipeline.worker import ShardWorker
 from tests import stores
 from tests.buckets import BUCKET, Fault, FaultyLink, delete_object, point_at, put_object, upload_tree
 from tests.stores import N

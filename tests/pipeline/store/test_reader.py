@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset import Dataset
 from pipeline.errors import DataError, UserError
+from pipeline.inputs.dataset import Dataset
+from pipeline.storage.files import sha256_of
 from pipeline.store import openers
-from pipeline.store.files import sha256_of
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard

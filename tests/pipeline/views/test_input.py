@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import DataError, find_error
+from pipeline.errors import DataError
+from pipeline.errors.causes import find_error
+from pipeline.precomputing.worker import found_records
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
@@ -23,7 +25,6 @@ from pipeline.views.policies import ViewPolicy
 from pipeline.views.records import SampledViews, ViewRecords
 from pipeline.views.render import BoxRenderer, Window, fingerprint32, training_renderer
 from pipeline.views.source import ImageSource
-from pipeline.worker import found_records
 from tests.images import KINDS, TRAIN_IMAGES, ImageList, encode, encoded_images, photo
 from tests.stores import ANY_DATASET
 
@@ -207,7 +208,7 @@ def test_batches_come_in_the_order_asked_for(images: list[bytes]) -> None:
 
 
 class TamperedViews(SampledViews):
-    """Drawn views that claim to be stored, with the right fingerprints but for one view."""
+    """Drawn views that session to be stored, with the right fingerprints but for one view."""
 
     wrong_view = 9
     wrong_column = "crop_hash"

@@ -28,9 +28,9 @@ from trainer.comparison.result_file import (
     paired_runs,
 )
 from trainer.comparison.summary import compare_runs
-from trainer.describe import comparison_table
 from trainer.pages.report import render
-from trainer.results import PREDICTIONS_FILE
+from trainer.run.describe import comparison_table
+from trainer.run.results import PREDICTIONS_FILE
 from trainer.train import main
 
 

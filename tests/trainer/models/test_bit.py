@@ -29,13 +29,7 @@ from tests.bit import (
     standardized,
 )
 from trainer.models import STUDENTS, build
-from trainer.models.bit import (
-    GroupNorm,
-    PublishedWeights,
-    StandardizedConv2D,
-    bit,
-    standardize_kernel,
-)
+from trainer.models.bit import GroupNorm, PublishedWeights, StandardizedConv2D, bit, standardize_kernel
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.images import pictures
 from trainer.models import build
-from trainer.results import export_student
+from trainer.run.results import export_student
 
 QUICK = ("tiny", "small")
 SLOW = (

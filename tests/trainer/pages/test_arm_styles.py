@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from trainer.arms import ARMS
 from trainer.pages.arm_styles import ARM_STYLES, arm_key, arm_order
+from trainer.targets.arms import ARMS
 
 
 def test_arms_differ_without_colour() -> None:

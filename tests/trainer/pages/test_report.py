@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError, UserError
+from pipeline.errors.text import printable
+from pipeline.inputs.locate import open_dataset
 from pipeline.pages.figures import look_up
-from pipeline.provenance import open_dataset
 from pipeline.store.reader import Store
-from pipeline.text import printable
 from tests import results
 from tests.browser import CUT, find_chromium, open_browser
 from tests.pages import Reader

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.provenance import open_dataset
+from pipeline.inputs.locate import open_dataset
 from pipeline.store.reader import Store
 from tests import stores
 from tests.runs import forge_records

@@ -1,0 +1,1 @@
+"""What a store is made from: data sets and teachers."""

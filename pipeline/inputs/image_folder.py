@@ -1,0 +1,195 @@
+"""Finds the images of a folder by split and class: `CLASS/FILE`, or `SPLIT/CLASS/FILE`; opens none."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.errors.text import printable
+
+# What operating systems and archivers leave in folders, by lower-case name. Hidden files are skipped as well.
+_CLUTTER = frozenset(
+    ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
+    + ("$recycle.bin", "system volume information", "lost+found")
+)
+# Split by lower-case folder name. Commands look for `train`, `validation` and `test`.
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_TFDS_SPLIT = re.compile(r"[\w-]+")
+_LAYOUTS = "expected CLASS/IMAGE.jpg or train/CLASS/IMAGE.jpg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What a folder of images holds.
+
+    Attributes:
+      classes: names, sorted; an image's label is its class's place.
+      splits: by name, the images' (path, class), sorted by path below the split.
+      problems: what cannot be used, one line each.
+      skipped: files and folders of the operating system, by name.
+    """
+
+    classes: list[str]
+    splits: dict[str, list[tuple[Path, str]]]
+    problems: list[str]
+    skipped: dict[str, int]
+
+
+class _Tree:
+    """Lists each directory once: files and folders, sorted by name, without clutter, which is counted."""
+
+    def __init__(self) -> None:
+        self.skipped: collections.Counter[str] = collections.Counter()
+        self._known: dict[Path, tuple[list[Path], list[Path]]] = {}
+
+    def _list(self, directory: Path) -> tuple[list[Path], list[Path]]:
+        if directory not in self._known:
+            files: list[Path] = []
+            folders: list[Path] = []
+            with os.scandir(directory) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
+                        self.skipped["._*" if entry.name.startswith("._") else shown(entry.name)] += 1
+                    else:
+                        (folders if entry.is_dir() else files).append(Path(entry.path))
+            self._known[directory] = files, folders
+        return self._known[directory]
+
+    def files(self, directory: Path) -> list[Path]:
+        return self._list(directory)[0]
+
+    def folders(self, directory: Path) -> list[Path]:
+        return self._list(directory)[1]
+
+    def counts(self, directory: Path) -> tuple[int, int]:
+        """Number of files in a directory, and in the folders in it."""
+        below = sum(len(self.files(folder)) for folder in self.folders(directory))
+        return len(self.files(directory)), below
+
+
+def shown(path: str | Path) -> str:
+    """A path for a terminal: bytes that are not UTF-8, and control characters, are escaped."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def scan(folder: Path) -> Folder:
+    """Finds images by split and class.
+
+    Raises:
+      UserError: there is no such folder, or no class folder in it, or it is not clear which folders are splits.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--folder={folder}: no such directory")
+    tree = _Tree()
+    if not tree.folders(folder):
+        raise UserError(f"--folder={folder}: no class folders in it; {_LAYOUTS}")
+    problems = [f"{shown(path)}: not in a class folder" for path in tree.files(folder)]
+    splits: dict[str, list[tuple[Path, str]]] = {}
+    for split, root in _split_roots(folder, tree).items():
+        splits[split], found = _scan_split(root, tree, is_split=root != folder)
+        problems += found
+    trained = {name for _, name in splits.get("train", itertools.chain(*splits.values()))}
+    classes = sorted({name for images in splits.values() for _, name in images})
+    problems += [f"{shown(name)}: a class without images in train" for name in classes if name not in trained]
+    problems += _name_problems(classes, splits)
+    return Folder(classes, splits, problems, dict(tree.skipped))
+
+
+def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
+    """The folder of each split; the whole one is `train` where it has no split folders.
+
+    A folder is a split's if it has a split's usual name and most of its files are in folders in it. Where there is one,
+    its neighbors are splits as well.
+
+    Raises:
+      UserError: most files are two folders deep and no folder has a split's name, or two have one split's.
+    """
+    counts = {directory: tree.counts(directory) for directory in tree.folders(folder)}
+    nested = [directory for directory, (inside, below) in counts.items() if below > inside]
+    if not any(directory.name.lower() in _SPLIT_NAMES for directory in nested):
+        if sum(below for _, below in counts.values()) > sum(inside for inside, _ in counts.values()):
+            names = ", ".join(shown(directory.name) for directory in nested[:3])
+            raise UserError(
+                f"--folder={folder}: no split folder `train`, but folders with folders of images in them: {names}; {_LAYOUTS}: "
+                "name the split folders train, validation and test, or, if these are groups of classes, move the class "
+                "folders up"
+            )
+        return {"train": folder}
+    roots: dict[str, Path] = {}
+    for directory in counts:
+        split = _SPLIT_NAMES.get(directory.name.lower(), directory.name)
+        if split.lower() == "all" or not _TFDS_SPLIT.fullmatch(split):
+            raise UserError(
+                f"{shown(directory)}: not a split name that TFDS takes (letters, digits, _ and -; `all` is reserved); rename "
+                "the folder"
+            )
+        if split in roots:
+            raise UserError(
+                f"--folder={folder}: two folders of one split, {shown(roots[split].name)}, {shown(directory.name)}; "
+                "move the images of one into the other"
+            )
+        roots[split] = directory
+    return roots
+
+
+def _scan_split(root: Path, tree: _Tree, *, is_split: bool) -> tuple[list[tuple[Path, str]], list[str]]:
+    """The (path, class) of each image below a split's folder, and what cannot be used."""
+    images: list[tuple[Path, str]] = []
+    problems = []
+    if is_split and (count := len(tree.files(root))):
+        problems.append(
+            f"{shown(root)}: {count:,} files directly in a split folder, expected {shown(root.name)}/CLASS/IMAGE.jpg"
+        )
+    for class_folder in tree.folders(root):
+        problems += [f"{shown(path)}: a folder in a class folder" for path in tree.folders(class_folder)]
+        found = [(path, class_folder.name) for path in tree.files(class_folder)]
+        if not found:
+            problems.append(f"{shown(class_folder)}: a class folder without images")
+        images += found
+    if not images and not problems:
+        problems.append(f"{shown(root)}: a split folder without images")
+    return images, problems
+
+
+def _name_problems(classes: list[str], splits: dict[str, list[tuple[Path, str]]]) -> list[str]:
+    """Names that TFDS would not give back as they are: it holds a class's on a line of a text file, stripped."""
+    problems = []
+    spelled: dict[str, str] = {}
+    for name in classes:
+        if not _is_utf8(name):
+            problems.append(f"'{shown(name)}': a class name that is not UTF-8; rename the folder")
+            continue
+        if name != name.strip() or re.search(r"[\r\n]", name):
+            problems.append(
+                f"'{shown(name)}': a class name with a blank at an end or a line break; rename the folder"
+            )
+        if (other := spelled.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            problems.append(
+                f"'{shown(name)}': looks like the class '{other}', spelled with other Unicode characters; rename one folder "
+                "as the other"
+            )
+    paths = (path for images in splits.values() for path, _ in images)
+    problems += [f"{shown(path)}: a file name that is not UTF-8" for path in paths if not _is_utf8(path.name)]
+    return problems
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Writing a store: options, lock, shard tasks, workers, publishing."""

@@ -1,0 +1,112 @@
+"""Starts a worker process of Beam's Python runner: `sdk_worker_main`, which says what goes wrong and nothing else.
+
+Beam's own command sets the root logger to INFO and prints each channel that it opens, over the progress bar. A
+worker lives no longer than the command that started it: the command holds a lock, and whoever gets it next to it
+knows that it is gone, however it ended. What there is to tell, the command tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import runpy
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from pipeline.cli.logs import show_warnings
+from pipeline.errors import Interrupted
+from pipeline.errors.causes import find_reason
+
+BEAM_COMMAND = "apache_beam.runners.worker.sdk_worker_main"
+_LOCK = "VIEW_DISTILL_COMMAND_LOCK"  # environment variable of the workers
+
+
+@contextlib.contextmanager
+def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
+    """Worker processes started in this context end with it, with this process, and at its SIGINT, SIGTERM or SIGHUP.
+
+    Gives a function by which another thread ends the work: the context raises what is passed to it.
+
+    At a signal they have to end first: Beam waits for them before it lets go of an exception, and if the signal
+    came to this process alone, as from `kill`, they wait for Beam.
+
+    Raises:
+      KeyboardInterrupt: at SIGINT.
+      Interrupted: at SIGTERM, exit code 143; at SIGHUP, as of a dropped ssh connection, 129, unless it is ignored (nohup).
+    """
+    with tempfile.NamedTemporaryFile(prefix="precompute-", suffix=".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.environ[_LOCK] = lock.name
+
+        stops: list[BaseException] = []
+
+        def end(number: int, frame: FrameType | None) -> None:
+            del frame
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            stops.append(
+                Interrupted(
+                    f"{signal.Signals(number).name}: what was published stays, run the same command to continue",
+                    exit_code=128 + number,
+                )
+            )
+            raise stops[0]
+
+        def fail(error: BaseException) -> None:
+            stops.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, end) for number in numbers}
+        try:
+            yield fail
+        except Exception:
+            if stops:  # Beam makes another exception of what is raised in a step that runs in this process
+                raise stops[0] from None
+            raise
+        finally:
+            del os.environ[_LOCK]
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _end_with_command() -> None:
+    """Ends this process when the command that started it has ended, or is about to."""
+    with contextlib.suppress(FileNotFoundError), Path(os.environ[_LOCK]).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    os._exit(0)  # any other code is a crash to the runner, and told
+
+
+class StandardError:
+    """A stream without the tracebacks that Beam prints of errors which the command will tell in one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, unless it is such a traceback."""
+        if text.startswith("Traceback ") and find_reason(RuntimeError(text)) is not None:
+            return len(text)
+        return self._stream.write(text)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    if _LOCK in os.environ:
+        threading.Thread(target=_end_with_command, daemon=True).start()
+    show_warnings()
+    sys.stderr = StandardError(sys.stderr)  # type: ignore[assignment]
+    runpy.run_module(BEAM_COMMAND, run_name="__main__", alter_sys=True)

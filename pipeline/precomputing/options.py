@@ -1,0 +1,173 @@
+"""The options of a precompute: its flags resolved, and the spec that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import shlex
+import sys
+from pathlib import Path
+
+from pipeline.cli import environment
+from pipeline.cli.choices import DEMO_STORE
+from pipeline.errors import UserError
+from pipeline.flags.precompute import check_flags
+from pipeline.inputs import embedded
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.teacher import Teacher
+from pipeline.store.layout import VIEWS_SPLIT
+from pipeline.store.spec import Provenance, Spec
+from pipeline.store.splits import file_split
+from pipeline.views.render import render_probe
+
+_LONGEST_SPLIT = 100  # characters, in file names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecomputeOptions:
+    """What was asked of a precompute, resolved.
+
+    Attributes:
+      is_demo: the embedded default is used.
+      store, data_dir, teacher: paths or URLs.
+      epochs: that the store shall hold, in all.
+      views_per_shard: at most.
+      image_cache_bytes: per process.
+      input_buffer_bytes: for batches that are rendered ahead, per process; None is a quarter of the memory.
+      data_cache_bytes: for copies of data sets in buckets.
+      datasets: by split of the store: `views`, and those to store evaluation logits of.
+      repair: whether published shards are read, and computed again where they are damaged.
+      assume_value_range: the teacher's value range is right, whatever its top-1.
+      spec: of the store.
+      loaded: the teacher, for this process.
+    """
+
+    is_demo: bool
+    store: str
+    data_dir: str | None
+    teacher: str
+    epochs: int
+    views_per_shard: int
+    image_cache_bytes: int
+    input_buffer_bytes: int | None
+    data_cache_bytes: int
+    datasets: dict[str, Dataset]
+    repair: bool
+    assume_value_range: bool
+    spec: Spec
+    loaded: Teacher
+
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """Splits to store evaluation logits of."""
+        return tuple(split for split in self.datasets if split != VIEWS_SPLIT)
+
+
+def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
+    """Flags to options: reads the data set's metadata, fingerprints the teacher and builds the spec.
+
+    Raises:
+      UserError: anything that cannot work; what needs no loading is refused before anything is loaded.
+    """
+    recipe = check_flags(flags)
+    temperature = recipe.temperature if flags.temperature is None else flags.temperature
+    dataset_name, data_dir, teacher = flags.dataset, flags.data_dir, flags.teacher
+    if is_demo:
+        dataset_name, data_dir = embedded.DATASET, str(embedded.prepare_dataset())
+        teacher = str(embedded.prepare_teacher())
+    dataset = Dataset(dataset_name, flags.split, data_dir=data_dir, data_cache_bytes=flags.data_cache_bytes)
+    loaded = Teacher(
+        teacher,
+        image_size=recipe.policy.image_size,
+        num_classes=dataset.num_classes,
+        value_range=flags.teacher_value_range,
+        signature=flags.teacher_signature,
+        batch_size=flags.teacher_batch_size,
+    )
+    provenance = _provenance(data_dir=data_dir, teacher=teacher, is_demo=is_demo, recipe=flags.recipe)
+    if flags.assume_logits:
+        provenance["assume_logits"] = True
+    spec = Spec(
+        dataset=dataset.identity(),
+        seed=flags.seed,
+        policy=recipe.policy,
+        eval_crop=recipe.eval_crop,
+        teacher=loaded.identity(batch_size=flags.teacher_batch_size),
+        num_classes=dataset.num_classes,
+        codec=flags.codec,
+        temperature=temperature,
+        render_probe=render_probe(),
+        provenance=provenance,
+    )
+    return PrecomputeOptions(
+        is_demo=is_demo,
+        store=flags.store or DEMO_STORE,
+        data_dir=data_dir,
+        teacher=teacher,
+        epochs=flags.epochs,
+        views_per_shard=flags.views_per_shard,
+        image_cache_bytes=flags.image_cache_bytes,
+        input_buffer_bytes=flags.input_buffer_bytes,
+        data_cache_bytes=flags.data_cache_bytes,
+        datasets={VIEWS_SPLIT: dataset, **find_eval_splits(flags.eval_splits, dataset)},
+        repair=flags.repair,
+        assume_value_range=flags.assume_value_range,
+        spec=spec,
+        loaded=loaded,
+    )
+
+
+def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
+    """The splits to evaluate by name: of `none`, or a comma-separated list of splits, slices and `all`, every split.
+
+    Raises:
+      UserError: there is no such split, or a store cannot name it.
+    """
+    asked = [name.strip() for name in text.split(",")] if text != "none" else []
+    groups = (dataset.split_names if name == "all" else [name] for name in asked if name)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(groups)))
+    found = {name: dataset.select(name, flag="--eval_splits") for name in names}
+    # Names of whole splits that a store does not change are taken by them.
+    taken = {file_split(name): name for name in [*dataset.split_names, *names][::-1]}
+    for name in names:
+        other = taken[file_split(name)]
+        if other != name or name == VIEWS_SPLIT or len(file_split(name)) > _LONGEST_SPLIT:
+            raise UserError(
+                f"--eval_splits={name}: a store would name it {file_split(name):.120}, which is longer than {_LONGEST_SPLIT} "
+                f"characters or taken by {VIEWS_SPLIT if name == VIEWS_SPLIT else other}; name another slice, or rename the split"
+            )
+    return found
+
+
+def describe_eval_splits(options: PrecomputeOptions) -> str:
+    """One line on what is evaluated and which of it is trained on."""
+    dataset = options.datasets[VIEWS_SPLIT]
+    parts, held_out = [], False
+    for name in options.eval_splits:
+        evaluated = options.datasets[name]
+        overlap = evaluated.overlap(dataset)
+        held_out |= not overlap
+        shared = f", {overlap:,} of them in --split={dataset.split}" if overlap else ""
+        parts.append(f"{name} ({evaluated.num_examples:,} examples{shared})")
+    line = f"evaluation splits: {'; '.join(parts) or 'none'}"
+    if options.eval_splits and not held_out:
+        line += (
+            "; none is held out: students will have no held-out accuracy; train on a part and evaluate on the rest, such as "
+            "--split=train[:90%] --eval_splits=train[90%:]"
+        )
+    return line
+
+
+def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> Provenance:
+    return {
+        "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
+        # Paths as given: they may be relative to it.
+        "directory": str(Path.cwd()),
+        "data_dir": data_dir,
+        "teacher": teacher,
+        "embedded_default": is_demo,
+        "recipe": recipe,
+        "versions": environment.versions(),
+        "processor": environment.processor(),
+    }

@@ -1,0 +1,123 @@
+"""A progress bar over workers in any process, from what they note beside the store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.cli.units import counted
+from pipeline.precomputing.publishing import Publisher
+from pipeline.precomputing.worker import progress_name
+from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
+from pipeline.store.shards import ShardTask
+
+_POLL_SECONDS = 0.5
+
+
+def split_records(tasks: Iterable[ShardTask]) -> dict[str, int]:
+    """Number of records by split, the training views last."""
+    out: dict[str, int] = {}
+    for task in tasks:
+        out[task.split] = out.get(task.split, 0) + task.records
+    views = out.pop(VIEWS_SPLIT, 0)
+    return out | {VIEWS_SPLIT: views} if views else out
+
+
+def records_text(records: dict[str, int]) -> str:
+    """Counts by split, such as `51 views and evaluation crops of test (7)`."""
+    crops = ", ".join(f"{split} ({count:,})" for split, count in records.items() if split != VIEWS_SPLIT)
+    parts = [counted(records[VIEWS_SPLIT], "view")] if VIEWS_SPLIT in records else []
+    return " and ".join([*parts, f"evaluation crops of {crops}"] if crops else parts)
+
+
+class Progress:
+    """A bar over all missing shards, from what the workers note beside the store.
+
+    It counts images: a training view and an evaluation crop cost the teacher the same. Beside it are the counts of each
+    split, and the epochs that are published.
+
+    Of a large store there are tens of thousands of shards: directories are listed, and notes on finished shards are read
+    once.
+    """
+
+    def __init__(self, store: Path, tasks: list[ShardTask], publisher: Publisher | None = None) -> None:
+        directories = {
+            split: split_directory(store, split) / PENDING for split in {task.split for task in tasks}
+        }
+        # Text: a path object each would take seconds.
+        self._tasks = {f"{directories[task.split]}/{progress_name(task)}": task for task in tasks}
+        self._directories = set(directories.values())
+        self._totals = split_records(tasks)
+        self._publisher = publisher
+        self._finished: set[str] = set()
+        self._done = dict.fromkeys(self._totals, 0)  # records of finished shards
+        self._ended = threading.Event()
+        self._whole = False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._remove_notes()  # of a run that died
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._whole = kind is None
+        self._ended.set()
+        self._thread.join()
+        self._remove_notes()
+        for directory in self._directories:
+            with contextlib.suppress(OSError):  # not there, or with notes on shards for the next run
+                directory.rmdir()
+
+    def _notes(self) -> Iterator[str]:
+        """Paths of the notes that are there."""
+        for directory in self._directories:
+            with contextlib.suppress(OSError):  # not there yet
+                names = os.listdir(directory)  # noqa: PTH208  # a path object each would take ten times as long
+                yield from filter(self._tasks.__contains__, (f"{directory}/{name}" for name in names))
+
+    def _remove_notes(self) -> None:
+        for path in self._notes():
+            Path(path).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        total = sum(self._totals.values())
+        loading = "workers are loading the teacher and the data set"
+        with tqdm(total=total, unit=" images", desc="precompute", dynamic_ncols=True, postfix=loading) as bar:
+            while not self._ended.wait(_POLL_SECONDS):
+                self._show(bar)
+            self._show(bar)
+
+    def _show(self, bar: tqdm) -> None:
+        done = self._totals if self._whole else self._count()
+        if (count := sum(done.values())) > bar.n:
+            bar.set_postfix_str(self._text(done), refresh=False)
+            bar.update(count - bar.n)
+
+    def _text(self, done: dict[str, int]) -> str:
+        parts = [f"{split} {done[split]:,}/{total:,}" for split, total in self._totals.items()]
+        if self._publisher is not None and VIEWS_SPLIT in self._totals:
+            parts.append(f"{counted(self._publisher.epochs, 'epoch')} published")
+        return ", ".join(parts)
+
+    def _count(self) -> dict[str, int]:
+        """Records that are done, by split."""
+        done = dict(self._done)
+        for path in self._notes():
+            if path in self._finished:
+                continue
+            task = self._tasks[path]
+            try:
+                count = int(Path(path).read_text() or 0)
+            except (OSError, ValueError):  # being written
+                continue
+            if count == task.records:
+                self._finished.add(path)
+                self._done[task.split] += count
+            done[task.split] += min(count, task.records)
+        return done

@@ -1,0 +1,1 @@
+"""Bytes on disks and in buckets: atomic files, locks, checked JSON, copies."""

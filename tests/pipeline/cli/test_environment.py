@@ -1,0 +1,85 @@
+"""pipeline.cli.environment: what a result was made with, and what of the machine this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.cli import environment
+
+
+def test_versions_are_those_that_run_here() -> None:
+    found = environment.versions()
+    assert found["python"] == platform.python_version()
+    assert (found["numpy"], found["tensorflow"]) == (np.__version__, tf.__version__)
+    assert "not installed" not in found.values()
+
+
+def test_a_package_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Beam is in the trainer's image."""
+    monkeypatch.setattr(environment, "_VERSIONED", ("numpy", "no-such-package"))
+    assert environment.versions()["no-such-package"] == "not installed"
+
+
+def test_the_processor_is_the_kernels_name_for_it() -> None:
+    name = environment.processor()
+    assert name
+    if "model name" in (text := Path("/proc/cpuinfo").read_text()):
+        assert f": {name}\n" in text
+
+
+def test_affinity_mask_bounds_the_cores() -> None:
+    before = os.sched_getaffinity(0)
+    assert environment.usable_cpus() <= len(before)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert environment.usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cgroup(root: Path, line: str, files: dict[str, str]) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"{line}\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/", {"cpu.max": "50000 100000", "memory.max": "1000"}),
+        ("0::/a/b", {"a/cpu.max": "max 100000", "a/b/cpu.max": "50000 100000", "a/memory.max": "1000"}),
+        ("0::/a/b", {"a/cpu.max": "50000 100000", "a/memory.max": "1000", "a/b/memory.max": "max"}),
+        ("0::/of/the/host", {"cpu.max": "100000 100000", "memory.max": "1000"}),
+        ("0::/../outside", {"cpu.max": "100000 100000", "memory.max": "1000"}),
+        (
+            "4:cpu,cpuacct:/a\n5:memory:/a",
+            {
+                "cpu/cpu.cfs_quota_us": "100000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/a/memory.limit_in_bytes": "1000",
+            },
+        ),
+    ],
+    ids=["container", "innermost", "outer", "path_of_the_host", "path_outside", "version_1"],
+)
+def test_limits_of_a_cgroup_are_heeded(tmp_path: Path, line: str, files: dict[str, str]) -> None:
+    root = cgroup(tmp_path, line, files)
+    assert environment.usable_cpus(root) == 1
+    assert environment.usable_memory(root) == 1000
+
+
+def test_without_limits_it_is_the_whole_machine(tmp_path: Path) -> None:
+    unlimited = {"cpu.max": "max 100000", "memory.max": "max", "cpu/cpu.cfs_quota_us": "-1"}
+    for root in (tmp_path / "no_cgroups", cgroup(tmp_path / "unlimited", "0::/", unlimited)):
+        assert environment.usable_cpus(root) == len(os.sched_getaffinity(0))
+        assert environment.usable_memory(root) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,427 @@
+"""pipeline.cli.main: found again below Beam and TensorFlow, and shown in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+import tensorflow as tf
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.cli.main import DEBUG_VARIABLE, run_command
+from pipeline.errors import DataError, TryAgainError, UserError
+from pipeline.errors.causes import find_error, find_reason, of_the_system
+from tests.small_disk import small_disk
+
+ROOT = Path(__file__).resolve().parents[3]
+MESSAGE = "view 7 (example 3): crop fingerprint is 00c0ffee here, 0badf00d in the store [1 of 4]; stop"
+
+
+@pytest.mark.parametrize("kind", [UserError, TryAgainError, DataError])
+def test_an_error_is_found_as_itself_and_below_others(kind: type[Exception]) -> None:
+    original = kind(MESSAGE)
+    caused = RuntimeError("outer")
+    caused.__cause__ = original
+    handled = ValueError("outermost")
+    handled.__context__ = caused
+    text = RuntimeError(f"Unknown: pipeline.errors.{kind.__name__}: {MESSAGE}\nTraceback ...")
+    for error in (original, caused, handled, text):
+        found = find_error(error)
+        assert type(found) is kind
+        assert str(found) == MESSAGE
+
+
+class OwnCodeError(DataError):
+    """An error with an exit code and an attribute of its own."""
+
+    def __init__(self, message: str, *, exit_code: int = 3, shard: str = "") -> None:
+        super().__init__(message)
+        self.exit_code, self.shard = exit_code, shard
+
+
+def test_an_error_keeps_its_type_its_code_and_its_attributes(capsys: pytest.CaptureFixture[str]) -> None:
+    original = OwnCodeError(MESSAGE, exit_code=137, shard="views-7")
+    outer = RuntimeError("outer")
+    outer.__cause__ = original
+    assert find_error(outer) is original
+    # As Beam raises it again in this process: another object of the type, with a longer message.
+    again = OwnCodeError(f"{MESSAGE} [while running 'ComputeShard']")
+    again.__context__ = original
+    assert find_error(again) is original
+
+    def main(argv: list[str]) -> None:
+        raise again from original
+
+    assert code_of(main) == 137
+    assert capsys.readouterr().err == f"error: {MESSAGE}\n"
+    # All that is left between processes is text.
+    assert type(find_error(RuntimeError(f"tests.OwnCodeError: {MESSAGE}\n"))) is OwnCodeError
+
+
+def test_another_error_is_not_taken_for_one() -> None:
+    assert find_error(ValueError("DataError is what this is not")) is None
+    loop = ValueError("a")
+    loop.__context__ = RuntimeError("b")
+    loop.__context__.__context__ = loop
+    assert find_error(loop) is None
+
+
+def run_beam(flags: list[str]) -> None:
+    def fail(number: int, message: str = MESSAGE) -> int:
+        from pipeline.errors import DataError
+
+        raise DataError(message)
+
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags])) as pipeline:
+        _ = pipeline | beam.Create([1]) | "ComputeShard" >> beam.Map(fail)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([], id="in_process"),
+        pytest.param(
+            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+            id="multi_processing",
+            marks=pytest.mark.slow,  # Beam's own worker processes: once in some hundred runs one never answers
+        ),
+    ],
+)
+def test_an_error_is_found_in_beams(flags: list[str]) -> None:
+    """Between processes all that is left of an exception is its traceback as text."""
+    with pytest.raises(Exception, match="view 7") as caught:
+        run_beam(flags)
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert str(found) == MESSAGE
+
+
+def test_an_error_is_found_in_tf_datas() -> None:
+    def fail(number: int) -> int:
+        raise DataError(MESSAGE)
+
+    dataset = tf.data.Dataset.range(1).map(lambda i: tf.numpy_function(fail, [i], tf.int64))
+    with pytest.raises(tf.errors.OpError) as caught:
+        next(iter(dataset))
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert str(found) == MESSAGE
+
+
+def code_of(main: object, argv: list[str] | None = None) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_command(main, argv or [])  # type: ignore[arg-type]
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_ends_with_what_main_returns(returned: int | None, code: int) -> None:
+    assert code_of(lambda argv: returned) == code
+
+
+def test_a_command_gets_its_arguments() -> None:
+    got: list[str] = []
+    assert code_of(got.extend, ["--a", "b"]) == 0
+    assert got == ["--a", "b"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (DataError, 3), (TryAgainError, 75)])
+def test_an_error_is_one_line_and_its_exit_code(
+    kind: type[Exception], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: list[str]) -> None:
+        try:
+            raise kind(MESSAGE)
+        except kind as error:
+            raise RuntimeError("somebody else's\nlong\nexplanation") from error
+
+    assert code_of(main) == code
+    assert capsys.readouterr().err == f"error: {MESSAGE}\n"
+
+
+def test_an_interrupt_exits_130_and_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert code_of(main) == 130
+    assert capsys.readouterr().err.startswith("interrupted; what was published stays")
+
+
+AGAIN = "run the same command again: nothing published is lost"
+FULL = f"No space left on device; make room and {AGAIN}"
+TENSORFLOWS = "{{function_node __wrapped__SaveV2_device_/job:localhost}} the/store a; No space left on device [Op:SaveV2]"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "the/store a"), f"the/store a: {FULL}"),
+        (OSError(errno.ENOSPC, "No space left on device"), FULL),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "from", None, "the/store a"),
+            f"the/store a: {FULL}",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a"),
+            "a: Read-only file system; name a directory that can be written",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a"),
+            f"a: Too many open files; raise the limit of open files (`ulimit -n 65536`) and {AGAIN}",
+        ),
+        (
+            OSError(errno.EBUSY, "Device or resource busy", "a"),
+            f"a: Device or resource busy; {AGAIN}",
+        ),
+        (tf.errors.ResourceExhaustedError(None, None, TENSORFLOWS), f"the/store a: {FULL}"),
+        (
+            tf.errors.PermissionDeniedError(None, None, "the/store a; Permission denied"),
+            "the/store a: Permission denied; get the right to it, or name another",
+        ),
+        (
+            RuntimeError("write() failed: No space left on device; writing the/store a; at byte 4096"),
+            f"the/store a: {FULL}",
+        ),
+        (
+            # As all that is left of it behind Beam's processes.
+            RuntimeError(
+                "Traceback\nOSError: [Errno 28] No space left on device: 'the/store a' [while running 'a']"
+            ),
+            f"the/store a: {FULL}",
+        ),
+        (
+            RuntimeError(f"tensorflow.python.framework.errors_impl.ResourceExhaustedError: {TENSORFLOWS}\n"),
+            f"the/store a: {FULL}",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_a_remedy(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: list[str]) -> None:
+        raise RuntimeError("somebody else's\nwords") from error
+
+    assert code_of(main) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_full_disk_is_told_as_python_and_tensorflow_raise_it(tmp_path: Path) -> None:
+    variable = tf.Variable(tf.random.stateless_normal([700_000], [0, 0]))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "large").write_bytes(bytes(2 << 20))
+
+    def save() -> None:
+        tf.train.Checkpoint(variable=variable).write(str(tmp_path / "disk" / "saved"))
+
+    def copy() -> None:
+        shutil.copytree(tmp_path / "a", tmp_path / "disk" / "a")
+
+    def write() -> None:
+        (tmp_path / "disk" / "saved").write_bytes(bytes(2 << 20))
+
+    with small_disk(tmp_path / "disk", size=1 << 20) as disk:
+        for act, path in ((save, "saved"), (copy, "a/large"), (write, "")):
+            with pytest.raises(Exception) as caught:  # noqa: PT011
+                act()
+            found = of_the_system(caught.value)
+            assert str(found).endswith(FULL)
+            assert str(found).startswith(f"{disk}/{path}" if path else FULL)
+            for left in disk.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the disk is not full"),
+        RuntimeError("step 3; No space"),
+        tf.errors.NotFoundError(None, None, "a; No such file or directory"),
+    ],
+)
+def test_another_error_is_not_taken_for_the_systems(error: Exception) -> None:
+    assert of_the_system(error) is None
+
+
+def run_as(module: str, code: str) -> Exception:
+    """What code of a module raises."""
+    path = f"/packages/{module.replace('.', '/')}.py"
+    names = {"__name__": module, "UserError": UserError, "MESSAGE": MESSAGE}
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        exec(compile(code, path, "exec"), names)
+    return caught.value
+
+
+HANDLES_A_MISTAKE = """
+try:
+    raise UserError(MESSAGE)
+except UserError:
+    {}["a"]
+"""
+HANDLES_A_REFUSAL = """
+try:
+    raise PermissionError(13, "Permission denied", "a")
+except PermissionError:
+    [].pop()
+"""
+HIDES_A_MISTAKE = """
+try:
+    raise UserError(MESSAGE)
+except UserError:
+    raise ValueError("a defect") from None
+"""
+
+
+@pytest.mark.parametrize("code", [HANDLES_A_MISTAKE, HANDLES_A_REFUSAL, HIDES_A_MISTAKE])
+def test_a_defect_met_while_a_mistake_is_handled_stays_a_defect(code: str) -> None:
+    error = run_as("pipeline.precomputing.worker", code)
+    assert find_reason(error) is None
+    # As a worker process of Beam's hands it on.
+    assert find_reason(RuntimeError("".join(traceback.format_exception(error)))) is None
+    with pytest.raises(type(error)):
+        run_command(lambda argv: run_as_main(error), [])
+
+
+def run_as_main(error: Exception) -> None:
+    raise error
+
+
+def test_a_library_that_wraps_a_mistake_is_seen_through() -> None:
+    code = HANDLES_A_MISTAKE.replace('{}["a"]', 'raise RuntimeError("long words")')
+    error = run_as("apache_beam.runners.common", code)
+    assert isinstance(find_reason(error), UserError)
+    assert isinstance(find_reason(RuntimeError("".join(traceback.format_exception(error)))), UserError)
+
+
+def test_a_wrapper_with_the_traceback_of_a_mistake_is_seen_through() -> None:
+    """As Beam makes them: the last line of its traceback is ours."""
+    mistake = run_as("pipeline.precomputing.worker", "raise UserError(MESSAGE)")
+    wrapper = RuntimeError("long words").with_traceback(mistake.__traceback__)
+    wrapper.__context__ = mistake
+    assert find_reason(wrapper) is mistake
+    assert isinstance(find_reason(RuntimeError("".join(traceback.format_exception(wrapper)))), UserError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        FileExistsError(errno.EEXIST, "File exists", "a"),
+        IsADirectoryError(errno.EISDIR, "Is a directory", "a"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        PermissionError(errno.EPERM, "Operation not permitted"),  # of a signal or a socket, not of a file
+        KeyError("a; No space left on device"),
+        AssertionError("[Errno 13] Permission denied: 'a'"),
+    ],
+)
+def test_a_defect_that_looks_like_the_systems_refusal_keeps_its_traceback(error: Exception) -> None:
+    assert find_reason(error) is None
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_the_traceback_behind_a_line_is_shown_for_debugging(
+    how: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEBUG_VARIABLE, "1" if how == "environment" else "0")
+
+    def main(argv: list[str]) -> None:
+        try:
+            {}["a"]
+        except KeyError as error:
+            raise UserError(MESSAGE) from error
+
+    assert code_of(main, ["--debug"] if how == "flag" else []) == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback ")
+    assert {"KeyError: 'a'", f"pipeline.errors.UserError: {MESSAGE}"} < {*lines}
+    assert last == f"error: {MESSAGE}"
+    assert os.environ[DEBUG_VARIABLE] == "1"  # child processes do the same
+
+
+def test_a_broken_pipe_of_our_own_is_a_defect() -> None:
+    code = (
+        "from pipeline.cli.main import run_command\n"
+        "def main(argv):\n"
+        "    raise BrokenPipeError(32, 'Broken pipe')\n"
+        "run_command(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def main(argv: list[str]) -> None:
+        raise AssertionError("a defect")
+
+    with pytest.raises(AssertionError, match="a defect"):
+        run_command(main, [])
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    code = (
+        "from pipeline.cli.main import run_command\n"
+        "run_command(lambda argv: [print('x' * 99) for _ in range(10000)] and None)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def modules() -> dict[str, str]:
+    """The text of every module by its name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text()
+        for package in ("pipeline", "trainer")
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+COMMANDS = sorted(name for name, text in modules().items() if "\ndef main(argv" in text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_run_with_its_imports(command: str) -> None:
+    before, guard, after = modules()[command].partition('\nif __name__ == "__main__":')
+    assert guard
+    assert re.findall(r'run_module\("([\w.]+)"', after) == [command]
+    assert re.findall(r"^(?:from|import) .*", before, re.MULTILINE) == ["from __future__ import annotations"]
+
+
+def test_a_failed_command_ends_whatever_its_threads_do(tmp_path: Path) -> None:
+    """As threads of tf.data, which a failed training run leaves behind; temporary directories are removed all the same."""
+    (tmp_path / "failing.py").write_text(
+        "import tempfile, threading\n"
+        "from pathlib import Path\n"
+        "from pipeline.errors import DataError\n"
+        "def main(argv):\n"
+        "    global scratch\n"
+        "    scratch = tempfile.TemporaryDirectory(dir=argv[0])\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    raise DataError('two sides differ')\n"
+    )
+    (tmp_path / "scratch").mkdir()
+    code = "from pipeline.cli.main import run_module; run_module('failing')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "scratch")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert "two sides differ" in done.stderr
+    assert not list((tmp_path / "scratch").iterdir())

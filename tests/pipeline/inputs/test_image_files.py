@@ -1,0 +1,179 @@
+"""pipeline.inputs.image_files: what is found in image files, and the changes that are offered."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from pipeline.inputs.image_files import Changes, change, examine
+from pipeline.views.render import decode
+from tests.images import encode, photo
+
+PIXELS = photo(20, 30, seed=3)
+ALL = Changes(apply_orientation=True, flatten_alpha=True, convert_to_png=True)
+
+
+def save(image: Image.Image, file_format: str, **options: object) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, file_format, **options)
+        return file.getvalue()
+
+
+def oriented(file_format: str, orientation: int, **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(Image.fromarray(PIXELS), file_format, exif=exif, **options)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return decode(tf.constant(data)).numpy()
+
+
+def examined(tmp_path: Path, data: bytes, changes: Changes = ALL) -> object:
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    return examine(path, changes)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_orientation_is_found_and_applied(tmp_path: Path, file_format: str, orientation: int) -> None:
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(file_format, {})
+    data = oriented(file_format, orientation, **options)
+    assert examined(tmp_path, data).oriented == (orientation != 1)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    changed = change(data, ALL)
+    got = pixels(changed).astype(int)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < (5 if file_format == "JPEG" else 1e-9)
+    assert not examined(tmp_path, changed).oriented
+    if file_format != "WEBP":
+        assert change(data, Changes()) == data
+        assert (change(data, ALL) == data) == (orientation == 1)
+
+
+def test_a_jpeg_of_two_pictures_stays_a_jpeg(tmp_path: Path) -> None:
+    image = Image.fromarray(PIXELS)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = save(image, "MPO", save_all=True, append_images=[image], exif=exif)
+    assert examined(tmp_path, data).oriented
+    assert change(data, ALL).startswith(b"\xff\xd8\xff")
+    assert pixels(change(data, ALL)).shape == (30, 20, 3)
+
+
+def test_a_damaged_tag_is_no_orientation(tmp_path: Path) -> None:
+    data = oriented("JPEG", 6)
+    damaged = data.replace(b"Exif\x00\x00MM", b"Exif\x00\x00XX").replace(b"Exif\x00\x00II", b"Exif\x00\x00XX")
+    assert damaged != data
+    found = examined(tmp_path, damaged)
+    assert (found.problem, found.oriented) == (None, False)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_found_and_put_onto_white(tmp_path: Path, mode: str) -> None:
+    """A drawing whose content is in the alpha channel: black everywhere, opaque in one corner."""
+    rgba = np.zeros([16, 16, 4], np.uint8)
+    rgba[:8, :8, 3] = 255
+    data = save(Image.fromarray(rgba).convert(mode), "PNG")
+    assert examined(tmp_path, data).transparent
+    assert (pixels(data) == 0).all()  # what the decoder sees
+    flattened = pixels(change(data, Changes(flatten_alpha=True)))
+    assert (flattened[:8, :8] == 0).all()
+    assert (flattened[8:] == 255).all()
+    assert change(data, Changes(apply_orientation=True)) == data
+
+
+def test_an_opaque_alpha_channel_is_nothing_to_tell(tmp_path: Path) -> None:
+    data = save(Image.fromarray(PIXELS).convert("RGBA"), "PNG")
+    assert not examined(tmp_path, data).transparent
+    assert change(data, ALL) == data
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        ("WEBP", "RGB", {"lossless": True}),
+        ("WEBP", "RGB", {"quality": 80}),
+        ("WEBP", "RGBA", {"lossless": True, "exact": True}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        ("TIFF", "L", {}),
+        ("TIFF", "1", {}),
+        ("BMP", "RGB", {}),
+        ("BMP", "P", {}),
+        ("GIF", "P", {}),
+    ],
+)
+def test_other_formats_become_a_lossless_png(
+    tmp_path: Path, file_format: str, mode: str, options: dict[str, object]
+) -> None:
+    data = save(Image.fromarray(PIXELS).convert(mode), file_format, **options)
+    refused = examined(tmp_path, data, Changes())
+    assert "--convert_to_png" in refused.problem
+    found = examined(tmp_path, data, Changes(convert_to_png=True))
+    assert (found.problem, found.converted) == (None, True)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB"))
+    changed = change(data, Changes(convert_to_png=True))
+    assert changed.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(pixels(changed), expected)
+
+
+def test_a_tiff_is_turned_once(tmp_path: Path) -> None:
+    data = oriented("TIFF", 6)
+    assert pixels(change(data, ALL)).shape == (30, 20, 3)
+
+
+def test_an_icc_profile_is_kept(tmp_path: Path) -> None:
+    data = save(Image.fromarray(PIXELS), "WEBP", icc_profile=b"a profile")
+    with Image.open(io.BytesIO(change(data, ALL))) as image:
+        assert image.info["icc_profile"] == b"a profile"
+
+
+def frames(file_format: str) -> bytes:
+    image = Image.fromarray(PIXELS)
+    return save(image, file_format, save_all=True, append_images=[image.rotate(180)])
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: frames("WEBP"), "2 frames"),
+        (lambda: frames("TIFF"), "2 frames"),
+        (lambda: frames("GIF"), "2 frames"),
+        (lambda: save(Image.fromarray(PIXELS).convert("CMYK"), "TIFF"), "CMYK"),
+        (lambda: save(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 16), "TIFF"), "I;16"),
+        (lambda: save(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF"), "F"),
+        (lambda: encode(PIXELS, "png_16"), "16 bits"),
+        (lambda: save(Image.fromarray(PIXELS), "PPM"), "neither JPEG nor PNG"),
+        (lambda: save(Image.fromarray(PIXELS), "TIFF")[:200], ""),
+        (lambda: save(Image.fromarray(PIXELS), "WEBP")[:-100], ""),
+        (lambda: save(Image.fromarray(PIXELS).convert("RGBA"), "PNG")[:-100], ""),
+        (lambda: b"", "neither JPEG nor PNG"),
+    ],
+    ids=[
+        "webp_frames",
+        "tiff_frames",
+        "gif_frames",
+        "cmyk",
+        "16_bit_tiff",
+        "float_tiff",
+        "16_bit_png",
+        "ppm",
+        "cut_tiff",
+        "cut_webp",
+        "cut_png",
+        "empty",
+    ],
+)
+def test_what_cannot_be_used_says_why(tmp_path: Path, make, named: str) -> None:
+    problem = examined(tmp_path, make()).problem
+    assert problem is not None
+    assert named in problem
+    assert "\n" not in problem

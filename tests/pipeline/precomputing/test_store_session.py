@@ -1,0 +1,119 @@
+"""pipeline.precomputing.store_session: whose a directory is, and whether it may be written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError, TryAgainError, UserError
+from pipeline.flags.precompute import announce_demo, make_parser
+from pipeline.precomputing.options import resolve
+from pipeline.precomputing.store_session import check_space, open_session, prepare_directory
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.store.shards import ShardTask
+from pipeline.store.spec import SPEC_FILE, Spec
+from tests.buckets import BUCKET, put_object
+from tests.stores import Asked
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"not a store and not empty \(photo.jpg, ...\); name another directory"
+    ):
+        prepare_directory(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize("name", [".git", ".bashrc", ".tmp-other", ".old-store"])
+def test_a_directory_of_hidden_files_is_somebodys(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match=rf"not a store and not empty \({name}, ...\)"):
+        prepare_directory(str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", name])
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    with pytest.raises(UserError, match="a file is in the way"):
+        prepare_directory(str(tmp_path / "store"))
+
+
+def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path, spec: Spec) -> None:
+    (tmp_path / ".lock").write_text("{}")
+    (tmp_path / ".tmp-spec.json-1-ab").write_text("{")
+    prepare_directory(str(tmp_path))
+    with open_session(str(tmp_path)) as session:
+        session.check(spec)
+        session.write_spec(spec)
+    assert Spec.load(tmp_path) == spec
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("below", ["", "eval"])
+def test_notes_on_published_shards_are_forgotten(store: Path, spec: Spec, below: str) -> None:
+    """A run was killed between its metadata and its last step."""
+    pending = store / below / "pending"
+    split, last = ("test", 0) if below else ("views", 2)
+    pending.mkdir()
+    left = [f"{split}.array_record-{last + 1:05d}.json", "other.array_record-00000.json"]
+    for name in (f"{split}.array_record-{last:05d}.json", f"{split}.array_record-{last:05d}.progress", *left):
+        (pending / name).touch()
+    with open_session(str(store)) as session:
+        session.check(spec)
+    assert sorted(path.name for path in pending.iterdir()) == sorted(left)
+    for name in left:
+        (pending / name).unlink()
+    (pending / ".tmp-views.array_record-00003.json-1-ab").touch()
+    with open_session(str(store)) as session:
+        session.check(spec)
+    assert not pending.exists()
+
+
+def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: Spec) -> None:
+    other = dataclasses.replace(spec, seed=9, codec="float32")
+    before = (store / SPEC_FILE).read_bytes()
+    with pytest.raises(DataError) as caught, open_session(str(store)) as session:
+        session.check(other)
+    assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
+    assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
+    assert (store / SPEC_FILE).read_bytes() == before
+
+
+def test_the_spec_of_another_run_in_a_bucket_is_not_replaced(s3: str, spec: Spec) -> None:
+    """It has broken the lock, while this one warmed up."""
+    bucket = BucketDirectory(s3)
+    with open_session(s3) as session:
+        bucket.write(SPEC_FILE, b"another")
+        with pytest.raises(TryAgainError, match="another run has written its spec"):
+            session.write_spec(spec)
+        assert bucket.read(SPEC_FILE, limit=1 << 20) == b"another"
+        bucket.write(SPEC_FILE, spec.to_json().encode())  # by an attempt whose answer was lost
+        session.write_spec(spec)
+    assert Spec.load(session.path) == spec
+
+
+def test_a_directory_that_a_console_has_made_in_a_bucket_is_empty(s3: str, s3_port: int) -> None:
+    put_object(s3_port, f"{s3.removeprefix(f's3://{BUCKET}/')}/", b"")
+    prepare_directory(s3)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"--store=.*/file/below/store: a file is in the way; name a directory"
+    ):
+        prepare_directory(str(tmp_path / "file" / "below" / "store"))
+
+
+def test_a_run_that_no_disk_can_hold_is_refused_with_both_sizes(asked: Asked) -> None:
+    asked.store.mkdir()
+    flags, _ = make_parser().parse_known_args(asked.flags())
+    options = resolve(flags, is_demo=announce_demo(flags))
+    task = ShardTask(split="views", number=0, first=0, records=1000)
+    check_space([task], options)
+    with pytest.raises(UserError, match=r"about 34,000,000\.\d MB are needed, [\d,]+\.\d MB are free there"):
+        check_space([dataclasses.replace(task, records=10**12)], options)

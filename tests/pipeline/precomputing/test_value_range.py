@@ -1,0 +1,145 @@
+"""pipeline.precomputing.value_range and pipeline.precomputing.accuracy: labels show a teacher that is fed the wrong range, and how good it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import inspect
+from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
+from pipeline.precompute import main
+from pipeline.precomputing.accuracy import read_accuracy
+from pipeline.precomputing.value_range import RangeFigures, check_value_range
+from pipeline.store.layout import ACCURACY_FILE
+from pipeline.store.reader import Store
+from tests.runs import fail
+from tests.stores import BATCH, SIZE, save_teacher
+from tests.teachers import COLOURS, COLOURS_TEST, COLOURS_TRAIN, prepare_colours
+
+PROTOTYPES = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [230, 230, 20], [10, 10, 10]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def color_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Knows each color by its distance, of images in 0..1; brighter ones are white."""
+
+    def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        mean = tf.clip_by_value(tf.reduce_mean(image, [1, 2]), 0, 1)[:, tf.newaxis]
+        return {"logits": -tf.reduce_sum((mean - PROTOTYPES / 255) ** 2, -1)}
+
+    return save_teacher(tmp_path_factory.mktemp("color") / "t", call, module=tf.Module())
+
+
+def arguments(data_dir: Path, teacher: Path, store: Path, *extra: str) -> list[str]:
+    return [
+        "--runner=FnApiRunner",
+        f"--dataset={COLOURS}",
+        f"--data_dir={data_dir}",
+        f"--teacher={teacher}",
+        f"--store={store}",
+        f"--image_size={SIZE}",
+        f"--teacher_batch_size={BATCH}",
+        "--epochs=1",
+        *extra,
+    ]
+
+
+def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
+    colours: Path, color_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    train_alone = arguments(colours, color_teacher, store, "--eval_splits=none")
+    code, line = fail(train_alone, capsys, main=main)
+    assert code == EXIT_USER_ERROR
+    assert "--teacher_value_range=0..255" in line
+    assert "100.0% with 0..1" in line
+    assert "--assume_value_range" in line
+    assert not (store / "spec.json").exists()
+
+    argv = arguments(colours, color_teacher, store, "--teacher_value_range=0..1")
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "0..1 100.0%" in out
+    assert f"test 100.00% of {COLOURS_TEST} images, train 100.00% of {COLOURS_TRAIN} images" in out
+    found = read_accuracy(Store(store))
+    assert {name: (one.correct, one.labeled) for name, one in found.items()} == {
+        "test": (COLOURS_TEST, COLOURS_TEST),
+        "train": (COLOURS_TRAIN, COLOURS_TRAIN),
+    }
+    assert main(argv) == 0
+    assert "test 100.00%" in capsys.readouterr().out
+    assert inspect.main([f"--store={store}", f"--json={tmp_path}/contents.json"]) == 0
+    assert capsys.readouterr().out.count("100.00%") == 2
+    splits = json.loads((tmp_path / "contents.json").read_text())["splits"]
+    assert [split["teacher_top1"] for split in splits] == [None, 1.0, 1.0]
+
+    # A store of an earlier version has no such file; one that is damaged is reported.
+    (store / ACCURACY_FILE).write_text('{"spec": "x", "splits": {"test": {"labeled": 1, "correct": 2}}}')
+    code, line = fail([f"--store={store}"], capsys, main=inspect.main)
+    assert code == EXIT_DATA_ERROR
+    assert ACCURACY_FILE in line
+    (store / ACCURACY_FILE).unlink()
+    assert inspect.main([f"--store={store}"]) == 0
+    assert "100.00%" not in capsys.readouterr().out
+
+
+def test_a_teacher_that_gives_the_same_for_every_view_is_refused(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = save_teacher(
+        tmp_path / "t",
+        lambda image: {"logits": tf.tile([[1.0, -2.0, 3.0, 0.0, 1.0]], [tf.shape(image)[0], 1])},
+        module=tf.Module(),
+    )
+    code, line = fail(arguments(colours, teacher, tmp_path / "store"), capsys, main=main)
+    assert code == EXIT_USER_ERROR
+    assert "same for" in line
+
+
+def figures(asked: list[int], other: list[int]) -> RangeFigures:
+    correct = {
+        "0..255": np.array(asked, bool),
+        "0..1": np.array(other, bool),
+        "-1..1": np.zeros(len(asked), bool),
+    }
+    return RangeFigures(split="test", asked="0..255", correct=correct)
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "better"),
+    [
+        ([0] * 10, [1] * 10, "0..1"),
+        ([0] * 9, [1] * 9, None),
+        ([1] * 64, [1] * 64, None),
+        ([1] * 40 + [0] * 24, [1] * 64, "0..1"),
+        ([1, 0] * 32, [0, 1] * 32, None),
+        ([0] * 11 + [1] * 245, [1] * 256, None),  # beyond doubt, but by less than 5 points
+    ],
+    ids=["ten_of_ten", "nine_of_nine", "equal", "24_of_24", "even", "small_lead"],
+)
+def test_what_is_clearly_better(asked: list[int], other: list[int], better: str | None) -> None:
+    assert figures(asked, other).better() == better
+    assert figures(other, asked).better() in (None, "0..1")
+
+
+def test_a_user_may_insist_on_a_range() -> None:
+    found = figures([0] * 10, [1] * 10)
+    with pytest.raises(UserError, match="--assume_value_range"):
+        check_value_range(found, assumed=False)
+    check_value_range(found, assumed=True)
+
+
+def test_a_range_falls_behind_once_it_is_clear() -> None:
+    found = figures([1] * 10, [0] * 10)
+    assert found.fallen_behind("0..1")
+    assert not found.fallen_behind("0..255")
+    assert not figures([1] * 9, [0] * 9).fallen_behind("0..1")

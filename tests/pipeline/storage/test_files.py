@@ -1,0 +1,124 @@
+"""pipeline.storage.files: whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.files import (
+    TEMPORARY,
+    publish,
+    remove_temporaries,
+    replace_directory,
+    sha256_of,
+    write_text,
+)
+
+
+def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with publish(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(TEMPORARY)
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
+def test_publish_without_replacing_keeps_what_is_there(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a file system without hard links."""
+    if not links:
+
+        def refuse(path: Path, target: Path) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "file"
+    with publish(path, replace=False) as temporary:
+        temporary.write_text("first")
+    with pytest.raises(FileExistsError), publish(path, replace=False) as temporary:
+        temporary.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def publish_half(path: Path, error: BaseException) -> None:
+    with publish(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt("no")], ids=repr)
+def test_publish_leaves_nothing_when_raising(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error), match="no"):
+        publish_half(tmp_path / "file", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publish_leaves_the_old_file_when_raising(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(ValueError, match="no"):
+        publish_half(path, ValueError("no"))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_publish_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), publish(tmp_path / "file"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
+    with publish(tmp_path / "file") as first, publish(tmp_path / "file") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_remove_temporaries_removes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}views.array_record-00001-77-ab").touch()
+    (tmp_path / "views.array_record-00000").touch()
+    (tmp_path / f"{TEMPORARY}student" / "variables").mkdir(parents=True)
+    remove_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["views.array_record-00000"]
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def write_version(number: int, *, error: BaseException | None = None) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        (path / "below").mkdir(parents=True)
+        (path / "below" / "file").write_text(f"version {number}")
+        if error is not None:
+            raise error
+
+    return write
+
+
+def test_replace_directory_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    (tmp_path / ".old-student").mkdir()  # of a run that died
+    for number in (1, 2):
+        replace_directory(tmp_path / "student", write_version(number))
+        assert (tmp_path / "student" / "below" / "file").read_text() == f"version {number}"
+        assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_replace_directory_leaves_the_old_one_when_raising(tmp_path: Path) -> None:
+    replace_directory(tmp_path / "student", write_version(1))
+    with pytest.raises(KeyboardInterrupt):
+        replace_directory(tmp_path / "student", write_version(2, error=KeyboardInterrupt()))
+    assert (tmp_path / "student" / "below" / "file").read_text() == "version 1"

@@ -1,0 +1,361 @@
+"""pipeline.storage.lease: one writer a store in a bucket, with writers that are really killed."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DataError, TryAgainError, UserError
+from pipeline.errors.text import is_printable
+from pipeline.storage import lease as module
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.lease import check_lease, hold_lease, lease_owner
+from pipeline.storage.lock import LOCK_FILE
+from tests.buckets import Answer, Fault, FaultyLink, point_at, point_at_gcs
+
+HOLD = """
+import sys, time
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.lease import hold_lease
+with hold_lease(BucketDirectory(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def bucket(s3: str) -> BucketDirectory:
+    return BucketDirectory(s3)
+
+
+def lock_of(bucket: BucketDirectory) -> dict[str, object]:
+    found: dict[str, object] = json.loads(bucket.read(".lock", limit=10_000))
+    return found
+
+
+def test_the_lock_is_there_while_it_is_held_and_free_after(bucket: BucketDirectory) -> None:
+    with hold_lease(bucket) as lease:
+        assert lock_of(bucket)["lease"] == lease
+        check_lease(bucket, lease)
+        owner = lease_owner(bucket)
+        assert owner is not None
+        assert owner["pid"] == os.getpid()
+    assert list(bucket.objects()) == [LOCK_FILE]
+    assert lease_owner(bucket) is None
+    with pytest.raises(TryAgainError, match="another run has taken the store over"):
+        check_lease(bucket, lease)
+    with hold_lease(bucket) as other:
+        assert lock_of(bucket)["lease"] == other != lease
+
+
+def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
+    bucket: BucketDirectory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-c", HOLD, bucket.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    assert lock_of(bucket)["pid"] == process.pid
+    begun = time.monotonic()
+    with hold_lease(bucket):
+        assert time.monotonic() - begun < 20
+    assert f"the lock of process {process.pid} on " in capfd.readouterr().out
+
+
+def test_a_living_owner_is_named(bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEWAL", 0.2)
+    with hold_lease(bucket):
+        monkeypatch.setattr(module, "is_dead", lambda owner: False)  # it is this very process
+        with (
+            pytest.raises(UserError, match=r"process \d+ on .* since .* is writing it; wait for it"),
+            hold_lease(bucket, patience=30),
+        ):
+            pass
+
+
+def test_a_lock_that_nobody_renews_is_broken(bucket: BucketDirectory) -> None:
+    owner = {"lease": "ab", "pid": 1, "machine": "another", "host": "far", "since": "then", "renewals": 3}
+    bucket.write(".lock", json.dumps(owner).encode())
+    with hold_lease(bucket, patience=0.5) as lease:
+        assert lock_of(bucket)["lease"] == lease
+
+
+def test_what_a_foreign_lock_says_is_no_control_code(
+    bucket: BucketDirectory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    owner = {"lease": "ab", "pid": "\x1b[2J", "machine": "another", "host": "\x07far", "since": "then\n"}
+    bucket.write(".lock", json.dumps(owner).encode())
+    with hold_lease(bucket, patience=0.2):
+        pass
+    assert all(map(is_printable, capfd.readouterr().out.splitlines()))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_lock_that_says_nothing_is_broken_after_a_while(bucket: BucketDirectory, content: bytes) -> None:
+    bucket.write(".lock", content)
+    with hold_lease(bucket, patience=0.2):
+        pass
+
+
+def test_who_lost_the_lock_finds_out_and_leaves_the_new_one(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEWAL", 0.1)
+    with hold_lease(bucket) as lease:
+        bucket.write(".lock", json.dumps({"lease": "another"}).encode())
+        time.sleep(0.5)
+        with pytest.raises(TryAgainError, match="another run has taken the store over"):
+            check_lease(bucket, lease)
+    assert lock_of(bucket) == {"lease": "another"}
+
+
+def test_what_ended_the_work_is_told_though_the_link_is_down(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object, **__: object) -> str:
+        raise TryAgainError("the link is down")
+
+    with monkeypatch.context() as patch:
+
+        def work() -> None:
+            with hold_lease(bucket):
+                patch.setattr(BucketDirectory, "replace", down)
+                raise KeyError("the work")
+
+        with pytest.raises(KeyError, match="the work"):
+            work()
+    with hold_lease(bucket):  # its owner is no more
+        pass
+
+
+def test_a_renewal_that_fails_is_not_the_last(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEWAL", 0.05)
+    replace, failures = BucketDirectory.replace, [DataError("other bytes came"), RuntimeError("whatever")]
+
+    def fail(*arguments: Any, **keywords: Any) -> str:
+        if failures:
+            raise failures.pop()
+        return replace(*arguments, **keywords)
+
+    with hold_lease(bucket):
+        monkeypatch.setattr(BucketDirectory, "replace", fail)
+        wait_for(lambda: lock_of(bucket)["renewals"])
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_of_writers_that_begin_together_one_gets_it(
+    bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
+    monkeypatch.setattr(module, "RENEWAL", 0.2)
+    got, refused, barrier = [], [], threading.Barrier(4)
+
+    def write() -> None:
+        barrier.wait()
+        try:
+            with hold_lease(bucket, patience=30):
+                got.append(1)
+                time.sleep(3)
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 3)
+
+
+DEAD = {"lease": "ab", "pid": 1, "machine": "another", "host": "far", "since": "then", "renewals": 3}
+
+
+@pytest.fixture(params=["s3", "gcs"])
+def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A directory of a server that answers one request at a time; this process's own locks may be those of others."""
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
+    place: str = request.getfixturevalue(request.param)
+    if request.param == "gcs":
+        yield place
+        return
+    with FaultyLink(request.getfixturevalue("s3_port"), lambda *_: Fault(), serial=True) as link:
+        point_at(link.port, monkeypatch)
+        yield place
+
+
+def test_of_many_waiters_on_a_dead_lock_one_takes_it_and_keeps_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others find it dead at the same moment; none of them removes the winner's."""
+    monkeypatch.setattr(module, "RENEWAL", 0.2)
+    BucketDirectory(url).write(LOCK_FILE, json.dumps(DEAD).encode())
+    count, barrier, ended = 8, threading.Barrier(8), threading.Semaphore(0)
+    got, refused = [], []
+
+    def wait() -> None:
+        bucket = BucketDirectory(url)
+        barrier.wait()
+        try:
+            with hold_lease(bucket, patience=2.0) as lease:
+                for _ in range(count - 1):
+                    assert ended.acquire(timeout=60)
+                check_lease(bucket, lease)
+                got.append(lease)
+        except UserError as error:
+            refused.append(error)
+        ended.release()
+
+    threads = [threading.Thread(target=wait) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, count - 1)
+    assert not [error for error in refused if isinstance(error, TryAgainError)]
+
+
+def test_a_renewal_that_arrives_after_a_takeover_changes_nothing(
+    s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer slept, or the network did."""
+    monkeypatch.setattr(module, "RENEWAL", 0.1)
+    monkeypatch.setattr(module, "is_dead", lambda owner: False)
+    under_way, arrives, sleeps = threading.Event(), threading.Event(), threading.Event()
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        if sleeps.is_set() and method == "PUT":
+            under_way.set()
+            assert arrives.wait(60)
+        return Fault()
+
+    with FaultyLink(s3_port, faults) as link:
+        point_at(link.port, monkeypatch)
+        first = BucketDirectory(s3)
+        with hold_lease(first) as lease:
+            sleeps.set()
+            assert under_way.wait(60)
+            point_at(s3_port, monkeypatch)
+            second = BucketDirectory(s3)
+            monkeypatch.setattr(module, "RENEWAL", 60.0)
+            with hold_lease(second, patience=0.5) as other:
+                arrives.set()
+                time.sleep(0.5)
+                check_lease(second, other)
+                with pytest.raises(TryAgainError):
+                    check_lease(first, lease)
+        assert lease_owner(second) is None
+
+
+@pytest.mark.parametrize(
+    "before", [None, module._RELEASED, json.dumps(DEAD).encode()], ids=["none", "released", "dead"]
+)
+@pytest.mark.parametrize("scheme", ["s3", "gcs"])
+def test_a_lock_whose_answer_was_lost_is_the_writers_own(
+    scheme: str, before: bytes | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has written it; what it answers to the next attempt is that somebody has. So with renewal and release."""
+    url: str = request.getfixturevalue(scheme)
+    monkeypatch.setattr(module, "RENEWAL", 0.2)
+    lost: list[int] = []
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        is_lock = LOCK_FILE in path and method == ("PUT" if scheme == "s3" else "POST")
+        lost.extend([number] if is_lock else [])
+        return Fault(status=503 if is_lock and len(lost) % 2 else 0)
+
+    if before is not None:
+        BucketDirectory(url).write(LOCK_FILE, before)
+    with FaultyLink(request.getfixturevalue(f"{scheme}_port"), faults) as link:
+        (point_at if scheme == "s3" else point_at_gcs)(link.port, monkeypatch)
+        bucket = BucketDirectory(url)
+        with hold_lease(bucket, patience=0.1) as lease:
+            check_lease(bucket, lease)
+            wait_for(lambda: lock_of(bucket)["renewals"])
+            check_lease(bucket, lease)
+        assert lease_owner(bucket) is None
+    assert len(lost) > 6
+
+
+class Unconditional(FaultyLink):
+    """To a private server of S3 that does not know preconditions."""
+
+    def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
+        for name in ("If-Match", "If-None-Match"):
+            del handler.headers[name]
+        return super().answer(handler, sent)
+
+
+def test_a_server_that_ignores_preconditions_is_refused(
+    s3: str, s3_port: int, gcs: str, gcs_server_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Unconditional(s3_port, lambda *_: Fault()) as link:
+        point_at(link.port, monkeypatch)
+        point_at_gcs(gcs_server_port, monkeypatch)
+        for url in (s3, gcs):
+            bucket = BucketDirectory(url)
+            with (
+                pytest.raises(UserError, match="does not support conditional writes") as caught,
+                hold_lease(bucket),
+            ):
+                pass
+            assert caught.value.exit_code == 2
+            assert lease_owner(bucket) is None
+
+
+def test_a_server_that_refuses_preconditions_is_refused(
+    s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyLink(s3_port, lambda m, p, n: Fault(status=501 if m == "PUT" else 0)) as link:
+        point_at(link.port, monkeypatch)
+        with (
+            pytest.raises(UserError, match="does not support conditional writes") as caught,
+            hold_lease(BucketDirectory(s3)),
+        ):
+            pass
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"[" * 10_000,
+        b"{}",
+        b'{"pid": "1", "machine": []}',
+        b'{"lease": "x", "host": "\\u001b[2J\\n"}',
+    ],
+    ids=lambda content: str(content[:12]),
+)
+def test_a_damaged_lock_is_watched_and_taken_over(
+    bucket: BucketDirectory, capfd: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    bucket.write(LOCK_FILE, content)
+    with hold_lease(bucket, patience=0.1) as lease:
+        check_lease(bucket, lease)
+    out = capfd.readouterr().out
+    assert "the lock of another process" in out
+    assert "\x1b" not in out
+
+
+def test_a_lock_without_end_is_refused(bucket: BucketDirectory) -> None:
+    bucket.write(LOCK_FILE, b" " * (1 << 17))
+    with pytest.raises(DataError, match=r"\.lock: not a lock"), hold_lease(bucket, patience=0.1):
+        pass

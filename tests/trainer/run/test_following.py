@@ -1,0 +1,346 @@
+"""trainer.run.following: a run on a store that is being written ends as one on the finished store."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.lease import hold_lease
+from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.storage.writer_watch import WriterWatch
+from pipeline.store.metadata import INFO_FILE
+from pipeline.store.reader import Store
+from pipeline.store.spec import Spec
+from tests.buckets import BUCKET, put_object, upload_tree
+from tests.runs import (
+    arguments,
+    assert_same_weights,
+    checkpoint_weights,
+    command,
+    environment,
+    fail,
+    losses,
+    metrics,
+    run_process,
+)
+from tests.stores import Asked, N, job_for, write_store
+from trainer.run import following
+from trainer.train import main
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = ("--epochs=3", "--eval_every=4", "--eval_split=test", "--warmup_steps=2", "--log_every=1")
+
+
+@pytest.fixture(autouse=True)
+def poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "POLL_SECONDS", 0.1)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, spec: Spec, data_dir: Path, teacher_path: Path) -> ShardWorker:
+    return ShardWorker(job_for(tmp_path / "growing", spec, data_dir, teacher_path))
+
+
+@pytest.fixture
+def finished(tmp_path: Path, published_store: Path, data_dir: Path, deterministic: None) -> Path:
+    """Work directory of a run on the finished store."""
+    workdir = tmp_path / "finished"
+    assert main(arguments(published_store, workdir, data_dir, *RUN)) == 0
+    return workdir
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    """Weights, optimizer state, losses and evaluations, bit for bit."""
+    for name in ("checkpoints", "checkpoints/best"):
+        ours, theirs = checkpoint_weights(workdir, name), checkpoint_weights(expected, name)
+        assert ours.keys() == theirs.keys()
+        assert_same_weights(list(ours.values()), [theirs[key] for key in ours])
+    assert losses(workdir) == losses(expected)
+    assert metrics(workdir, "eval_test") == metrics(expected, "eval_test")
+
+
+@contextlib.contextmanager
+def written(store: Path, write: Callable[[], None]) -> Iterator[None]:
+    """A precompute at work, in a thread that holds the lock."""
+
+    def work() -> None:
+        with writer_lock(store):
+            locked.set()
+            write()
+
+    store.mkdir(exist_ok=True)
+    locked = threading.Event()
+    thread = threading.Thread(target=work)
+    thread.start()
+    locked.wait()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def wait_for_checkpoint(workdir: Path, step: int) -> None:
+    """Returns when a run waits after this step."""
+    deadline = time.monotonic() + 200
+    while not (workdir / "checkpoints" / f"ckpt-{step}.index").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_it_waits_for_each_epoch_and_ends_as_on_the_finished_store(
+    tmp_path: Path, worker: ShardWorker, data_dir: Path, finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From before the first epoch; a step has 5 views, an epoch 17, so that it waits inside of intervals."""
+    store, workdir = Path(worker.job.store), tmp_path / "run"
+
+    def write() -> None:
+        time.sleep(0.5)
+        write_store(worker, epochs=1)
+        for epochs, step in ((2, 3), (3, 6)):  # the last one that can be done before
+            wait_for_checkpoint(workdir, step)
+            write_store(worker, epochs=epochs)
+
+    with written(store, write):
+        assert main(arguments(store, workdir, data_dir, *RUN, "--follow")) == 0
+    out, err = capfd.readouterr()
+    assert "waiting for the first epoch" in out
+    assert "waiting for epoch 2 of 3" in err
+    assert "waiting for epoch 3 of 3" in err
+    assert_same_run(workdir, finished)
+
+
+def test_it_ends_when_nobody_writes_and_goes_on_when_the_store_has_grown(
+    tmp_path: Path,
+    worker: ShardWorker,
+    data_dir: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With 75, saved. On a store that holds all, it trains like any run."""
+    store, workdir = Path(worker.job.store), tmp_path / "run"
+    argv = arguments(store, workdir, data_dir, *RUN, "--follow")
+    code, line = fail(argv, capsys, main=main)
+    assert (code, "no spec.json there" in line) == (2, True)
+    write_store(worker, epochs=1)
+    code, line = fail(argv, capsys, main=main)
+    assert code == 75
+    assert "1 of the 3 epochs" in line
+    assert "saved at step 3" in line
+    write_store(worker, epochs=3)
+    assert main(argv) == 0
+    assert "continuing at step 3 of 10" in capsys.readouterr().out
+    assert_same_run(workdir, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_while_it_waits_ends_it_saved(
+    tmp_path: Path, worker: ShardWorker, data_dir: Path, number: signal.Signals
+) -> None:
+    store, workdir = Path(worker.job.store), tmp_path / "run"
+    write_store(worker, epochs=1)
+
+    def send() -> None:
+        wait_for_checkpoint(workdir, 3)
+        time.sleep(0.3)
+        os.kill(os.getpid(), number)
+
+    with written(store, send), pytest.raises(Interrupted, match="saved at step 3") as stop:
+        main(arguments(store, workdir, data_dir, *RUN, "--follow"))
+    assert stop.value.exit_code == 128 + number
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "neither --epochs nor --steps"),
+        (("--epochs=inf",), "--epochs=inf"),
+        (("--epochs=3", "--teacher=somewhere"), "--teacher=somewhere"),
+        (("--epochs=3", "--arm=online"), "--arm=online"),
+    ],
+    ids=["no_length", "endless", "teacher", "arm"],
+)
+def test_what_does_not_go_with_it_is_refused(
+    tmp_path: Path,
+    three_epochs: Path,
+    data_dir: Path,
+    flags: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, line = fail(
+        arguments(three_epochs, tmp_path / "run", data_dir, "--follow", *flags), capsys, main=main
+    )
+    assert code == 2
+    assert "--follow" in line
+    assert words in line
+
+
+def test_a_store_that_changes_below_a_reader_is_refused(tmp_path: Path, one_epoch: Path) -> None:
+    store = Path(shutil.copytree(one_epoch, tmp_path / "store"))
+    opened = Store(store)
+    (store / INFO_FILE).unlink()
+    with pytest.raises(Exception, match="nothing is published there any more"):
+        opened.refresh()
+
+
+@pytest.fixture
+def remote(s3: str, s3_port: int, published_store: Path) -> str:
+    """The published store in a bucket, with its first shard published: an epoch and three views."""
+    prefix = s3.removeprefix(f"s3://{BUCKET}/")
+    upload_tree(s3_port, published_store, prefix)
+    info = json.loads((published_store / INFO_FILE).read_text())
+    info["splits"][0]["shardLengths"] = ["20"]
+    put_object(s3_port, f"{prefix}/{INFO_FILE}", json.dumps(info).encode())
+    return s3
+
+
+def test_it_follows_a_store_in_a_bucket(
+    tmp_path: Path, remote: str, published_store: Path, data_dir: Path, finished: Path
+) -> None:
+    bucket, workdir = BucketDirectory(remote), tmp_path / "run"
+
+    def publish() -> None:
+        with hold_lease(bucket):
+            locked.set()
+            wait_for_checkpoint(workdir, 3)
+            bucket.write(INFO_FILE, (published_store / INFO_FILE).read_bytes())
+            wait_for_checkpoint(workdir, 10)
+
+    locked = threading.Event()
+    thread = threading.Thread(target=publish)
+    thread.start()
+    locked.wait()
+    try:
+        # This very process would be known at once to hold the lock no more: it asks for it itself.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.storage.writer_watch.is_dead", lambda owner: False)
+            argv = list(arguments(Path("none"), workdir, data_dir, *RUN, "--follow"))
+            assert main([*argv, f"--store={remote}"]) == 0
+    finally:
+        thread.join()
+    assert_same_run(workdir, finished)
+
+
+def test_an_owner_of_a_bucket_s_lock_that_does_not_renew_it_is_gone(
+    tmp_path: Path,
+    remote: str,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    owner = {"pid": 1, "host": "elsewhere", "machine": "another", "lease": "another"}
+    BucketDirectory(remote).write(LOCK_FILE, json.dumps(owner).encode())
+    monkeypatch.setattr(following, "WriterWatch", functools.partial(WriterWatch, patience=1.0))
+    argv = [*arguments(Path("none"), tmp_path / "run", data_dir, *RUN, "--follow"), f"--store={remote}"]
+    code, line = fail(argv, capsys, main=main)
+    assert code == 75
+    assert "saved at step 3" in line
+
+
+class Real:
+    """A precompute and a follower, each a process of its own.
+
+    Args:
+      asked: the store.
+      workdir: of the follower.
+    """
+
+    EPOCHS = 1000
+
+    def __init__(self, asked: Asked, workdir: Path) -> None:
+        self.store, self.workdir = asked.store, workdir
+        flags = asked.flags(f"--epochs={self.EPOCHS}", "--views_per_shard=170")
+        self._precompute = [sys.executable, "-m", "pipeline.precompute", *flags]
+        self.argv = [
+            *arguments(asked.store, workdir, asked.data_dir, f"--epochs={self.EPOCHS}", "--batch_size=20"),
+            "--deterministic",
+            "--eval_split=test",
+            "--eval_every=300",
+        ]
+
+    def precompute(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._precompute, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def follow(self) -> subprocess.Popen[bytes]:
+        done = command([*self.argv, "--follow"])
+        return subprocess.Popen(
+            done, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def epochs(self) -> int:
+        try:
+            return Store(self.store).epochs
+        except UserError:
+            return 0
+
+    def grow(self, writer: subprocess.Popen[bytes]) -> int:
+        """Lets a stopped precompute publish more, and stops it again; how many epochs there are."""
+        before, deadline = self.epochs(), time.monotonic() + 200
+        writer.send_signal(signal.SIGCONT)
+        while self.epochs() == before:
+            assert writer.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        writer.send_signal(signal.SIGSTOP)
+        return self.epochs()
+
+    def wait_until_it_waits(self) -> None:
+        wait_for_checkpoint(self.workdir, self.epochs() * N // 20)
+
+
+@pytest.mark.slow
+def test_a_real_precompute_and_a_real_follower_are_killed_and_continued(
+    tmp_path: Path, data_dir: Path, teacher_path: Path
+) -> None:
+    """The precompute is stopped now and then, so that the follower has to wait for it."""
+    real = Real(Asked(data_dir, teacher_path, tmp_path / "store"), tmp_path / "run")
+    with real.precompute() as writer:
+        real.grow(writer)
+        with real.follow() as reader:
+            real.wait_until_it_waits()
+            real.grow(writer)
+            real.wait_until_it_waits()
+            writer.kill()
+            writer.wait()
+            _, err = reader.communicate(timeout=200)
+            assert reader.returncode == 75, err
+            assert b"no process writes it any more" in err
+    with real.precompute() as writer:
+        assert real.grow(writer) < real.EPOCHS
+        with real.follow() as reader:
+            time.sleep(15)  # somewhere between its start and its waiting
+            reader.kill()
+        with real.follow() as reader:
+            real.wait_until_it_waits()
+            reader.terminate()
+            _, err = reader.communicate(timeout=200)
+            assert reader.returncode == 143, err
+        with real.follow() as reader:
+            real.grow(writer)
+            writer.send_signal(signal.SIGCONT)
+            _, err = reader.communicate(timeout=500)
+            assert reader.returncode == 0, err
+        assert writer.wait(timeout=200) == 0
+    finished = tmp_path / "finished"
+    run_process([*real.argv, f"--workdir={finished}"])
+    for name in ("checkpoints", "checkpoints/best"):
+        ours, theirs = (checkpoint_weights(workdir, name) for workdir in (real.workdir, finished))
+        assert_same_weights(list(ours.values()), [theirs[key] for key in ours])
+    assert metrics(real.workdir, "eval_test") == metrics(finished, "eval_test")

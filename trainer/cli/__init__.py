@@ -1,1 +1,0 @@
-"""The flags of each command, parsed and checked without TensorFlow, TFDS or Beam."""

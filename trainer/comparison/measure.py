@@ -1,0 +1,222 @@
+"""What a step costs online and offline, measured: `python -m trainer.comparison.measure --store=DIR --output=FILE ...`.
+
+Takes the flags of `trainer.train`, and is run by `trainer.compare` after the training. Five things take turns in one
+process, on the run's own batches, so that a machine whose speed drifts slows all alike: steps offline (replayed
+batches), steps online (the same batches, the live teacher), the student's update alone (one batch that stays in
+memory), the teacher alone, and the input alone.
+
+Batches are rendered ahead, in other threads. So a turn begins when they have filled their buffers, and ends when they
+have filled them again: it pays for as many batches as it takes, and for none of another turn's.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take seconds
+    from pipeline.cli.main import run_module
+
+    run_module("trainer.comparison.measure")
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.inputs.device_memory import naming_memory
+from pipeline.storage.files import write_json
+from pipeline.store.reader import Store
+from pipeline.views.mix import mix
+from pipeline.views.source import ImageSource
+from trainer.flags.train import make_parser
+from trainer.run.failures import memory_remedy
+from trainer.run.options import resolve
+from trainer.run.training import Run
+from trainer.targets.replay import step_batches
+
+_ROUNDS = 5  # that count, after one that does not
+_TURN_SECONDS = 2.0  # about
+_MOST_STEPS = 20  # per turn
+_WARM_UP_STEPS, _WARM_UP_SECONDS = 3, 15.0  # of each, after the one that traces
+# A process is idle when its threads together work for less than this share of a poll.
+_POLL_SECONDS, _IDLE_SHARE, _IDLE_TIMEOUT = 0.02, 0.25, 60.0
+_READ = 256  # images at a time
+NAMES = ("offline", "online", "student", "teacher", "input")
+TURNS = len(NAMES) * (_ROUNDS + 2)  # of a whole measurement: the warm-up, and the round that does not count
+
+Work = Callable[[], object]  # a step, finished when it returns
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured, by contender.
+
+    Attributes:
+      seconds: per step, the median over rounds.
+      spread: the least and the most of the rounds.
+      steps: per turn.
+    """
+
+    seconds: dict[str, float]
+    spread: dict[str, tuple[float, float]]
+    steps: dict[str, int]
+
+    def describe(self) -> str:
+        """How it was measured, for the report."""
+        low, high = min(self.steps.values()), max(self.steps.values())
+        count = f"{low} to {high} steps" if low < high else f"{low} {'step' if low == 1 else 'steps'}"
+        return (
+            f"median of {_ROUNDS} turns of {count} each; steps offline, steps online, the student's update alone, the teacher "
+            "alone and the input alone take turns in one process, on the run's own batches"
+        )
+
+
+def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lambda: None) -> Measured:
+    """Measures the seconds per step of contenders that take turns; `on_turn` is called after each turn."""
+    steps = {}
+    for name, work in contenders.items():
+        steps[name] = min(max(round(_TURN_SECONDS / _warm_up(work)), 1), _MOST_STEPS)
+        on_turn()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(_ROUNDS + 1):
+        for name, work in contenders.items():
+            _wait_until_idle()
+            begun = time.perf_counter()
+            for _ in range(steps[name]):
+                work()
+            ended = _wait_until_idle()
+            if number:
+                seconds[name].append((ended - begun) / steps[name])
+            on_turn()
+    return Measured(
+        {name: statistics.median(values) for name, values in seconds.items()},
+        {name: (min(values), max(values)) for name, values in seconds.items()},
+        steps,
+    )
+
+
+def _warm_up(work: Work) -> float:
+    """Seconds of the last of the first steps."""
+    work()  # traces
+    begun = ended = time.perf_counter()
+    seconds = 0.0
+    for _ in range(_WARM_UP_STEPS):
+        work()
+        seconds, ended = time.perf_counter() - ended, time.perf_counter()
+        if ended - begun > _WARM_UP_SECONDS:
+            break
+    return seconds
+
+
+def _wait_until_idle() -> float:
+    """Returns when no thread of this process works; the time (`time.perf_counter`) since which none does."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT
+    while True:
+        since, work = time.perf_counter(), time.process_time()
+        time.sleep(_POLL_SECONDS)
+        idle = time.process_time() - work < _IDLE_SHARE * _POLL_SECONDS
+        if idle or time.monotonic() > deadline:
+            return since
+
+
+def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
+    asked = copy.copy(flags)
+    asked.arm, asked.workdir, asked.steps_per_execution = arm, workdir, 1
+    return Run(resolve(asked, store), store)
+
+
+def _batches(run: Run) -> Iterator[Any]:
+    """A run's batches, over and over."""
+    arm, steps = run.options.arm, int(run.options.length.steps)
+    return iter(arm.batches(step_batches(run.input, 0, steps, with_stored=arm.live)).repeat())
+
+
+def _step(run: Run, batches: Iterator[Any]) -> Work:
+    function = run.distiller.make_train_function()
+    return lambda: float(function(batches)["loss"])
+
+
+def _fill_cache(source: ImageSource) -> None:
+    """Decodes all images, if they are kept: as after the first epoch of a run."""
+    count = source.images.num_examples if source.cached else 0
+    for start in range(0, count, _READ):
+        source.load(np.arange(start, min(start + _READ, count)))
+
+
+def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Work]:
+    """What takes turns, by name."""
+    online.input = offline.input  # the same views; decoded images are kept once
+    _fill_cache(offline.input.source)
+    resident = next(_batches(offline))
+    alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
+    views = mix(resident["crops"], resident["partner"], resident["ratio"])
+    forward = tf.function(online.online_teacher, jit_compile=jit_compile)
+    drawn = _batches(offline)  # not the offline steps' own, whose buffers it would empty
+
+    def draw() -> object:
+        return next(drawn)["crops"].numpy()
+
+    works: list[Work] = [
+        _step(offline, _batches(offline)),
+        _step(online, _batches(online)),
+        _step(offline, alone),
+        lambda: forward(views).numpy(),
+        draw,
+    ]
+    return dict(zip(NAMES, works, strict=True))
+
+
+class _Progress:
+    """Counts turns in a file that `trainer.run.child_runs.latest_step` reads; in none without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._turns = path, 0
+
+    def __call__(self) -> None:
+        self._turns += 1
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": self._turns}) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    """The command; see the module's docstring."""
+    parser = make_parser()
+    parser.prog, parser.description = (
+        "python -m trainer.comparison.measure",
+        "Measures steps online and offline.",
+    )
+    parser.add_argument("--output", required=True, help="JSON file of the figures")
+    parser.add_argument("--progress", type=Path, help="file to append a line to after each turn")
+    with tempfile.TemporaryDirectory() as workdir:
+        flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
+        if flags.strategy != "default":
+            raise UserError(f"--strategy={flags.strategy}: one device is measured, leave it out")
+        if flags.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+        tf.keras.utils.set_random_seed(flags.seed)
+        offline = _run(argparse.Namespace(**{**vars(flags), "teacher": None}), store, workdir, "offline")
+        online = _run(flags, store, workdir, "online")
+    if online.teacher is None or online.online_teacher is None:
+        raise ValueError("a live arm has a teacher")
+    contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
+    with naming_memory(memory_remedy(online)):
+        measured = measure(contenders, on_turn=_Progress(flags.progress))
+    figures = {
+        "seconds_a_step": measured.seconds,
+        "seconds_a_step_spread": measured.spread,
+        "batch_size": online.options.recipe.batch_size,
+        "teacher_parameters": online.teacher.num_parameters,
+        "how": measured.describe(),
+    }
+    write_json(Path(flags.output), figures)
+    return 0

@@ -1,0 +1,1 @@
+"""What a run is asked: recipes, lengths, choices, and the files that record them."""

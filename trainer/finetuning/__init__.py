@@ -1,0 +1,1 @@
+"""Making a teacher: pretrained weights and fine-tuning."""

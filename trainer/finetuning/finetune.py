@@ -1,0 +1,356 @@
+"""Supervised fine-tuning on a data set's labels: what makes a teacher of a network.
+
+By BiT's own rule for transfer (`trainer.finetuning.bit_hyperrule`). Views come from the project's one renderer, so a view
+index, seed and policy say what was seen, as they do for a student.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline.errors import DataError, UserError
+from pipeline.errors.causes import find_reason
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.device_memory import naming_memory, out_of_memory
+from pipeline.inputs.labels import UNLABELED, top1
+from pipeline.views.eval_crop import EvalCrop
+from pipeline.views.input import Batch, ViewInput
+from pipeline.views.mix import mix
+from pipeline.views.policies import ViewPolicy
+from pipeline.views.records import EvalViews, SampledViews, eval_planner
+from pipeline.views.render import eval_renderer, training_renderer
+from pipeline.views.source import ImageSource
+from trainer.config.choices import BASE_BATCH_SIZE
+from trainer.config.run_length import RunLength
+from trainer.finetuning.bit_hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
+from trainer.run.callbacks import MetricsLog, RunCallback
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.failures import from_the_input
+from trainer.run.preemption import Preemption
+from trainer.step.schedules import Scaled
+
+_MOMENTUM = 0.9
+_UNREAD = UNLABELED - 1  # of a label
+_PREFETCHED = 64  # batches that may have been under way when one of them failed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """What is asked of a fine-tuning run.
+
+    Attributes:
+      policy: of the training views; its own mixup is off.
+      eval_crop: of the evaluation.
+      steps: of the run.
+      batch_size: views a step.
+      learning_rate: at the end of the warm-up, for 512 views a step; scaled with the batch.
+      seed: of the views.
+      head_only: leave every layer but the last as it is.
+      log_every, checkpoint_every: steps.
+      image_cache_bytes: for decoded images, if all of them fit.
+      input_buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
+
+    Raises:
+      UserError: a number is out of range.
+    """
+
+    policy: ViewPolicy
+    eval_crop: EvalCrop
+    steps: int
+    batch_size: int = BASE_BATCH_SIZE
+    learning_rate: float = 0.003
+    seed: int = 0
+    head_only: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 100
+    image_cache_bytes: int = 0
+    input_buffer_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", dataclasses.replace(self.policy, mixup=False))
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: expected 1 or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise UserError(f"--learning_rate={self.learning_rate}: expected a finite number, 0 or more")
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to be continued; its length too, which the schedule is made of."""
+        names = ("steps", "batch_size", "learning_rate", "seed", "head_only")
+        return {"policy": self.policy.to_json(), **{name: getattr(self, name) for name in names}}
+
+
+class Labels:
+    """Labels by example, each read once.
+
+    Args:
+      dataset: gives them.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._known = np.full(dataset.num_examples, _UNREAD, np.int64)
+
+    def of(self, examples: np.ndarray) -> np.ndarray:
+        """Labels of examples int64 [n]: int64 [n].
+
+        Raises:
+          UserError: an example has no label.
+        """
+        missing = np.unique(examples[self._known[examples] == _UNREAD])
+        if len(missing):
+            self._known[missing] = self._dataset.labels(missing)
+            if (unlabeled := missing[self._known[missing] == UNLABELED]).size:
+                raise UserError(
+                    f"--split={self._dataset.split}: example {unlabeled[0]} of {self._dataset.name} has no label, like "
+                    f"{unlabeled.size:,} of the {(self._known != _UNREAD).sum():,} examples read so far; fine-tuning needs a "
+                    "label for each: name a split that is labeled throughout"
+                )
+        return self._known[examples]
+
+
+def labelled_batches(
+    view_input: ViewInput, labels: Labels, *, start: int, stop: int, seed: int, alpha: float
+) -> tf.data.Dataset:
+    """The batches of steps `start .. stop - 1`: step `t` trains on views `[t * B, (t + 1) * B)`.
+
+    Returns:
+      Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [B], `ratio` float32 [B], and `label` and
+      `partner_label`, int64 [B]; K = B + 2.
+    """
+    size = view_input.batch_size
+
+    def annotate(views: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return labels.of(examples), mixup_ratios(views[:size], seed=seed, alpha=alpha)
+
+    def select(batch: Batch) -> Batch:
+        label, ratio = tf.numpy_function(
+            annotate, [batch["views"], batch["example"]], [tf.int64, tf.float32], stateful=False
+        )
+        label = tf.ensure_shape(label, [view_input.num_crops])
+        return {
+            "crops": batch["crops"],
+            "partner": batch["partner"],
+            "ratio": tf.ensure_shape(ratio, [size]),
+            "label": label[:size],
+            "partner_label": tf.gather(label, batch["partner"]),
+        }
+
+    starts = tf.data.Dataset.range(start * size, stop * size, size)
+    return view_input.dataset(starts).map(select)
+
+
+class Classifier(tf.keras.Model):
+    """Trains a network, float32 [B, S, S, 3] in 0..255 to logits [B, C], on the batches of `labelled_batches`."""
+
+    def __init__(self, network: tf.keras.Model) -> None:
+        super().__init__(name="classifier")
+        self.network = network
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """The network's logits [B, C] for views float32 [B, S, S, 3] in 0..255."""
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
+        """One update; float32 scalars of this step: `loss` (mean cross-entropy, in nats) and `accuracy`."""
+        views = mix(data["crops"], data["partner"], data["ratio"])
+        ratio = data["ratio"]
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.network(views, training=True), tf.float32)
+            # Linear in the target: that of the mixed target is the mixture of the two.
+            losses = ratio * _cross_entropy(data["label"], logits)
+            losses += (1.0 - ratio) * _cross_entropy(data["partner_label"], logits)
+            loss = tf.reduce_mean(losses) + tf.add_n([0.0, *self.network.losses])
+        variables = self.network.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        main = tf.where(ratio >= 0.5, data["label"], data["partner_label"])
+        right = tf.argmax(logits, axis=-1) == main
+        return {"loss": loss, "accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+
+
+def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+
+class Finetune:
+    """One run, continued from its latest checkpoint.
+
+    Args:
+      network: float32 [B, S, S, 3] in 0..255 to logits [B, C] of the data set's classes; trained in place.
+      dataset: images and labels.
+      options: of the run.
+      workdir: for checkpoints, metrics.jsonl and TensorBoard; exists.
+      origin: what the network was before: compared with the checkpoint that a run is continued from.
+      preemption: says when to save and stop.
+    """
+
+    def __init__(
+        self,
+        network: tf.keras.Model,
+        dataset: Dataset,
+        *,
+        options: FinetuneOptions,
+        workdir: Path,
+        origin: dict[str, Any],
+        preemption: Preemption | None = None,
+    ) -> None:
+        self._preemption = preemption or Preemption()
+        self.network, self.dataset, self.options, self.workdir = network, dataset, options, workdir
+        if options.head_only:
+            for layer in network.layers[:-1]:
+                layer.trainable = False
+        self.learning_rate = Scaled(
+            options.learning_rate * options.batch_size / BASE_BATCH_SIZE, StaircaseDecay(options.steps)
+        )
+        optimizer = tf.keras.optimizers.legacy.SGD(self.learning_rate, momentum=_MOMENTUM)
+        self._classifier = Classifier(network)
+        self._classifier.compile(optimizer=optimizer)
+        records = SampledViews(
+            policy=options.policy,
+            seed=options.seed,
+            num_examples=dataset.num_examples,
+            num_classes=dataset.num_classes,
+        )
+        renderer = training_renderer(options.policy)
+        source = ImageSource(dataset, renderer, cache_bytes=options.image_cache_bytes)
+        self._input = ViewInput(records, source, options.batch_size, buffer_bytes=options.input_buffer_bytes)
+        self._checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            student=network,
+            optimizer=optimizer,
+            identity={"dataset": dataset.identity().to_json(), **options.identity(), **origin},
+        )
+
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint, 0 where there is none.
+
+        Raises:
+          UserError: the checkpoint is of a run with other flags.
+          DataError: the checkpoint is damaged.
+        """
+        return self._checkpoints.latest_step()
+
+    def restore(self) -> int:
+        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+
+        Raises:
+          UserError: the checkpoint is of a run with other flags.
+          DataError: the checkpoint is damaged.
+        """
+        step = self._checkpoints.restore()
+        self._checkpoints.remove_leftovers()
+        return step
+
+    def train(self, first: int) -> dict[str, Any]:
+        """Trains from step `first` to the end; returns what result.json says of it.
+
+        Raises:
+          DataError: an image is damaged.
+        """
+        steps, size = self.options.steps, self.options.batch_size
+        if first:
+            print(f"continuing at step {first} of {steps}", flush=True)
+        callback = RunCallback(
+            length=RunLength(
+                steps=steps, batch_size=size, num_examples=self.dataset.num_examples, online_from=steps
+            ),
+            step=first,
+            log=MetricsLog(self.workdir, step=first),
+            log_every=self.options.log_every,
+            checkpoints=self._checkpoints,
+            checkpoint_every=self.options.checkpoint_every,
+            preemption=self._preemption,
+            evaluator=None,
+            learning_rate=lambda step: float(self.learning_rate.numpy(step)),
+        )
+        begun = time.monotonic()
+        try:
+            if first < steps:
+                self._fit(first, callback)
+        finally:
+            callback.close()
+        return {"steps": steps, "first_step": first, "seconds": time.monotonic() - begun}
+
+    def _fit(self, first: int, callback: RunCallback) -> None:
+        steps = self.options.steps
+        batches = labelled_batches(
+            self._input,
+            Labels(self.dataset),
+            start=first,
+            stop=steps,
+            seed=self.options.seed,
+            alpha=rule_mixup_alpha(self.dataset.num_examples),
+        )
+        try:
+            self._classifier.fit(
+                batches, epochs=1, steps_per_epoch=steps - first, callbacks=[callback], verbose=0
+            )
+        except tf.errors.OpError as error:
+            raise self._explain(error, callback.step) from error
+
+    def _explain(self, error: Exception, step: int) -> Exception:
+        """The DataError behind TensorFlow's, looked for among the batches that were under way."""
+        size = self.options.batch_size
+        remedy = f"lower --batch_size ({size} views per step)"
+        found = find_reason(error)
+        if found is None and not from_the_input(error):
+            found = out_of_memory(error, remedy)
+        if found is not None:
+            return found
+        for start in range(step * size, min(step + _PREFETCHED, self.options.steps) * size, size):
+            try:
+                next(self._input.batches(np.array([start])))
+            except DataError as cause:
+                return cause
+        return error
+
+
+def evaluate_top1(
+    network: tf.keras.Model,
+    dataset: Dataset,
+    *,
+    eval_crop: EvalCrop,
+    image_size: int,
+    batch_size: int,
+) -> tuple[float | None, int]:
+    """Share of a split's labeled images whose largest logit is the label's, 0..1, on their evaluation crops.
+
+    Args:
+      network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      dataset: the split.
+      eval_crop: which crop of an image.
+      image_size: S in pixels.
+      batch_size: images at a time, at most.
+
+    Returns:
+      That share, None if no image is labeled, and the number of unlabeled images.
+
+    Raises:
+      DataError: an image is damaged.
+    """
+    count = dataset.num_examples
+    size = min(batch_size, count)
+    records = EvalViews(
+        eval_crop=eval_crop, image_size=image_size, num_examples=count, num_classes=dataset.num_classes
+    )
+    source = ImageSource(dataset, eval_renderer(eval_crop, image_size))
+    view_input = ViewInput(records, source, size, eval_planner(size, num_examples=count))
+
+    @tf.function
+    def predict(crops: tf.Tensor) -> tf.Tensor:
+        return tf.argmax(network(tf.cast(crops[:size], tf.float32), training=False), axis=-1)
+
+    starts = np.arange(0, count, size)
+    progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
+    with naming_memory(f"lower --batch_size ({size} images at a time in an evaluation)"):
+        found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
+    labels = dataset.labels(np.arange(count))
+    return top1(found, labels), int((labels == UNLABELED).sum())

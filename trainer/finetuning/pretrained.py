@@ -1,0 +1,174 @@
+"""The network that fine-tuning begins with: a fresh one, a published checkpoint, or a Keras model with a new head."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.cli.choices import VALUE_RANGES
+from pipeline.errors import UserError
+from pipeline.errors.causes import first_line
+from pipeline.inputs.keras_file import load_keras_file
+from pipeline.inputs.teacher import fingerprint
+from pipeline.storage.files import sha256_of
+from trainer import models
+from trainer.models.bit import PublishedWeights
+
+
+def build_network(
+    flags: argparse.Namespace, *, num_classes: int, image_size: int
+) -> tuple[tf.keras.Model, dict[str, Any]]:
+    """The network to fine-tune, its head new, and what it was before.
+
+    Args:
+      flags: `model` and `init`, or `teacher` and `teacher_value_range`.
+      num_classes: C.
+      image_size: S in pixels.
+
+    Returns:
+      A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and its origin for a checkpoint.
+
+    Raises:
+      UserError: it cannot be loaded, or is of another shape.
+    """
+    if flags.teacher is not None:
+        network = replace_head(
+            load_keras_model(flags.teacher, flag="--teacher"),
+            num_classes=num_classes,
+            image_size=image_size,
+            value_range=flags.teacher_value_range,
+        )
+        return network, {"teacher": fingerprint(flags.teacher), "value_range": flags.teacher_value_range}
+    network = models.build(flags.model, num_classes=num_classes, image_size=image_size)
+    if flags.init is None:
+        return network, {"model": flags.model, "init": None}
+    if flags.init.endswith(".npz"):
+        PublishedWeights(flags.init).load_into(network, new_head=True)
+        return network, {"model": flags.model, "init": sha256_of(Path(flags.init))}
+    copy_body(load_keras_model(flags.init, flag="--init"), network)
+    return network, {"model": flags.model, "init": fingerprint(flags.init)}
+
+
+def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
+    """Loads a Keras SavedModel, which is code, or a `.keras` file, which runs none.
+
+    Args:
+      text: path as given.
+      flag: that gave it, for the message.
+
+    Raises:
+      UserError: there is none, or it is no Keras model of layers with one input and one output.
+    """
+    if not Path(text).exists():
+        raise UserError(
+            f"{flag}={text}: no such file or directory; expected a Keras SavedModel or a .keras file"
+        )
+    if (Path(text) / "saved_model.pb").is_file() and not (Path(text) / "keras_metadata.pb").is_file():
+        raise UserError(
+            f"{flag}={text}: a SavedModel that Keras did not write; only Keras's layers can be trained"
+        )
+    try:
+        if Path(text).is_dir():
+            model = tf.keras.models.load_model(text, compile=False)
+        else:
+            model = load_keras_file(text, flag=flag)
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
+        raise UserError(f"{flag}={text}: Keras cannot load it: {first_line(error)}") from error
+    single = (
+        isinstance(model, tf.keras.Model)
+        and len(getattr(model, "inputs", None) or ()) == 1
+        and len(getattr(model, "outputs", None) or ()) == 1
+    )
+    if not single:
+        raise UserError(
+            f"{flag}={text}: is {type(model).__name__}, expected a Keras model of layers with one input and one output"
+        )
+    return model
+
+
+def replace_head(
+    model: tf.keras.Model, *, num_classes: int, image_size: int, value_range: str
+) -> tf.keras.Model:
+    """The same network with a zero head of its own number of classes, for views in 0..255.
+
+    Args:
+      model: ends in a Dense layer, or in one and a softmax, which is left out; or in a model that ends so.
+      num_classes: C.
+      image_size: S in pixels.
+      value_range: that the model wants; one of `VALUE_RANGES`. Other than 0..255 becomes a layer.
+
+    Returns:
+      A model that shares all layers but the last.
+
+    Raises:
+      UserError: it does not end so, or takes other images.
+    """
+    features, dense = _cut_head(model, path=model.name)
+    wanted = tf.TensorShape([None, image_size, image_size, 3])
+    shape = model.inputs[0].shape
+    if not shape.is_compatible_with(wanted):
+        raise UserError(
+            f"--teacher: {model.name} takes {shape}, but views are {wanted}; choose --image_size to match"
+        )
+    head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=dense.name)
+    if value_range == "0..255":
+        return tf.keras.Model(model.inputs, head(features), name=model.name)
+    scale, offset = VALUE_RANGES[value_range]
+    image = tf.keras.Input(wanted[1:], dtype=tf.float32, name="image")
+    body = tf.keras.Model(model.inputs, features, name=f"{model.name}_body")
+    scaled = tf.keras.layers.Rescaling(scale, offset=offset, dtype=tf.float32, name="scale")(image)
+    return tf.keras.Model(image, head(body(scaled)), name=model.name)
+
+
+def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers.Dense]:
+    """The last Dense layer of a model, or of the model that it ends in, and the tensor that goes into that layer.
+
+    Args:
+      model: of layers, with one output.
+      path: names of the models that it is in, and its own, for the message.
+
+    Returns:
+      A symbolic tensor of the model's graph, and the layer.
+
+    Raises:
+      UserError: it ends in something else.
+    """
+    node = model.outputs[0].node
+    while isinstance(node.layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
+        node = node.keras_inputs[0].node
+    layer = node.layer
+    if isinstance(layer, tf.keras.layers.Dense):
+        return node.keras_inputs[0], layer
+    if isinstance(layer, tf.keras.Model) and getattr(layer, "outputs", None):
+        features, dense = _cut_head(layer, path=f"{path}/{layer.name}")
+        inner = tf.keras.Model(layer.inputs, features, name=layer.name)
+        # As it was called: batch normalization stays frozen where `training=False` froze it.
+        training = node.call_kwargs.get("training")
+        return inner(node.keras_inputs[0], **({} if training is None else {"training": training})), dense
+    raise UserError(
+        f"--teacher: {path} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace: save the model "
+        "with pooling and a Dense layer at its end, such as a keras.applications model with include_top=False, "
+        "pooling='avg' and a Dense layer behind it"
+    )
+
+
+def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
+    """Copies the weights of all layers but the last.
+
+    Raises:
+      UserError: the two are not the same network: both sides of the first difference are shown.
+    """
+    found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
+    for ours, theirs in zip(wanted, found, strict=False):
+        if ours.shape != theirs.shape:
+            there, here = (f"{w.name} is {tuple(w.shape)}" for w in (theirs, ours))
+            raise UserError(f"--init does not fit {target.name}: {there} there, {here} here")
+    if len(found) != len(wanted):
+        raise UserError(
+            f"--init does not fit {target.name}: {len(found)} weights without the head there, {len(wanted)} here"
+        )
+    for ours, theirs in zip(wanted, found, strict=True):
+        ours.assign(theirs)

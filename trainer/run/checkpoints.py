@@ -1,0 +1,208 @@
+"""Checkpoints of a run: weights, optimizer state, and what the run is.
+
+What the run is (step, spec digest, batch size, student, ...) is inside the checkpoint, so that it is as atomic
+as the weights: TensorFlow writes aside and renames, index last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+import tensorflow as tf
+
+from pipeline.errors import DataError, UserError
+from pipeline.errors.causes import first_line
+from pipeline.storage.checked_json import Count, build, parse_json
+from pipeline.store.spec import differences
+
+_RUN_KEY = "run/.ATTRIBUTES/py_state"
+# What TensorFlow raises for files that are damaged, or are of another network.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
+
+
+class _Scored(TypedDict, total=False):
+    """The evaluation in a best checkpoint, what is compared of it."""
+
+    split: str
+    student_top1: float | None
+    agreement: float
+
+
+class _SavedRun(TypedDict):
+    """What a checkpoint says of its run. What else is there is the identity, which is compared as a whole."""
+
+    step: Count
+    spec: NotRequired[str]
+    evaluation: NotRequired[_Scored]
+
+
+def saved_path(directory: Path) -> str | None:
+    """Prefix of the latest checkpoint in a directory; None where there is none.
+
+    Raises:
+      DataError: there are several, and nothing says which is the latest.
+    """
+    state = tf.train.get_checkpoint_state(str(directory))
+    if state is not None:
+        return str(state.model_checkpoint_path)
+    # One alone was not noted yet when its writer died; its steps are done again.
+    if len(found := sorted(file.stem for file in directory.glob("ckpt-*.index"))) > 1:
+        raise DataError(
+            f"{directory / 'checkpoint'} is missing or damaged, and it alone says which of {', '.join(found)} is the "
+            "latest; bring it back, or start again in another --workdir"
+        )
+    return None
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: `step`, `spec`, `batch_size`, `recipe_name` and what else it is.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        found = build(_SavedRun, parse_json(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode()))
+    except (*_UNREADABLE, AttributeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a checkpoint: {first_line(error)}; start again in another --workdir"
+        ) from error
+    return cast(dict[str, Any], found)
+
+
+class _RunState(tf.train.experimental.PythonState):
+    """A JSON object in a checkpoint."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__()
+        self.value = value
+
+    def serialize(self) -> str:
+        return json.dumps(self.value, sort_keys=True)
+
+    def deserialize(self, string_value: str) -> None:
+        self.value = parse_json(string_value)
+
+
+class Checkpoints:
+    """The latest few checkpoints of a run, and the best one.
+
+    The best carries the evaluation that made it so: file and figures cannot disagree. It is saved after the latest
+    of its step, so that it is never of a step that the run has still to come to.
+
+    Args:
+      directory: of the checkpoints.
+      student, optimizer: what is saved.
+      identity: what has to be the same for a run to be resumed; `spec` in it is the store's digest.
+      keep: latest checkpoints to keep.
+      writes: False makes `save` and `save_best` do nothing: of several workers, only the chief writes.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        student: tf.keras.Model,
+        optimizer: tf.keras.optimizers.legacy.Optimizer,
+        identity: dict[str, Any],
+        keep: int = 3,
+        writes: bool = True,
+    ) -> None:
+        self._writes = writes
+        self._directory = directory
+        self._identity = identity
+        # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
+        optimizer._create_all_weights(student.trainable_variables)
+        self._run = _RunState({"step": 0, **identity})
+        self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run)
+        # Made when first saved, it would be a collective of the chief's alone.
+        _ = self._checkpoint.save_counter
+        self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
+        self._best = tf.train.CheckpointManager(self._checkpoint, str(directory / "best"), max_to_keep=1)
+
+    def latest_step(self) -> int:
+        """The step of the latest checkpoint, 0 where there is none; reads neither weights nor optimizer state.
+
+        Raises:
+          DataError: it belongs to another store.
+          UserError: it was made with other flags.
+        """
+        path = saved_path(self._directory)
+        return 0 if path is None else self._step_of(path)
+
+    def _step_of(self, path: str) -> int:
+        """The step of a checkpoint of this very run."""
+        found = read_run(path)
+        step: int = found.pop("step")
+        if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
+            kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
+            raise kind(
+                f"{path} cannot be continued: {'; '.join(lines)}; ask for the same, or use another --workdir"
+            )
+        return step
+
+    def restore(self) -> int:
+        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+
+        Raises:
+          DataError: it belongs to another store, or is damaged.
+          UserError: it was made with other flags.
+        """
+        path = saved_path(self._directory)
+        if path is None:
+            return 0
+        step = self._step_of(path)
+        try:
+            self._checkpoint.restore(path).assert_consumed()
+        except (*_UNREADABLE, AssertionError) as error:
+            raise DataError(
+                f"{path}: cannot be restored into this student: {first_line(error)}; start again in another "
+                "--workdir"
+            ) from error
+        return step
+
+    def save(self, step: int) -> None:
+        """Saves as of `step` finished steps; nothing if that is there."""
+        path = self._latest.latest_checkpoint
+        if not self._writes or (path is not None and path.endswith(f"-{step}")):
+            return
+        self._run.value = {"step": step, **self._identity}
+        self._latest.save(checkpoint_number=step)
+
+    def save_best(self, step: int, evaluation: dict[str, Any]) -> None:
+        """Saves as the best so far, with the evaluation that says so."""
+        if not self._writes:
+            return
+        self._run.value = {"step": step, "evaluation": evaluation, **self._identity}
+        self._best.save(checkpoint_number=step)
+
+    def best(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and evaluation of the best checkpoint; None where there is none.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        path = saved_path(self._directory / "best")
+        if path is None:
+            return None
+        found = read_run(path)
+        if "evaluation" not in found:
+            raise DataError(f"{path}: not a best checkpoint: it has no evaluation; remove {path}.*")
+        return found["step"], found["evaluation"]
+
+    def restore_best(self, student: tf.keras.Model) -> None:
+        """Restores the weights of the best checkpoint; the optimizer is left alone."""
+        path = saved_path(self._directory / "best")
+        restored = tf.train.Checkpoint(student=student).read(path)
+        restored.assert_existing_objects_matched().expect_partial()
+
+    def remove_leftovers(self) -> None:
+        """Removes what a writer that was killed has left; only the holder of the work directory's lock may."""
+        for directory in (self._directory, self._directory / "best"):
+            for path in directory.glob("ckpt-*"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif not path.with_name(f"{path.name.split('.')[0]}.index").exists():
+                    path.unlink()

@@ -1,0 +1,172 @@
+"""Evaluates a student on a held-out split, with no teacher in memory.
+
+The teacher's logits on the evaluation crops are in the store's `eval/`, with both fingerprints, which are
+checked like those of any view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.device_memory import naming_memory
+from pipeline.inputs.labels import UNLABELED, top1
+from pipeline.storage.files import publish
+from pipeline.store.reader import Store
+from pipeline.views.input import ViewInput
+from pipeline.views.records import eval_planner
+from pipeline.views.render import eval_renderer
+from pipeline.views.source import ImageSource
+from trainer.step.distiller import distillation_loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of one evaluation over all images of a split.
+
+    Attributes:
+      examples: number of images.
+      unlabeled: number of those without a label, which are left out of the accuracies.
+      student_top1, teacher_top1: share of the labeled images whose largest logit is the label's, 0 to 1; None if no
+        image is labeled.
+      agreement: share of images where student and teacher have the same largest logit, 0 to 1.
+      distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
+    """
+
+    examples: int
+    unlabeled: int = 0
+    student_top1: float | None
+    teacher_top1: float | None
+    agreement: float
+    distillation_loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As result.json holds it."""
+        return dataclasses.asdict(self)
+
+
+def accuracy_text(value: float | None) -> str:
+    """An accuracy for people; `n/a` where no image is labeled."""
+    return "n/a" if value is None else f"{value:.2%}"
+
+
+def unlabeled_text(figures: dict[str, Any]) -> str:
+    """How many images of an evaluation have no label, to be appended to its line; empty if all have one."""
+    if not (count := figures.get("unlabeled")):
+        return ""
+    return f" ({count:,} of {figures['examples']:,} images have no label and are left out of the accuracy)"
+
+
+class Evaluator:
+    """Evaluation crops, labels and teacher logits of one split.
+
+    Args:
+      store: has the split in its `eval/`.
+      dataset: the split.
+      batch_size: images at a time.
+      temperature, temperature_squared: of the distillation loss.
+      cache_bytes: crops and teacher logits are kept in memory if those of all images fit.
+      buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        temperature: float,
+        temperature_squared: bool,
+        cache_bytes: int,
+        buffer_bytes: int | None = None,
+    ) -> None:
+        self.split = dataset.split
+        self._size = min(batch_size, dataset.num_examples)
+        self._count = dataset.num_examples
+        self._temperature = temperature
+        self._temperature_squared = temperature_squared
+        image_size = store.spec.policy.image_size
+        source = ImageSource(dataset, eval_renderer(store.spec.eval_crop, image_size))
+        plan = eval_planner(self._size, num_examples=self._count)
+        records = store.eval_reader(dataset.split)
+        self._input = ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes)
+        kept_bytes = image_size**2 * 3 + 4 * store.spec.num_classes  # of an image: crop and teacher logits
+        self._keep = self._count * kept_bytes <= cache_bytes
+        self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []
+        self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None
+        self._labels = dataset.labels(np.arange(self._count))
+
+    def _batches(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """(crops uint8 [B, S, S, 3], teacher logits float32 [B, C]); all of them, or an iterator over them."""
+        if self._kept:
+            return self._kept
+        starts = np.arange(0, self._count, self._size)
+        rendered = ((b["crops"][: self._size], b["logits"]) for b in self._input.batches(starts))
+        if not self._keep:
+            return rendered  # type: ignore[return-value]
+        self._kept = list(rendered)
+        return self._kept
+
+    def _forward(self, student: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The student in a graph, traced once however often it is evaluated."""
+        if self._traced is None or self._traced[0] is not student:
+
+            @tf.function
+            def forward(crops: tf.Tensor) -> tf.Tensor:
+                return tf.cast(student(tf.cast(crops, tf.float32), training=False), tf.float32)
+
+            self._traced = (student, forward)
+        return self._traced[1]
+
+    def logits(self, student: tf.keras.Model) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Student's and teacher's logits per batch, float32 [b, C] each, in the split's order.
+
+        A split's logits can be larger than memory: 21,841 classes of 1.3 million images are 105 GiB.
+        """
+        forward, left = self._forward(student), self._count
+        remedy = f"lower --eval_batch_size ({self._size} images at a time)"
+        for crops, logits in self._batches():
+            with naming_memory(remedy):
+                ours = forward(crops).numpy()
+            yield ours[:left], logits.numpy()[:left]
+            left -= self._size
+
+    def write_predictions(self, student: tf.keras.Model, path: Path) -> None:
+        """Writes what a student takes each image for: `top1` and `labels`, int32 [n] each, in the split's order."""
+        top1 = np.concatenate([ours.argmax(axis=1) for ours, _ in self.logits(student)])
+        with publish(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
+
+    def evaluate(self, student: tf.keras.Model) -> Evaluation:
+        """Evaluates a student, float32 [B, S, S, 3] in 0..255 to logits [B, C].
+
+        Raises:
+          DataError: an evaluation crop is not the one that the teacher saw.
+        """
+        # Of each image three numbers, int64 [n] and float32 [n].
+        choices, teacher_choices, losses = [], [], []
+        for ours, theirs in self.logits(student):
+            choices.append(ours.argmax(axis=1))
+            teacher_choices.append(theirs.argmax(axis=1))
+            loss = distillation_loss(
+                tf.constant(theirs),
+                tf.constant(ours),
+                temperature=self._temperature,
+                temperature_squared=self._temperature_squared,
+            )
+            losses.append(loss.numpy())
+        choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
+        return Evaluation(
+            examples=self._count,
+            unlabeled=int((self._labels == UNLABELED).sum()),
+            student_top1=top1(choice, self._labels),
+            teacher_top1=top1(teacher_choice, self._labels),
+            agreement=float((choice == teacher_choice).mean()),
+            distillation_loss=float(tf.reduce_mean(np.concatenate(losses))),
+        )

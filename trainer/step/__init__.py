@@ -1,0 +1,1 @@
+"""One training step: distiller, loss, optimizer, schedule."""

@@ -1,0 +1,104 @@
+"""AdamW as the two sources of recipes mean it. The only importer of tensorflow_addons.
+
+TFA has ended development (README, "Versions"): leaving it means rewriting this file and no other. Its AdamW
+decays first, `w -= wd_t * w`, and then takes Adam's step from the decayed weight; `wd_t` is a number or a
+schedule of `iterations`, and is *not* multiplied by the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import Any, get_args
+
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from trainer.config.choices import Clip, DecayMode
+from trainer.step.schedules import Multiplier, Scaled, WarmupConstant
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons \(TFA\) has ended", category=UserWarning)
+    import tensorflow_addons as tfa
+
+
+# `.../kernel:0`, `.../depthwise_kernel:0`; on the other replicas of a strategy `.../kernel/replica_1:0`.
+_KERNEL = re.compile(r"kernel(/replica_\d+)?:\d+$")
+
+
+class _KernelAdamW(tfa.optimizers.AdamW):
+    """AdamW that decays kernels only, by the variable's name.
+
+    TFA's own `exclude_from_weight_decay` remembers the identity of the variables it was given, and under a
+    MirroredStrategy is then asked about their components, none of which it knows: nothing would be decayed.
+    A name is the same on every replica, and needs no state that a checkpoint could miss.
+    """
+
+    def _do_use_weight_decay(self, var: tf.Variable) -> bool:
+        return _KERNEL.search(var.name) is not None
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    schedule: Multiplier,
+    weight_decay: float,
+    decay_mode: DecayMode,
+    decay_kernels_only: bool,
+    clip: Clip,
+    clip_norm: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-7,
+) -> tf.keras.optimizers.legacy.Optimizer:
+    """Makes TFA's AdamW; `optimizer.iterations` (int64) is the step, and picks the rate of that step.
+
+    Neither the rate nor the decay is a variable: they come from the arguments, not from a checkpoint.
+
+    Args:
+      learning_rate: base rate, >= 0; the rate of step `t` is `learning_rate * schedule(t)`.
+      schedule: multiplier in 0..1.
+      weight_decay: >= 0, the fraction of a weight that a step at multiplier 1 takes away.
+      decay_mode: "scaled": `w -= weight_decay * schedule(t) * w` (big_vision: scaled by the schedule, not by
+        the base rate); "unscaled": `w -= weight_decay * w` (Keras example).
+      decay_kernels_only: only variables named `...kernel` are decayed (big_vision's `".*/kernel"`).
+      clip: "per_variable": each gradient to norm `clip_norm` (Keras example); "global": all gradients
+        together (big_vision); "none". Under a strategy, after the sum over replicas.
+      clip_norm: > 0; both sources use 1.0. Not read by "none".
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      epsilon: added to the root of the second moment, before the correction of its bias ("epsilon hat" of
+        Kingma and Ba 2015). TFA's and Keras's default is 1e-7; Optax's, and so big_vision's, is 1e-8.
+
+    Raises:
+      UserError: if a number or a choice is out of range.
+    """
+    _check_choice("decay_mode", decay_mode, choices=get_args(DecayMode))
+    _check_choice("clip", clip, choices=get_args(Clip))
+    if clip != "none" and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise UserError(f"clip_norm must be finite and > 0 when clip is {clip!r}; got {clip_norm}")
+    for name, beta in (("b1", b1), ("b2", b2)):
+        if not 0 <= beta < 1:
+            raise UserError(f"{name} must be in [0, 1); got {beta}")
+    if not epsilon > 0:
+        raise UserError(f"epsilon must be > 0; got {epsilon}")
+    clipping: dict[str, Any] = {
+        "none": {},
+        "per_variable": {"clipnorm": clip_norm},
+        "global": {"global_clipnorm": clip_norm},
+    }[clip]
+    constant = WarmupConstant(0)
+    return (_KernelAdamW if decay_kernels_only else tfa.optimizers.AdamW)(
+        weight_decay=Scaled(weight_decay, schedule if decay_mode == "scaled" else constant),
+        learning_rate=Scaled(learning_rate, schedule),
+        beta_1=b1,
+        beta_2=b2,
+        epsilon=epsilon,
+        **clipping,
+    )
+
+
+def _check_choice(name: str, value: str, *, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
