@@ -62,12 +62,10 @@ def room_graph(graph: Graph) -> Graph:
 
 def reachable(graph: Graph, start: str) -> set[str]:
     """What `start` imports, directly or not; itself only if it is in a circle."""
-    seen, waiting = set[str](), list(graph[start])
-    while waiting:
-        if (name := waiting.pop()) not in seen:
-            seen.add(name)
-            waiting += graph[name]
-    return seen
+    found = list(graph[start])
+    for name in found:  # which grows
+        found += graph[name] - set(found)
+    return set(found)
 
 
 def circles(graph: Graph) -> list[list[str]]:
