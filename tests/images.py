@@ -7,6 +7,7 @@ import io
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def photo(height: int, width: int, *, seed: int) -> np.ndarray:
@@ -30,6 +31,9 @@ def encode(pixels: np.ndarray, kind: str) -> bytes:
     else:
         image = image.convert(mode)
     file = io.BytesIO()
+    if kind == "png_long_text":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_text("history", "edited " * 300_000, zip=True)
     image.save(file, file_format, **options)
     return file.getvalue()
 
@@ -49,6 +53,7 @@ KINDS: dict[str, tuple[str, str, dict[str, object]]] = {
     "png_palette": ("P", "PNG", {}),
     "png_rgba": ("RGBA", "PNG", {}),
     "png_16": ("I;16", "PNG", {}),
+    "png_long_text": ("RGB", "PNG", {}),  # a compressed text chunk of 2 MB, more than Pillow accepts
     "gif": ("P", "GIF", {}),
     "bmp": ("RGB", "BMP", {}),
 }

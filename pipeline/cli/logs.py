@@ -118,6 +118,9 @@ def show_warnings() -> None:
     Beam's and TensorFlow's modules log before they configure anything, whereupon `logging` installs a handler
     of its own; with this one there, it does not.
     """
+    # TensorFlow 2.15 logs three meaningless errors at every import ("Unable to register cuDNN factory ..."); real errors reach
+    # Python as exceptions. TensorFlow reads the level when it is imported, and child processes inherit it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     handler = _StandardError()
     handler.setFormatter(_Printable("%(levelname)s: %(name)s: %(message)s"))
     handler.addFilter(is_meant)

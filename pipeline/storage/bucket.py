@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import os
 import tempfile
@@ -296,21 +297,27 @@ class BucketDirectory:
 
         return with_retries(f"{self.place(name)}: cannot be read", get)
 
-    def remove(self, name: str) -> None:
-        """Removes an object, if it is there."""
+    def remove(self, name: str, *, before: Callable[[], None] | None = None) -> None:
+        """Removes an object if it exists.
+
+        Args:
+          name: object name.
+          before: called before each attempt; an exception that it raises ends the attempts.
+        """
 
         def remove() -> None:
-            try:
+            if before is not None:
+                before()
+            with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self.place(name))
-            except FileNotFoundError:
-                return
 
         with_retries(f"{self.place(name)}: cannot be removed", remove)
 
-    def remove_all(self, names: Iterable[str]) -> None:
-        """Removes objects, several at a time."""
+    def remove_all(self, names: Iterable[str], *, before: Callable[[], None] | None = None) -> None:
+        """Removes objects in parallel; see `remove`."""
+        remove = functools.partial(self.remove, before=before)
         with concurrent.futures.ThreadPoolExecutor(_REMOVALS) as pool:
-            for _ in pool.map(self.remove, names):  # what one raises cancels the others
+            for _ in pool.map(remove, names):  # the first exception cancels the rest
                 pass
 
 

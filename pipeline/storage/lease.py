@@ -68,7 +68,15 @@ def is_dead(owner: Owner) -> bool:
     """Whether the owner is known to have ended: a process number of this very machine that nobody has, or that is ours."""
     if owner.get("machine") != machine_of_processes() or "pid" not in owner:
         return False
-    return owner["pid"] == os.getpid() or not Path(f"/proc/{owner['pid']}").exists()
+    if owner["pid"] == os.getpid():
+        return True
+    try:
+        os.kill(owner["pid"], 0)  # /proc may hide the processes of other users
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 def check_lease(bucket: BucketDirectory, lease: str) -> None:

@@ -17,7 +17,7 @@ from typing import IO, TypedDict
 from pipeline.errors import UserError
 from pipeline.errors.causes import remedy
 from pipeline.errors.text import printable
-from pipeline.storage.checked_json import build, parse_json
+from pipeline.storage.checked_json import Positive, build, parse_json
 
 LOCK_FILE = ".lock"
 LOCK_LIMIT = 1 << 16  # of a lock's text
@@ -63,7 +63,7 @@ def _lock(descriptor: int) -> None:
 class Owner(TypedDict, total=False):
     """What a lock says of its owner; of one that cannot be read, nothing."""
 
-    pid: int
+    pid: Positive
     host: str
     since: str
     command: str

@@ -88,6 +88,27 @@ def test_each_attempt_to_write_asks_first(s3: str, monkeypatch: pytest.MonkeyPat
         bucket.write("a", b"", before=before)
 
 
+def test_each_attempt_to_remove_asks_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, asked = BucketDirectory(s3), []
+    bucket.write("a", b"")
+
+    def fail(*_: object) -> None:
+        raise ConnectionResetError("reset")
+
+    def before() -> None:
+        asked.append(1)
+        if len(asked) % 3 == 0:
+            raise TryAgainError("the lock is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket._files, "rm_file", fail)
+        for remove in (bucket.remove, lambda name, before: bucket.remove_all([name], before=before)):
+            with pytest.raises(TryAgainError, match="the lock is lost"):
+                remove("a", before=before)
+    assert len(asked) == 6
+    assert list(bucket.objects()) == ["a"]
+
+
 def test_what_is_not_there_or_too_long(s3: str) -> None:
     bucket = BucketDirectory(s3)
     with pytest.raises(FileNotFoundError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +49,41 @@ def test_publish_without_replacing_keeps_what_is_there(
     with pytest.raises(FileExistsError), publish(path, replace=False) as temporary:
         temporary.write_text("second")
     assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_several_writers_without_hard_links_one_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them reach the rename at the same moment if they can."""
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    together, rename = threading.Barrier(4), Path.replace
+
+    def replace(temporary: Path, path: Path) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(timeout=0.5)
+        rename(temporary, path)
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "replace", replace)
+    path, refused = tmp_path / "file", []
+
+    def write(number: int) -> None:
+        try:
+            with publish(path, replace=False) as temporary:
+                temporary.write_text(str(number))
+        except FileExistsError:
+            refused.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted([*refused, int(path.read_text())]) == [0, 1, 2, 3]
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -72,6 +72,34 @@ def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
     assert f"the lock of process {process.pid} on " in capfd.readouterr().out
 
 
+HIDDEN = """
+import json, os, sys
+from pipeline.storage.lease import is_dead, machine_of_processes
+owner = {"pid": int(sys.argv[1]), "machine": machine_of_processes()}
+os.setgid(65534)
+os.setuid(65534)
+print(os.path.exists(f"/proc/{owner['pid']}"), is_dead(owner))
+"""
+
+
+def test_an_owner_that_proc_hides_is_not_dead() -> None:
+    """With `hidepid=2`, /proc shows a user only processes of the same user."""
+    mount = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", HIDDEN]
+    done = subprocess.run([*command, str(os.getpid())], capture_output=True, text=True)
+    if done.stdout == "":
+        pytest.skip(f"mounting /proc needs root: {done.stderr.strip()}")
+    assert done.stdout == "False False\n"
+
+
+def test_a_process_number_that_nothing_has_is_dead_and_one_that_nothing_can_have_is_not() -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    machine = module.machine_of_processes()
+    assert module.is_dead({"pid": process.pid, "machine": machine})
+    assert not module.is_dead({"pid": 2**40, "machine": machine})
+
+
 def test_a_living_owner_is_named(bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEWAL", 0.2)
     with hold_lease(bucket):
