@@ -34,7 +34,7 @@ import numpy as np
 from pipeline.cli.choices import check_num_classes
 from pipeline.cli.units import counted
 from pipeline.flags.plan import CALIBRATE_SECONDS, parse
-from pipeline.flags.precompute import announce_demo, check_flags
+from pipeline.flags.precompute import announce_demo, view_recipe_of
 from pipeline.inputs.dataset import Dataset
 from pipeline.pages.figures import bytes_text, error_text, kept_logits, kl_text
 from pipeline.precomputing.options import find_eval_splits, resolve
@@ -255,7 +255,7 @@ def table(plan: dict[str, Any]) -> str:
 def _given_task(flags: argparse.Namespace) -> Task:
     """The task without a look at the teacher, and at a data set only if one is named."""
     # A data set of numbers alone is not the embedded default, which has a recipe of its own.
-    recipe = check_flags(argparse.Namespace(**(vars(flags) | {"dataset": flags.dataset or "as given"})))
+    recipe = view_recipe_of(argparse.Namespace(**(vars(flags) | {"dataset": flags.dataset or "as given"})))
     if flags.dataset is None:
         name, examples, classes, eval_views = "data set as given", flags.num_examples, flags.num_classes, 0
     else:

@@ -137,6 +137,10 @@ def test_help_is_answered_at_once(command: str, place: Path) -> None:
         assert shown.seconds < CPU_SECONDS
         assert "default: None" not in shown.out
     assert "--debug" in shown.out
+    if command.startswith("pipeline."):  # groups, and two examples at the end
+        groups, examples = shown.out.split("\nexamples:\n")
+        assert len(re.findall(r"^\w[\w ]+:$", groups, re.MULTILINE)) > 2
+        assert examples.count(f"python -m {command}") == 2
 
 
 @pytest.mark.parametrize("command", CASES)
@@ -161,7 +165,7 @@ def test_a_mistake_is_answered_at_once(command: str, place: Path) -> None:
 
 # What goes on to TensorFlow.
 WHOLE = {name: given for name, (given, *_) in CASES.items() if name not in ("trainer.demo", "trainer.launch")}
-WHOLE["pipeline.dataset"] = [*WHOLE["pipeline.dataset"], "--folder=.", "--name=x"]
+WHOLE["pipeline.dataset"] = [*WHOLE["pipeline.dataset"], "--folder=store", "--name=x"]
 
 
 @pytest.mark.parametrize("command", WHOLE)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 from pipeline.cli.logs import ReaderlessStandardError, show_warnings
+from pipeline.cli.parameters import with_flags
 from pipeline.errors import EXIT_INTERRUPTED, DataError, Interrupted, UserError
 from pipeline.errors.causes import chain, find_reason
 
@@ -36,7 +37,7 @@ def _has_no_reader(stream: TextIO) -> bool:
 def _told(error: UserError | DataError, *, behind: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(behind)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {with_flags(str(error))}", file=sys.stderr)
     return error.exit_code
 
 

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import math
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.cli.main import DEBUG_VARIABLE
+from pipeline.cli.parameters import register_flags
 from pipeline.errors import UserError
 from pipeline.errors.causes import remedy
 from pipeline.storage.bucket import check_url, is_url
 
-BY_RECIPE = " (default: the recipe's)"
+BY_RECIPE = " (default: from the recipe)"
+
+
+_EXAMPLES = "examples:"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with defaults, but for flags without one: their help names what decides."""
+    """Help that shows defaults, except of flags whose default is None, and keeps the lines of examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 class _Debug(argparse.Action):
@@ -33,10 +41,17 @@ class _Debug(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, as UserError, no abbreviated flags, and `--debug` beside `--help`."""
+    """argparse with one-line errors, as UserError, no abbreviated flags, and `--debug` beside `--help`.
 
-    def __init__(self, **kwargs: Any) -> None:
+    Args:
+      examples: command lines at the end of the help.
+      **kwargs: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        self.set_examples(*examples)
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
         if self.add_help:
             text = f"show the traceback behind a one-line error; as does {DEBUG_VARIABLE}=1"
             self.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help=text)
@@ -44,6 +59,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing usage."""
         raise UserError(f"{message} (--help lists the flags)")
+
+    def set_examples(self, *lines: str) -> None:
+        """Replaces the command lines at the end of the help."""
+        self.epilog = "\n".join([_EXAMPLES, *(f"  {line}" for line in lines)]) if lines else None
+
+    def group(self, title: str, description: str | None = None) -> argparse._ArgumentGroup:
+        """The group of flags with this title, such as "store"; `--help` shows groups in the order of first use."""
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title, description)
+        return self._groups[title]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; errors print parameters as these flags from now on."""
+        register_flags(self.flag_names())
+        return super().parse_known_args(args, namespace)
 
     def flag_names(self) -> list[str]:
         """All flags, `--help` included."""
@@ -69,22 +99,6 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(argv)
         self.refuse(unknown)
         return known
-
-
-def refuse_without_effect(given: Collection[str], names: Iterable[str], why: str) -> None:
-    """Refuses flags that would change nothing.
-
-    Args:
-      given: names of the flags that were given.
-      names: of the flags without effect.
-      why: with what they have none, such as `with --mixup=off`.
-
-    Raises:
-      UserError: one of them was given.
-    """
-    for name in names:
-        if name in given:
-            raise UserError(f"--{name}: no effect {why}; leave it out")
 
 
 _LARGEST_BATCH = 2**16  # far more than any device holds; beyond, TensorFlow's own counts overflow somewhere
@@ -194,33 +208,49 @@ _WHOLE = {
 }
 
 
-def find_enclosing(path: Path) -> str | None:
-    """Says which store, SavedModel or prepared data set a path lies in, links followed; None where in none."""
-    parents = path.resolve().parents
+def find_enclosing(path: Path, *, replaceable: str | None = None) -> str | None:
+    """Describes the store, SavedModel or prepared data set that a path is or lies in, links followed; None if there is none.
+
+    Args:
+      path: a file or directory to be written.
+      replaceable: the file in a directory that may be written itself, such as `spec.json` in a store.
+    """
+    place = path.resolve()
     for name, what in _WHOLE.items():
-        for parent in parents:
-            if (parent / name).is_file():
-                return f"{what}, {parent}"
+        for parent in place.parents if name == replaceable else (place, *place.parents):
+            with contextlib.suppress(OSError):  # too long a name, which is reported when it is written
+                if (parent / name).is_file():
+                    return f"{what}, {parent}"
     return None
 
 
-def check_outside(path: Path, *, flag: str) -> None:
-    """Refuses to write below a store, a SavedModel or a prepared data set, all of whose files count.
+def check_outside(path: Path, *, flag: str, replaceable: str | None = None) -> None:
+    """Refuses to write into a store, a SavedModel or a prepared data set, all of whose files count.
+
+    Args:
+      path: directory to be written.
+      flag: that names it.
+      replaceable: see `find_enclosing`.
 
     Raises:
-      UserError: the path lies in one.
+      UserError: the path is or lies in one.
     """
-    if (found := find_enclosing(path)) is not None:
-        raise UserError(f"{flag}={path}: is inside {found}; name a place outside of it")
+    if (found := find_enclosing(path, replaceable=replaceable)) is not None:
+        raise UserError(f"{flag}={path}: is inside {found}; name a directory outside of it")
 
 
-def make_directory(path: Path, *, flag: str) -> Path:
-    """Makes the directory that a flag names, with its parents, and sees that it can be written.
+def make_directory(path: Path, *, flag: str, replaceable: str | None = None) -> Path:
+    """Makes the directory that a flag names, with its parents, and checks that it can be written.
+
+    Args:
+      path: of the directory.
+      flag: that names it.
+      replaceable: see `find_enclosing`.
 
     Raises:
       UserError: a file is in the way, it cannot be made or written, or it lies in a store, SavedModel or data set.
     """
-    check_outside(path, flag=flag)
+    check_outside(path, flag=flag, replaceable=replaceable)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

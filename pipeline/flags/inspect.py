@@ -5,35 +5,49 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipeline.cli.cache_flags import add_cache_flags, check_cache_flags
-from pipeline.cli.parser import (
-    Parser,
-    check_exists,
-    output_path,
-    place,
-    positive,
-    refuse_without_effect,
-    whole,
-)
+from pipeline.cli.cache_flags import DATA_MAY_BE_IN_BUCKET, STORE_IN_BUCKET, add_cache_flags
+from pipeline.cli.effects import Condition, parse_effective
+from pipeline.cli.parser import Parser, check_exists, output_path, place, positive, whole
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
 
-_MOST_VIEWS = 1000  # a page of more is too long for a browser
+_MAX_VIEWS = 1000  # a longer page is too much for a browser
+_WITH_PAGE = Condition(lambda flags: flags.html is not None, "without --html")
+
+CONDITIONS = {
+    "shard_cache_bytes": STORE_IN_BUCKET,
+    **dict.fromkeys(("views", "seed", "data_dir"), _WITH_PAGE),
+    "data_cache_bytes": Condition(
+        lambda flags: _WITH_PAGE.holds(flags) and DATA_MAY_BE_IN_BUCKET.holds(flags),
+        "without --html, or with a --data_dir that is not in a bucket",
+    ),
+}
 
 
 def make_parser() -> Parser:
-    """The command's flags."""
+    """The command's parser."""
     parser = Parser(
-        prog="python -m pipeline.inspect", description="Says what a store holds, and whether it is whole."
+        prog="python -m pipeline.inspect",
+        description="Prints a summary of a store, and reports missing or damaged shards.",
+        examples=[
+            "python -m pipeline.inspect --store=runs/mnist_5k/store",
+            "python -m pipeline.inspect --store=runs/flowers/store --checksums --html=store.html",
+        ],
     )
-    add = parser.add_argument
-    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
-    add("--checksums", action="store_true", help="read every shard and compare its SHA-256")
-    add("--json", type=output_path, help="file to write all of it to")
-    add("--html", type=output_path, help="file to write a page with a gallery of views to")
-    add("--views", type=positive, default=24, help="in the gallery")
-    add("--seed", type=whole, default=0, help="of the sample and the gallery")
-    add("--data_dir", type=place, help="TFDS data directory, for --html; by default the precompute's")
+    add = parser.group("data").add_argument
+    add(
+        "--data_dir",
+        type=place,
+        help="TFDS data directory for --html, or its URL (default: the precompute's).",
+    )
+    add = parser.group("store").add_argument
+    add("--store", type=place, required=True, help="Directory of the store, or its URL in a bucket.")
+    add("--checksums", action="store_true", help="Read every shard and compare its SHA-256.")
+    add = parser.group("output").add_argument
+    add("--json", type=output_path, help="File for all figures.")
+    add("--html", type=output_path, help="File for a page with charts and a gallery of views.")
+    add("--views", type=positive, default=24, help="Number of views in the gallery.")
+    add("--seed", type=whole, default=0, help="Random seed of the gallery and of the sampled statistics.")
     add_cache_flags(parser)
     return parser
 
@@ -42,15 +56,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command's flags, and refuses what can be refused without TensorFlow.
 
     Raises:
-      UserError: a flag is unknown or out of range, or a path is missing.
+      UserError: a flag is unknown, out of range or without effect, or a path does not exist.
     """
-    parser = make_parser()
-    flags, given = parser.parse_strictly(argv), parser.given(argv)
-    if flags.views > _MOST_VIEWS:
-        raise UserError(f"--views={flags.views}: expected {_MOST_VIEWS} or less, a page of more is too long")
+    flags = parse_effective(make_parser(), argv, CONDITIONS)
+    if flags.views > _MAX_VIEWS:
+        raise UserError(f"--views={flags.views}: expected at most {_MAX_VIEWS}, for the page to be usable")
+    if flags.json is not None and flags.html is not None and flags.json.resolve() == flags.html.resolve():
+        raise UserError(
+            f"--html={flags.html}: is the file of --json={flags.json} as well; name two different files"
+        )
     check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
-    check_cache_flags(given, store=flags.store, data_dir=flags.data_dir)
-    if flags.html is None:
-        refuse_without_effect(given, ["views", "seed", "data_dir", "data_cache_bytes"], "without --html")
     return flags

@@ -3,79 +3,102 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from pipeline.cli.cache_flags import check_cache_flags
-from pipeline.cli.parser import Parser, output_path, positive, positive_number, refuse_without_effect
+from pipeline.cli.cache_flags import DATA_IN_BUCKET
+from pipeline.cli.effects import Condition, never, refuse_without_effect
+from pipeline.cli.parser import Parser, output_path, positive, positive_number
 from pipeline.errors import UserError
-from pipeline.flags.precompute import asks_for_demo, check_flags, check_paths, refuse_idle_flags
+from pipeline.flags.precompute import CONDITIONS as PRECOMPUTE_CONDITIONS
+from pipeline.flags.precompute import asks_for_demo, check_flags, check_paths
 from pipeline.flags.precompute import make_parser as make_precompute_parser
 
 CALIBRATE_SECONDS = 10.0  # start-up excluded
 
 
 def make_parser() -> Parser:
-    """The command's flags."""
+    """The command's parser."""
     parser = make_precompute_parser()
     parser.prog = "python -m pipeline.plan"
-    parser.description = "What a precompute would take. Takes the precompute's flags, and these."
-    add = parser.add_argument
-    add("--students", type=positive, default=10, help="that are to be trained on the store")
-    add("--workers", type=positive, default=1, help="side by side")
+    parser.description = (
+        "Estimates the time, size and cost of a precompute. Takes the precompute's flags, and these."
+    )
+    parser.set_examples(
+        "python -m pipeline.plan --dataset=oxford_flowers102 --data_dir=data --teacher=teacher --epochs=1000",
+        "python -m pipeline.plan --num_examples=1281167 --num_classes=1000 --epochs=300 --teacher_rate=900 --workers=8",
+    )
+    add = parser.group("plan").add_argument
+    add("--students", type=positive, default=10, help="Number of students to train on the store.")
+    add("--workers", type=positive, default=1, help="Number of parallel workers.")
+    add("--calibrate_seconds", type=positive_number, default=CALIBRATE_SECONDS, help="Time to measure for.")
     add(
         "--teacher_rate",
         type=positive_number,
-        help="views a second of a worker's teacher, in place of measuring",
+        help="Views per second of one worker's teacher, instead of a measurement.",
     )
-    add("--precompute_rate", type=positive_number, help="with all else beside it; by default the teacher's")
-    add("--num_examples", type=positive, help="with --num_classes, in place of --dataset")
-    add("--num_classes", type=positive, help="with --num_examples, in place of --dataset")
-    add("--calibrate_seconds", type=positive_number, default=CALIBRATE_SECONDS, help="to measure for")
-    add("--json", type=output_path, help="file to write the plan to as well")
+    add(
+        "--precompute_rate",
+        type=positive_number,
+        help="Views per second of one worker, input included (default: that of the teacher).",
+    )
+    add("--num_examples", type=positive, help="Number of training examples, instead of --dataset.")
+    add("--num_classes", type=positive, help="Number of classes, instead of --dataset.")
+    add("--json", type=output_path, help="File for the plan.")
     return parser
+
+
+# The precompute's flags that a plan from given rates depends on.
+_DATA_FLAGS = {"split", "data_dir", "data_cache_bytes", "eval_splits"}
+_STORE_FLAGS = {"dataset", "epochs", "recipe", "codec", "temperature", "views_per_shard"}
+
+MEASURED_CONDITIONS = {
+    **PRECOMPUTE_CONDITIONS,
+    **dict.fromkeys(
+        ("store", "repair", "shared_filesystem", "assume_value_range"),
+        never("on a plan, which writes no store"),
+    ),
+    **dict.fromkeys(("precompute_rate", "num_examples", "num_classes"), never("without --teacher_rate")),
+}
+
+
+def _conditions_with_given_rates() -> dict[str, Condition]:
+    precompute = {action.dest for action in make_precompute_parser()._actions} - {"help", "debug"}
+    idle = {*precompute, "calibrate_seconds"} - _DATA_FLAGS - _STORE_FLAGS
+    with_dataset = Condition(lambda flags: flags.dataset is not None, "without --dataset")
+    return {
+        **dict.fromkeys(sorted(idle), never("with --teacher_rate, which replaces the measurement")),
+        **dict.fromkeys(sorted(_DATA_FLAGS), with_dataset),
+        "data_cache_bytes": DATA_IN_BUCKET,
+    }
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command's flags, and refuses what can be refused without TensorFlow.
 
     Raises:
-      UserError: a flag is unknown or out of range, excludes another, or a path is missing.
+      UserError: a flag is unknown, out of range or without effect, excludes another, or a path does not exist.
     """
     parser = make_parser()
-    flags, given = parser.parse_strictly(argv), parser.given(argv)
+    flags = parser.parse_strictly(argv)
     check_flags(flags)
     check_paths(flags)
-    refuse_without_effect(given, ["store", "repair", "shared_filesystem"], "on a plan")
     if flags.teacher_rate is None:
-        refuse_without_effect(
-            given, ["precompute_rate", "num_examples", "num_classes"], "without --teacher_rate"
-        )
+        conditions = MEASURED_CONDITIONS
         asks_for_demo(flags, needs_store=False)
-        refuse_idle_flags(flags, given)
     else:
-        _check_given_rates(flags, given)
+        conditions = _conditions_with_given_rates()
+        _check_given_rates(flags)
+    refuse_without_effect(parser, argv, flags, conditions=conditions)
     return flags
 
 
-# The precompute's flags that a plan from given rates depends on.
-_OF_THE_DATA = {"split", "data_dir", "data_cache_bytes", "eval_splits"}
-_OF_THE_STORE = {"dataset", "epochs", "recipe", "codec", "temperature", "views_per_shard"}
-
-
-def _check_given_rates(flags: argparse.Namespace, given: Collection[str]) -> None:
+def _check_given_rates(flags: argparse.Namespace) -> None:
     if flags.dataset is not None and (flags.num_examples or flags.num_classes):
         raise UserError("give either --dataset, or --num_examples and --num_classes")
     if flags.dataset is None and (flags.num_examples is None or flags.num_classes is None):
         raise UserError("--teacher_rate needs a data set: --dataset, or --num_examples and --num_classes")
     if (flags.precompute_rate or 0) > flags.teacher_rate:
         raise UserError(
-            f"--precompute_rate={flags.precompute_rate:g}: more than --teacher_rate={flags.teacher_rate:g}, which it waits for"
+            f"--precompute_rate={flags.precompute_rate:g}: expected at most --teacher_rate={flags.teacher_rate:g}, which "
+            "limits it"
         )
-    all_flags = {action.dest for action in make_precompute_parser()._actions}
-    idle = {*all_flags, "calibrate_seconds"} - _OF_THE_DATA - _OF_THE_STORE - {"help", "debug"}
-    refuse_without_effect(given, sorted(idle), "with --teacher_rate, for which nothing is run")
-    if flags.dataset is None:
-        refuse_without_effect(
-            given, sorted(_OF_THE_DATA), "with --num_examples, which is all that there is of a data set"
-        )
-    check_cache_flags(given, store=None, data_dir=flags.data_dir or "")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from pipeline.cli.cache_flags import add_data_cache_flag, add_input_buffer_flag, check_cache_flags
+from pipeline.cli.cache_flags import (
+    DATA_IN_BUCKET,
+    add_data_cache_flag,
+    add_image_cache_flag,
+    add_input_buffer_flag,
+)
 from pipeline.cli.choices import (
     CODECS,
     DEFAULT_SIGNATURE,
@@ -15,6 +20,7 @@ from pipeline.cli.choices import (
     check_codec,
     check_value_range,
 )
+from pipeline.cli.effects import Condition, refuse_without_effect
 from pipeline.cli.parser import (
     BY_RECIPE,
     Parser,
@@ -23,7 +29,6 @@ from pipeline.cli.parser import (
     place,
     positive,
     positive_number,
-    refuse_without_effect,
     whole,
 )
 from pipeline.errors import UserError
@@ -35,6 +40,7 @@ from pipeline.views.recipes import VIEW_RECIPES, ViewRecipe, view_recipe
 
 
 def _area_range(text: str) -> tuple[float, float]:
+    """argparse type: two numbers with a comma."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
@@ -44,89 +50,155 @@ def _area_range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def _mixes(flags: argparse.Namespace) -> bool:
+    return view_recipe_of(flags).policy.mixup
+
+
+_OWN_INPUTS = Condition(
+    lambda flags: not (flags.dataset is None and flags.teacher is None),
+    "on the embedded default, which has its own data set and teacher",
+)
+CONDITIONS = {
+    "area_range": Condition(
+        lambda flags: view_recipe_of(flags).policy.name == "inception", "on policies other than inception"
+    ),
+    "mixup_block": Condition(_mixes, "without mixup"),
+    "mixup_fold": Condition(_mixes, "without mixup"),
+    "data_dir": _OWN_INPUTS,
+    "data_cache_bytes": DATA_IN_BUCKET,
+    "teacher_value_range": _OWN_INPUTS,
+    "teacher_signature": Condition(
+        lambda flags: flags.teacher is not None and not flags.teacher.endswith(".keras"),
+        "without a SavedModel as --teacher",
+    ),
+}
+
+
 def make_parser() -> Parser:
-    """The precompute's own flags; Beam's come on top."""
+    """The parser of the precompute's own flags, without Beam's."""
     parser = Parser(
         prog="python -m pipeline.precompute",
-        description="Writes seeded views and the teacher's logits for them into a store. Any Beam option "
-        "is taken as well. With neither --dataset nor --teacher: 5,000 MNIST digits and a small teacher.",
+        description="Writes a store: seeded augmented views, and the teacher's logits for each. Without --dataset and "
+        "--teacher, it uses 5,000 MNIST digits and a small teacher.",
+        examples=[
+            "python -m pipeline.precompute --epochs=10 --store=runs/mnist_5k/store",
+            "python -m pipeline.precompute --dataset=oxford_flowers102 --data_dir=data --teacher=teacher \\",
+            "    --store=runs/flowers --recipe=bit --epochs=100 --runner=FnApiRunner --direct_num_workers=4",
+        ],
     )
-    add = parser.add_argument
-    add("--dataset", help="TFDS data set, NAME[/CONFIG][:VERSION], prepared as ArrayRecord")
-    add("--split", default="train", help="split that views are of")
-    add("--data_dir", type=place, help="TFDS data directory, or its URL in a bucket")
+    _add_data_flags(parser)
+    _add_teacher_flags(parser)
+    _add_view_flags(parser)
+    _add_store_flags(parser)
+    add_image_cache_flag(parser)
+    add_input_buffer_flag(parser)
     add_data_cache_flag(parser)
-    add("--teacher", type=place, help="SavedModel directory or .keras file, or its URL")
-    add("--teacher_signature", default=DEFAULT_SIGNATURE, help="of a SavedModel")
-    add("--teacher_value_range", default="0..255", help=f"of its input: {', '.join(VALUE_RANGES)}")
-    add("--teacher_batch_size", type=batch_size, default=64, help="views the teacher sees at once")
+    add = parser.group("runner", "Any Beam option is accepted as well, such as --runner=NAME.").add_argument
+    add(
+        "--shared_filesystem",
+        action="store_true",
+        help="Workers on other machines see --store, --data_dir and --teacher at the same paths (NFS, Lustre).",
+    )
+    return parser
+
+
+def _add_data_flags(parser: Parser) -> None:
+    add = parser.group("data").add_argument
+    add("--dataset", help="TFDS data set NAME[/CONFIG][:VERSION], prepared as ArrayRecord.")
+    add("--split", default="train", help="Split to augment.")
+    add("--data_dir", type=place, help="TFDS data directory, or its URL in a bucket.")
+    add(
+        "--eval_splits",
+        default="all",
+        help="Comma-separated splits or slices to store evaluation logits for, such as validation,train[800:]; or all; or "
+        "none.",
+    )
+
+
+def _add_teacher_flags(parser: Parser) -> None:
+    add = parser.group("teacher").add_argument
+    add("--teacher", type=place, help="SavedModel directory or .keras file, or its URL.")
+    add("--teacher_signature", default=DEFAULT_SIGNATURE, help="Signature of a SavedModel.")
+    add("--teacher_value_range", default="0..255", help=f"Range of input pixels: {', '.join(VALUE_RANGES)}.")
+    add("--teacher_batch_size", type=batch_size, default=64, help="Teacher batch size.")
     add(
         "--assume_logits",
         action="store_true",
-        help="the teacher's outputs are logits although they look like probabilities (all in 0..1, or each row with the "
-        "same sum); rows that sum to 1 are always refused",
+        help="Accept outputs that look like probabilities (all in 0..1, or the same sum in each row) as logits. Rows that "
+        "sum to 1 are always refused.",
     )
     add(
         "--assume_value_range",
         action="store_true",
-        help="go on with --teacher_value_range where the teacher's top-1 is clearly higher with another",
+        help="Keep --teacher_value_range even if the teacher's top-1 accuracy is clearly higher with another range.",
     )
-    add("--store", type=place, help="directory of the store, or its URL in a bucket")
-    add("--epochs", type=positive, default=DEMO_EPOCHS, help="augmented epochs the store shall hold")
-    add("--seed", type=whole, default=0, help="of every draw")
+
+
+def _add_view_flags(parser: Parser) -> None:
+    add = parser.group("views").add_argument
+    add("--seed", type=whole, default=0, help="Random seed for all augmentations.")
     add(
         "--recipe",
-        help=f"view half of a recipe: {', '.join(VIEW_RECIPES)}; flags override it; by default inception at 128 with mixup",
+        help=f"Recipe whose view settings are used: {', '.join(VIEW_RECIPES)}. Other flags override it (default: inception "
+        "at 128 pixels with mixup).",
     )
-    add("--policy", help=f"how views are drawn: {', '.join(POLICIES)}" + BY_RECIPE)
-    add("--image_size", type=positive, help="side of a crop in pixels" + BY_RECIPE)
-    add("--area_range", type=_area_range, metavar="LOW,HIGH", help="of inception boxes" + BY_RECIPE)
-    add("--mixup", choices=("on", "off"), help="whether views are mixed" + BY_RECIPE)
-    add("--mixup_block", type=positive, help="consecutive views that share a ratio" + BY_RECIPE)
-    add("--mixup_fold", action=argparse.BooleanOptionalAction, help="fold ratios to 0.5..1" + BY_RECIPE)
-    add("--codec", default="float16", help=f"of the logits: {', '.join(CODECS)}")
-    add("--temperature", type=positive_number, help="at which the codec's cost is measured" + BY_RECIPE)
-    add("--views_per_shard", type=positive, default=16384, help="at most")
+    add("--policy", help=f"Augmentation policy: {', '.join(POLICIES)}." + BY_RECIPE)
+    add("--image_size", type=positive, help="Side length of a crop, in pixels." + BY_RECIPE)
+    add(
+        "--area_range",
+        type=_area_range,
+        metavar="LOW,HIGH",
+        help="Share of the image that an inception crop covers." + BY_RECIPE,
+    )
+    add("--mixup", choices=("on", "off"), help="Whether views are mixed in pairs." + BY_RECIPE)
+    add("--mixup_block", type=positive, help="Number of consecutive views with the same ratio." + BY_RECIPE)
+    add(
+        "--mixup_fold", action=argparse.BooleanOptionalAction, help="Fold mixup ratios to 0.5..1." + BY_RECIPE
+    )
+
+
+def _add_store_flags(parser: Parser) -> None:
+    add = parser.group("store").add_argument
+    add("--store", type=place, help="Directory of the store, or its URL in a bucket.")
+    add("--epochs", type=positive, default=DEMO_EPOCHS, help="Number of augmented epochs in the store.")
+    add("--codec", default="float16", help=f"Codec of the logits: {', '.join(CODECS)}.")
+    add(
+        "--temperature",
+        type=positive_number,
+        help="Temperature at which the codec's error is measured." + BY_RECIPE,
+    )
+    add("--views_per_shard", type=positive, default=16384, help="Maximum number of views per shard.")
     add(
         "--repair",
         action="store_true",
-        help="compute published shards again that are missing or damaged; each must be as the manifest says",
+        help="Recompute published shards that are missing or damaged; each must match the manifest.",
     )
-    add(
-        "--shared_filesystem",
-        action="store_true",
-        help="workers on other machines see the paths of --store, --data_dir and --teacher (NFS, Lustre)",
-    )
-    add(
-        "--eval_splits",
-        default="all",
-        help="comma-separated splits or slices to store evaluation logits of, such as validation,train[800:]; all: every split; none",
-    )
-    add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, per process")
-    add_input_buffer_flag(parser)
-    return parser
 
 
 def asks_for_demo(flags: argparse.Namespace, *, needs_store: bool = True) -> bool:
-    """Whether the embedded default is asked for.
+    """Whether the flags ask for the embedded default.
+
+    Args:
+      flags: of the command.
+      needs_store: whether the command writes a store.
 
     Raises:
-      UserError: only one of data set and teacher is given, or no store for them.
+      UserError: only one of data set and teacher is given, or the store is missing.
     """
     if flags.dataset is None and flags.teacher is None:
         return True
     if flags.dataset is None or flags.teacher is None:
         missing = "--dataset" if flags.dataset is None else "--teacher"
         raise UserError(
-            f"{missing} is missing: name both --dataset and --teacher, or neither for the embedded default"
+            f"{missing} is missing: give both --dataset and --teacher, or neither for the embedded default"
         )
     if needs_store and flags.store is None:
-        raise UserError("--store is missing: name the directory of the store")
+        raise UserError("--store is missing: give the directory of the store")
     return False
 
 
 def announce_demo(flags: argparse.Namespace) -> bool:
-    """Whether the embedded default is asked for; if so, prints it as the first line of output.
+    """Whether the flags ask for the embedded default; if so, prints a line about it.
 
     Raises:
       UserError: see `asks_for_demo`.
@@ -135,20 +207,18 @@ def announce_demo(flags: argparse.Namespace) -> bool:
         return False
     print(
         "Embedded default: 5,000 MNIST digits (mnist_5k) and a small teacher. "
-        "Your own: --dataset=NAME --data_dir=DIR --teacher=PATH --store=DIR",
+        "For your own: --dataset=NAME --data_dir=DIR --teacher=PATH --store=DIR",
         flush=True,
     )
     return True
 
 
-def check_flags(flags: argparse.Namespace) -> ViewRecipe:
-    """The recipe asked for, with the flags that override it.
+def view_recipe_of(flags: argparse.Namespace) -> ViewRecipe:
+    """The recipe that the flags name, or the default one, with the flags that override it.
 
     Raises:
-      UserError: a flag is out of range, which needs nothing to be loaded or made to see.
+      UserError: there is no such recipe, or a flag is out of range.
     """
-    check_codec(flags.codec)
-    check_value_range(flags.teacher_value_range)
     if flags.recipe is not None:
         base = view_recipe(flags.recipe)
     elif flags.dataset is None and flags.teacher is None:
@@ -164,52 +234,38 @@ def check_flags(flags: argparse.Namespace) -> ViewRecipe:
         "mixup_fold": flags.mixup_fold,
     }
     changed = {name: value for name, value in given.items() if value is not None}
-    policy = dataclasses.replace(base.policy, **changed)
-    if policy.name != "inception":
-        refuse_without_effect(changed, ["area_range"], f"on the views of policy {policy.name}")
-    if not policy.mixup:
-        refuse_without_effect(changed, ["mixup_block", "mixup_fold"], "without mixup")
-    return dataclasses.replace(base, policy=policy)
+    return dataclasses.replace(base, policy=dataclasses.replace(base.policy, **changed))
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Checks values, without loading or creating anything.
+
+    Raises:
+      UserError: a flag is out of range.
+    """
+    check_codec(flags.codec)
+    check_value_range(flags.teacher_value_range)
+    view_recipe_of(flags)
 
 
 def check_paths(flags: argparse.Namespace) -> None:
-    """Checks the paths that the flags name.
+    """Checks paths on this machine.
 
     Raises:
-      UserError: one of them is not there.
+      UserError: a path does not exist.
     """
     check_exists("--data_dir", flags.data_dir)
     check_exists("--teacher", flags.teacher)
-
-
-def refuse_idle_flags(flags: argparse.Namespace, given: Collection[str]) -> None:
-    """Refuses flags that change nothing beside the others.
-
-    Args:
-      flags: all of them.
-      given: names of those that were given.
-
-    Raises:
-      UserError: there is one.
-    """
-    if flags.dataset is None and flags.teacher is None:
-        idle = ("data_dir", "data_cache_bytes", "teacher_signature", "teacher_value_range")
-        refuse_without_effect(given, idle, "on the embedded default, which has its own")
-    elif flags.teacher is not None and flags.teacher.endswith(".keras"):
-        refuse_without_effect(
-            given, ["teacher_signature"], f"with --teacher={flags.teacher}: a .keras file has none"
-        )
-    check_cache_flags(given, store=None, data_dir=flags.data_dir or "")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the command's flags, and refuses what can be refused without TensorFlow and Beam.
 
     Returns:
-      Our flags, and the arguments that are Beam's as `beam`.
+      The precompute's flags, with Beam's arguments as `beam`.
 
     Raises:
-      UserError: a flag is unknown or out of range, or a path is missing.
+      UserError: a flag is unknown, out of range or without effect, or a path does not exist.
     """
     parser = make_parser()
     flags, rest = parser.parse_known_args(argv)
@@ -217,7 +273,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     beam_flags.check(flags.beam, parser)
     asks_for_demo(flags)
     check_flags(flags)
-    refuse_idle_flags(flags, parser.given(argv))
     check_paths(flags)
+    refuse_without_effect(parser, argv, flags, conditions=CONDITIONS)
     runners.check(flags, flags.beam)
     return flags

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.cli import environment
 from pipeline.cli.choices import DEMO_STORE
 from pipeline.errors import UserError
-from pipeline.flags.precompute import check_flags
+from pipeline.flags.precompute import check_flags, view_recipe_of
 from pipeline.inputs import embedded
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.teacher import Teacher
@@ -70,7 +70,8 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
     Raises:
       UserError: anything that cannot work; what needs no loading is refused before anything is loaded.
     """
-    recipe = check_flags(flags)
+    check_flags(flags)
+    recipe = view_recipe_of(flags)
     temperature = recipe.temperature if flags.temperature is None else flags.temperature
     dataset_name, data_dir, teacher = flags.dataset, flags.data_dir, flags.teacher
     if is_demo:

@@ -45,7 +45,7 @@ def prepare_directory(location: str) -> None:
         else:
             return
     else:
-        store = make_directory(Path(location), flag="--store")
+        store = make_directory(Path(location), flag="--store", replaceable=SPEC_FILE)
         if (store / SPEC_FILE).exists():
             return
         names = [entry.name for entry in store.iterdir()]

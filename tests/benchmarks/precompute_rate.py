@@ -23,7 +23,7 @@ import numpy as np
 from alternate import measure, median, ratio
 
 from pipeline.cli.main import run_command
-from pipeline.flags.precompute import announce_demo, check_flags, make_parser
+from pipeline.flags.precompute import announce_demo, make_parser, view_recipe_of
 from pipeline.inputs.dataset import Dataset
 from pipeline.precomputing.options import resolve
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 def _save_teacher(flags: argparse.Namespace, path: Path) -> Path:
     """The architecture as a SavedModel, for the data set's classes."""
-    image_size = check_flags(argparse.Namespace(**{**vars(flags), "teacher": path})).policy.image_size
+    image_size = view_recipe_of(argparse.Namespace(**{**vars(flags), "teacher": path})).policy.image_size
     classes = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir).num_classes
     export(
         models.build(flags.teacher_model, num_classes=classes, image_size=image_size),

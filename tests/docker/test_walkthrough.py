@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import GoogleCloudOptions
 
-from pipeline.flags.precompute import check_flags, make_parser
+from pipeline.flags.precompute import make_parser, view_recipe_of
 from pipeline.plan import main as plan
 from pipeline.precompute import beam_options
 from tests.gcloud_parser import refused_by_gcloud
@@ -56,7 +56,7 @@ def test_precompute_and_plan_take_their_flags(commands: list[str], monkeypatch: 
     for argv in asked:
         parser = make_parser()
         flags, rest = parser.parse_known_args(argv)
-        check_flags(flags)
+        view_recipe_of(flags)
         beam_options(rest, parser)
     (argv,) = [shlex.split(command)[3:] for command in commands if "pipeline.plan" in command]
     assert plan(argv) == 0

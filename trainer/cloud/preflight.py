@@ -40,7 +40,8 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     for flag in given:
         if flag.split("=")[0] in _SET_BEFORE:
             raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
-    from trainer.flags.effects import TRAIN, parse_effective
+    from pipeline.cli.effects import parse_effective
+    from trainer.flags.effects import TRAIN
     from trainer.flags.train import check_flags, make_parser
 
     flags = parse_effective(make_parser(), [*own, *given], TRAIN)

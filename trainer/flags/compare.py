@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.effects import never, refuse_without_effect
 from pipeline.cli.parser import Parser, check_exists, file_path, place, positive
 from pipeline.cli.parser import seed as seed_number
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
 from trainer.config.choices import ARMS, check_strategy, check_student
 from trainer.config.recipes import train_recipe
-from trainer.flags.effects import COMPARE, WITH_FROM, parse_effective
+from trainer.flags.effects import COMPARE, WITH_FROM
 from trainer.flags.train import add_shared_flags
 
 
@@ -84,11 +85,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = make_parser()
     flags = parser.parse_strictly(argv)
-    if flags.earlier is not None and (idle := [name for name in parser.given(argv) if name not in WITH_FROM]):
-        raise UserError(
-            f"--{idle[0]}: has no effect with --from, which trains nothing; leave one of them out"
-        )
-    parse_effective(parser, argv, COMPARE)
+    conditions = COMPARE
+    if flags.earlier is not None:
+        idle = never("with --from, which trains nothing")
+        conditions = {action.dest: idle for action in parser._actions if action.dest not in WITH_FROM}
+    refuse_without_effect(parser, argv, flags, conditions=conditions)
     if flags.recipe is not None:
         train_recipe(flags.recipe)
     if flags.student is not None:

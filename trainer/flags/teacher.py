@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.cli.cache_flags import add_input_buffer_flag
 from pipeline.cli.choices import VALUE_RANGES, check_value_range
+from pipeline.cli.effects import parse_effective
 from pipeline.cli.parser import (
     Parser,
     batch_size,
@@ -25,7 +26,7 @@ from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, ViewPolicy
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer.config import choices
-from trainer.flags.effects import FINETUNE, parse_effective
+from trainer.flags.effects import FINETUNE
 
 _IMAGE_SIZE = 128
 
@@ -104,7 +105,7 @@ def _add_finetune_flags(parser: Parser) -> None:
 def _check_output(text: str) -> None:
     """The output's path, before any work: only a SavedModel may be replaced."""
     path = Path(text)
-    check_outside(path, flag="--output")
+    check_outside(path, flag="--output", replaceable="saved_model.pb")
     ours = (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))
     if path.exists() and not ours:
         raise UserError(f"--output={path}: exists and is no SavedModel; name another directory")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.cli.cache_flags import add_cache_flags, add_input_buffer_flag
+from pipeline.cli.effects import parse_effective
 from pipeline.cli.parser import (
     BY_RECIPE,
     Parser,
@@ -38,7 +39,7 @@ from trainer.config.choices import (
     check_student,
 )
 from trainer.config.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
-from trainer.flags.effects import TRAIN, parse_effective
+from trainer.flags.effects import TRAIN
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
 # (DESIGN section 8); an evaluation as often as a checkpoint.

@@ -191,7 +191,10 @@ def test_outputs_inside_what_counts_all_its_files_are_refused(tmp_path: Path, ma
             with pytest.raises(argparse.ArgumentTypeError, match=rf"is inside .*, {tmp_path}/whole;"):
                 output_path(str(place / name))
     assert sorted(tmp_path.rglob("*")) == before
-    assert make_directory(tmp_path / "whole", flag="--store") == tmp_path / "whole"
+    with pytest.raises(UserError) as caught:
+        make_directory(tmp_path / "whole", flag="--workdir")
+    assert str(caught.value).startswith(f"--workdir={tmp_path}/whole: ")
+    assert make_directory(tmp_path / "whole", flag="--store", replaceable=marker) == tmp_path / "whole"
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/store", "s3://bucket/store"])

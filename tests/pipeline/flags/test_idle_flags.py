@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli.parser import Parser
 from pipeline.errors import UserError
+from pipeline.flags import beam, dataset, plan, precompute, verify
 from pipeline.flags import inspect as inspect_flags
-from pipeline.flags import plan, precompute, verify
 from pipeline.views.policies import ViewPolicy
 from trainer.config.recipes import TrainRecipe
 
@@ -53,6 +55,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("plan", (), "--precompute_rate=3"),
         ("plan", (), "--store=s"),
         ("plan", (), "--repair"),
+        ("plan", (), "--assume_value_range"),
+        ("plan", RATES, "--assume_value_range"),
+        ("plan", RATES, "--data_cache_bytes=5"),
         ("plan", ("--dataset=d", "--teacher=teacher.keras"), "--teacher_signature=a"),
         ("verify", ("--store=store",), "--shard_cache_bytes=5"),
         ("verify", ("--store=gs://b/s", "--data_dir=data"), "--data_cache_bytes=5"),
@@ -61,6 +66,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("inspect", ("--store=store",), "--seed=3"),
         ("inspect", ("--store=store",), "--data_dir=data"),
         ("dataset", ("import", "--folder=images", "--name=n", "--data_dir=d"), "--from_data_dir=data"),
+        ("dataset", ("import", "--from_tfds=n", "--data_dir=d"), "--name=n"),
+        ("dataset", ("import", "--from_tfds=n", "--data_dir=d"), "--flatten_alpha"),
     ],
 )
 def test_a_flag_without_effect_is_refused(command: str, others: tuple[str, ...], idle: str) -> None:
@@ -95,6 +102,67 @@ def test_the_same_flags_are_taken_where_they_have_an_effect() -> None:
     plan.parse(["--teacher_rate=5", "--dataset=d", "--data_dir=data", "--eval_splits=none", "--codec=int8"])
     verify.parse(["--store=gs://b/s", "--shard_cache_bytes=5", "--data_cache_bytes=5"])
     inspect_flags.parse(["--store=store", "--html=page.html", "--views=3", "--seed=1", "--data_dir=data"])
+
+
+# Flags whose effect never depends on other flags.
+ALWAYS = {
+    "precompute": "dataset split teacher teacher_batch_size assume_logits assume_value_range store epochs seed recipe policy "
+    "image_size mixup codec temperature views_per_shard repair eval_splits image_cache_bytes input_buffer_bytes "
+    "shared_filesystem",  # which `runners.check` judges
+    "plan": "students workers teacher_rate calibrate_seconds json",
+    "verify": "store teacher data_dir fraction seed",
+    "inspect": "store checksums json html",
+    "dataset": "folder from_tfds data_dir",
+}
+
+
+def test_every_flag_is_classified() -> None:
+    """A new flag goes into a table of conditions, or here."""
+    always = {name: set(flags.split()) for name, flags in ALWAYS.items()}
+    always["plan"] |= always["precompute"]
+    for name, conditions in (
+        ("precompute", precompute.CONDITIONS),
+        ("plan", plan.MEASURED_CONDITIONS),
+        ("verify", verify.CONDITIONS),
+        ("inspect", inspect_flags.CONDITIONS),
+        ("dataset", dataset.CONDITIONS),
+    ):
+        flags = {action.dest for action in make_parser(name)._actions} - {"help", "debug"}
+        assert flags - set(conditions) - always[name] == set(), name
+        assert set(conditions) <= flags
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_examples_of_help_can_be_parsed(name: str) -> None:
+    parser = make_parser(name)
+    lines = (parser.epilog or "").replace("\\\n", "").splitlines()[1:]
+    assert len(lines) == 2
+    for line in lines:
+        _, _, command, *arguments = shlex.split(line)
+        assert command == f"pipeline.{name}"
+        _, rest = parser.parse_known_args([word for word in arguments if word != "import"])
+        beam.check(rest, parser)
+        assert name == "precompute" or not rest
+
+
+def make_parser(name: str) -> Parser:
+    made = importlib.import_module(f"pipeline.flags.{name}").make_parser()
+    return made[1] if isinstance(made, tuple) else made
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError) as caught:
+        inspect_flags.parse(["--store=store", "--json=page", f"--html={tmp_path}/link/page"])
+    assert "--json=page" in str(caught.value)
+    assert f"--html={tmp_path}/link/page" in str(caught.value)
+
+
+def test_a_data_directory_inside_the_images_is_refused() -> None:
+    for place in ("images", "images/data"):
+        with pytest.raises(UserError) as caught:
+            dataset.parse(["import", "--folder=images", "--name=n", f"--data_dir={place}"])
+        assert f"--data_dir={place}" in str(caught.value)
 
 
 def test_help_says_where_a_recipe_decides() -> None:

@@ -192,8 +192,8 @@ def test_the_embedded_default_is_said_in_the_first_line(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset=d"], "--teacher is missing: name both"),
-        (["--teacher=t"], "--dataset is missing: name both"),
+        (["--dataset=d"], "--teacher is missing"),
+        (["--teacher=t"], "--dataset is missing"),
         (["--dataset=d", "--teacher=t"], "--store is missing"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.effects import parse_effective
 from pipeline.errors import UserError
 from pipeline.store.reader import Store
 from tests.runs import arguments, options
@@ -89,9 +90,9 @@ def test_flags_that_have_an_effect_are_taken():
         ["--write_back", "--teacher=t", "--views_per_shard=9"],
         ["--strategy=mirrored", "--replicas=2", "--sync_batch_norm"],
     ):
-        effects.parse_effective(train.make_parser(), [*LOCAL, *argv], effects.TRAIN)
+        parse_effective(train.make_parser(), [*LOCAL, *argv], effects.TRAIN)
     bucket = ["--store=gs://b/s", "--workdir=w", "--shard_cache_bytes=1"]
-    effects.parse_effective(train.make_parser(), bucket, effects.TRAIN)
+    parse_effective(train.make_parser(), bucket, effects.TRAIN)
 
 
 @pytest.mark.parametrize(
