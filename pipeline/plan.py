@@ -294,6 +294,8 @@ def _measured(flags: argparse.Namespace) -> tuple[Task, Rates, np.ndarray]:
             data_dir=options.data_dir,
             teacher=options.teacher,
             image_cache_bytes=options.image_cache_bytes,
+            input_buffer_bytes=options.input_buffer_bytes,
+            data_cache_bytes=options.data_cache_bytes,
         )
         print(f"measuring for {flags.calibrate_seconds:g} s ...", file=sys.stderr, flush=True)
         rates, logits = calibrate(

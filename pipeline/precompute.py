@@ -20,7 +20,8 @@ if __name__ == "__main__":  # before the imports that take seconds
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -50,7 +51,9 @@ from pipeline.precomputing.shard_sink import open_sink
 from pipeline.precomputing.shard_tasks import SHARD_SECONDS, damaged_tasks, pending_tasks
 from pipeline.precomputing.store_session import StoreSession, check_space, open_session, prepare_directory
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
-from pipeline.store.layout import VIEWS_SPLIT
+from pipeline.storage.bucket import is_url
+from pipeline.store.identity import DatasetIdentity
+from pipeline.store.layout import SPEC_FILE, VIEWS_SPLIT
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask
@@ -244,6 +247,7 @@ def find_accuracy(session: StoreSession, options: PrecomputeOptions) -> dict[str
     return record_accuracy(
         Store(session.location, in_order=False),
         {name: options.datasets[name] for name in options.eval_splits},
+        before=session.check_lock,
     )
 
 
@@ -278,9 +282,9 @@ def describe_found(
 
 def repair_tasks(session: StoreSession) -> list[ShardTask]:
     """With `--repair`, the published shards to be computed again; says which, and why."""
-    if not session.is_published:
+    if not (session.path / SPEC_FILE).exists():
         return []
-    damaged = damaged_tasks(Store(session.location))
+    damaged = damaged_tasks(session.open_store())
     for _, what in damaged:
         print(f"to be computed again: {what}")
     if not damaged:
@@ -308,20 +312,30 @@ def find_missing(
 
 
 def make_job(
-    session: StoreSession, options: PrecomputeOptions, runner_options: PipelineOptions
+    session: StoreSession,
+    options: PrecomputeOptions,
+    runner_options: PipelineOptions,
+    identities: Mapping[str, DatasetIdentity],
 ) -> PrecomputeJob:
-    """What workers need to know."""
+    """What workers need to know. Paths are absolute: a worker may run in another directory."""
+    buffer_bytes = options.input_buffer_bytes
     return PrecomputeJob(
-        store=options.store,
+        store=absolute(options.store),
         spec=options.spec.to_json(),
-        data_dir=options.data_dir,
-        teacher=options.teacher,
+        data_dir=None if options.data_dir is None else absolute(options.data_dir),
+        teacher=absolute(options.teacher),
         image_cache_bytes=options.image_cache_bytes,
-        input_buffer_bytes=options.input_buffer_bytes or buffer_share(runner_options),
+        input_buffer_bytes=buffer_share(runner_options) if buffer_bytes is None else buffer_bytes,
         data_cache_bytes=options.data_cache_bytes,
         lease=session.lease,
-        progress=str(session.path),
+        progress=absolute(str(session.path)),
+        evaluated=tuple(identity for split, identity in identities.items() if split != VIEWS_SPLIT),
     )
+
+
+def absolute(place: str) -> str:
+    """A path of this machine with its directory; a URL as it is."""
+    return place if is_url(place) else str(Path(place).absolute())
 
 
 def try_worker(
@@ -357,7 +371,7 @@ def main(argv: list[str]) -> int:
             print(accuracy_text(find_accuracy(session, options)))
             return 0
         missing = find_missing(session, tasks, options)
-        job = make_job(session, options, runner_options)
+        job = make_job(session, options, runner_options, identities)
         print(describe_eval_splits(options))
         shared = Shared()
         if missing:

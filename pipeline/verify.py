@@ -202,7 +202,7 @@ def verify_split(
         for start in starts.tolist():
             views = np.arange(start, min(start + worker.spec.teacher.batch_size, end))
             batch = next(batches)
-            fresh = worker.run_teacher(batch)[: len(views)]
+            fresh = worker.run_teacher(batch, split=reader.split)[: len(views)]
             stored = reader.read_from(number, shard, views)
             compare(batch, fresh, stored, findings, codec=reader.codec, first_view=start)
             on_views(len(views))
@@ -223,6 +223,7 @@ def main(argv: list[str]) -> int:
         teacher=find_teacher(store.spec, flags.teacher, store=flags.store),
         image_cache_bytes=0,
         data_cache_bytes=flags.data_cache_bytes,
+        evaluated=tuple(store.eval_reader(split).manifest.dataset for split in store.eval_splits),
     )
     worker = ShardWorker(job)
     worker.warm_up()  # the teacher's views among other views than in the precompute

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -110,12 +110,15 @@ def measure_accuracy(store: Store, split: str, dataset: Dataset) -> SplitAccurac
     return SplitAccuracy(labeled=labeled, correct=correct, unlabeled=len(examples) - labeled)
 
 
-def record_accuracy(store: Store, datasets: Mapping[str, Dataset]) -> dict[str, SplitAccuracy]:
+def record_accuracy(
+    store: Store, datasets: Mapping[str, Dataset], *, before: Callable[[], None] | None = None
+) -> dict[str, SplitAccuracy]:
     """Measures what is not recorded yet, and records it; the caller holds the store's lock.
 
     Args:
       store: published.
       datasets: by evaluated split.
+      before: see `BucketDirectory.write`.
 
     Returns:
       All that is recorded, by split.
@@ -131,7 +134,7 @@ def record_accuracy(store: Store, datasets: Mapping[str, Dataset]) -> dict[str, 
         }
         text = json.dumps(tree, indent=1, sort_keys=True) + "\n"
         if is_url(store.location):
-            BucketDirectory(store.location).write(ACCURACY_FILE, text.encode())
+            BucketDirectory(store.location).write(ACCURACY_FILE, text.encode(), before=before)
         else:
             write_text(store.path / ACCURACY_FILE, text)
     return known

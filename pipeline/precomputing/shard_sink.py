@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, TryAgainError
 from pipeline.storage.bucket import BucketDirectory, Object, is_url
 from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import check_lease
@@ -144,12 +143,29 @@ class BucketShardSink:
             created = self._upload(path, task)
         try:
             self._bucket.fetch(self._name(task), size=size, sha256=sha256).close()
+        except FileNotFoundError as error:
+            raise self._gone(task) from error
         except DataError as error:
             if created:
                 raise
-            check_lease(self._bucket, self._lease)
+            self._check_lease()
             raise FileExistsError(str(error)) from error
         return size, sha256
+
+    def _check_lease(self) -> None:
+        check_lease(self._bucket, self._lease)
+
+    def _gone(self, task: ShardTask) -> TryAgainError:
+        """The error for a shard that was uploaded and is not there.
+
+        Raises:
+          TryAgainError: another run has taken the store over.
+        """
+        self._check_lease()
+        return TryAgainError(
+            f"{self._bucket.place(self._name(task))}: uploaded, and removed since; end what else writes there, and run the "
+            "same command again"
+        )
 
     def _upload(self, path: Path, task: ShardTask) -> bool:
         """Puts a shard there, for as long as the lock is this run's; whether it did.
@@ -157,18 +173,21 @@ class BucketShardSink:
         Only where none is, unless it is to be repaired: a run that slept in an upload, and whose lock was broken, does
         not put its shard over one that another has published since, and cut elsewhere.
         """
-        held = functools.partial(check_lease, self._bucket, self._lease)
+        create = task.sha256 is None
         try:
-            self._bucket.upload(path, self._name(task), create=task.sha256 is None, before=held)
+            self._bucket.upload(path, self._name(task), create=create, before=self._check_lease)
         except FileExistsError:  # of a duplicate of this task, or of an attempt whose answer was lost
             return False
         return True
 
     def note(self, task: ShardTask, info: ShardInfo) -> None:
         """Implements `ShardSink`."""
-        version = self._bucket.stat(self._name(task)).version
+        try:
+            version = self._bucket.stat(self._name(task)).version
+        except FileNotFoundError as error:
+            raise self._gone(task) from error
         text = note_text(task, info, digest=self._digest, version=version)
-        self._bucket.write(note_name(task), text.encode())
+        self._bucket.write(note_name(task), text.encode(), before=self._check_lease)
 
     def remove(self, task: ShardTask) -> None:
         """Implements `ShardSink`.
@@ -176,9 +195,8 @@ class BucketShardSink:
         Raises:
           TryAgainError: another run has taken the store over, and may have published the shard.
         """
-        check_lease(self._bucket, self._lease)
-        self._bucket.remove(note_name(task))
-        self._bucket.remove(self._name(task))
+        for name in (note_name(task), self._name(task)):
+            self._bucket.remove(name, before=self._check_lease)
 
 
 def note_name(task: ShardTask) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import DataError, UserError
@@ -12,6 +13,7 @@ from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import differences
+from pipeline.store.splits import file_split
 
 SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
 
@@ -63,6 +65,20 @@ def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
     return found
 
 
+def _check_file_name(split: str, *, published: Iterable[str], store: str) -> None:
+    """Refuses a split whose shards have the file names of another published split, and would replace them.
+
+    Raises:
+      UserError: names both splits.
+    """
+    for other in published:
+        if file_split(other) == file_split(split):
+            raise UserError(
+                f"--eval_splits={split}: {store} stores {other} under the same file name, {file_split(split)}; use "
+                f"--eval_splits={other}, or name another slice"
+            )
+
+
 def pending_tasks(
     options: PrecomputeOptions, store: Path
 ) -> tuple[list[ShardTask], dict[str, DatasetIdentity]]:
@@ -74,6 +90,7 @@ def pending_tasks(
 
     Raises:
       DataError: what is published of a split is of another data set.
+      UserError: another split is published under the file name of an evaluated one.
     """
     spec = options.spec
     identities = {VIEWS_SPLIT: spec.dataset}
@@ -86,6 +103,8 @@ def pending_tasks(
     for split, total in totals.items():
         directory = split_directory(store, split)
         manifest = load_manifest(directory, digest=spec.digest())
+        if split not in manifest:
+            _check_file_name(split, published=manifest, store=options.store)
         if split in manifest and (
             lines := differences(
                 identities[split].to_json(),

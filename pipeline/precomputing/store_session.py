@@ -16,10 +16,17 @@ from pipeline.precomputing.options import PrecomputeOptions
 from pipeline.precomputing.shard_sink import ShardSink
 from pipeline.storage.bucket import BucketDirectory, is_url
 from pipeline.storage.files import TEMPORARY, check_links, remove_temporaries, write_text
-from pipeline.storage.lease import hold_lease
+from pipeline.storage.lease import check_lease, hold_lease
 from pipeline.storage.lock import LOCK_FILE, writer_lock
-from pipeline.store.layout import EVAL_DIRECTORY, PENDING, SPEC_LIMIT, STORE_DIRECTORIES, below
-from pipeline.store.metadata import INFO_FILE, published_lengths
+from pipeline.store.layout import (
+    EVAL_DIRECTORY,
+    PENDING,
+    SPEC_LIMIT,
+    STORE_DIRECTORIES,
+    below,
+    split_directory,
+)
+from pipeline.store.metadata import published_lengths
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask, estimated_bytes, parse_shard_name
@@ -92,13 +99,21 @@ class StoreSession:
                 stored = Spec.load(self.path)
             stored.check_renderer()
             spec.check_same(stored, store=self.location)
-            if self.is_published and not repair:
-                Store(self.location).check_files()
+            if not repair:
+                self.open_store().check_files()
 
-    @property
-    def is_published(self) -> bool:
-        """Whether readers find anything."""
-        return (self.path / INFO_FILE).exists()
+    def open_store(self) -> Store:
+        """What is published, also where that is evaluation splits alone."""
+        return Store(self.location, in_order=False, unfinished=True)
+
+    def check_lock(self) -> None:
+        """Checks that this process still holds the lock, which only a bucket's can lose.
+
+        Raises:
+          TryAgainError: another run has taken the store over.
+        """
+        if self.copy is not None and self.lease is not None:
+            check_lease(self.copy.bucket, self.lease)
 
     def write_spec(self, spec: Spec) -> None:
         """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
@@ -112,7 +127,7 @@ class StoreSession:
         """Puts the spec into the bucket; never over another's, whose shards would be taken for this one's."""
         bucket = BucketDirectory(self.location)
         try:
-            bucket.replace(SPEC_FILE, text, version=None)
+            bucket.replace(SPEC_FILE, text, version=None, before=self.check_lock)
         except FileExistsError as error:
             raise TryAgainError(
                 f"--store={self.location}: another run has written its spec meanwhile; run the same command again"
@@ -130,13 +145,23 @@ class StoreSession:
                 bucket = BucketDirectory(self.location)
                 notes = f"{directory.relative_to(self.path).as_posix()}/{PENDING}".removeprefix("./")
                 left = [name for name in bucket.objects(notes) if _is_published(Path(name).stem, lengths)]
-                bucket.remove_all(left)
+                bucket.remove_all(left, before=self.check_lock)
 
     def take_over(self, tasks: list[ShardTask], sink: ShardSink) -> list[ShardTask]:
         """The shards among `tasks` that an interrupted run finished; other files of their names are removed.
 
         So a shard that is written is never in another's way, and never takes another's place.
+
+        Raises:
+          ValueError: one of the tasks has the name of a published shard.
         """
+        lengths = {
+            below(split): published_lengths(split_directory(self.path, split))
+            for split in {task.split for task in tasks}
+        }
+        for task in tasks:
+            if _is_published(task.name, lengths[below(task.split)]):
+                raise ValueError(f"{task.name} is published: it is neither computed again nor removed")
         by_name = {f"{below(task.split)}/{task.name}".lstrip("/"): task for task in tasks}
         left = [by_name[name] for name in self._file_names() if name in by_name]
         with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:

@@ -24,6 +24,7 @@ from pipeline.inputs.teacher_checks import check_differs, check_logits
 from pipeline.precomputing.shard_sink import open_sink
 from pipeline.storage.cache import DATA_CACHE_BYTES
 from pipeline.store.codecs import fidelity
+from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
@@ -49,6 +50,7 @@ class PrecomputeJob:
       input_buffer_bytes: for batches that are rendered ahead, per process; a quarter of the memory by default.
       data_cache_bytes: for copies of data sets in buckets.
       lease: of a store in a bucket: the lock under which it is written.
+      evaluated: data sets of the evaluated splits, as the command sees them.
       progress: directory in which progress is noted and shards for a bucket are written, on a machine that has it; by
         default progress is noted in the store.
     """
@@ -62,6 +64,7 @@ class PrecomputeJob:
     data_cache_bytes: int = DATA_CACHE_BYTES
     lease: str | None = None
     progress: str | None = None
+    evaluated: tuple[DatasetIdentity, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,10 +155,7 @@ class ShardWorker:
 
     def _training_input(self) -> ViewInput:
         spec, dataset = self.spec, self._dataset(VIEWS_SPLIT)
-        if lines := differences(
-            dataset.identity().to_json(), spec.dataset.to_json(), sides=("here", "in the spec")
-        ):
-            raise DataError(f"this worker sees another data set: {'; '.join(lines)}")
+        _check_dataset(dataset, spec.dataset, where="in the spec")
         records = SampledViews(
             policy=spec.policy,
             seed=spec.seed,
@@ -167,6 +167,9 @@ class ShardWorker:
 
     def _eval_input(self, split: str) -> ViewInput:
         spec, dataset = self.spec, self._dataset(split)
+        for identity in self.job.evaluated:
+            if identity.split == split:
+                _check_dataset(dataset, identity, where="in the command")
         records = EvalViews(
             eval_crop=spec.eval_crop,
             image_size=spec.policy.image_size,
@@ -319,6 +322,16 @@ class ShardWorker:
             return self.compute(task, note)
         except OSError as error:  # which crosses process borders as text only under a name of ours
             raise (of_the_system(error) or error) from error
+
+
+def _check_dataset(dataset: Dataset, expected: DatasetIdentity, *, where: str) -> None:
+    """Compares a data set of this worker with the one that the store is made from.
+
+    Raises:
+      DataError: they differ; both sides are shown.
+    """
+    if lines := differences(dataset.identity().to_json(), expected.to_json(), sides=("here", where)):
+        raise DataError(f"this worker sees another data set: {'; '.join(lines)}")
 
 
 def row_name(batch: Batch, row: int, *, split: str = VIEWS_SPLIT) -> str:

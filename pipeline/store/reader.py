@@ -143,6 +143,7 @@ class Store:
       location: its directory, or the URL of one.
       shard_cache_bytes: of a store in a bucket: for its shards, which are fetched ahead of need.
       in_order: whether views are read one after the other, so that the next shards are worth fetching.
+      unfinished: whether a store is opened of which no epoch is published yet; it has no `views` then.
 
     Attributes:
       location: as given.
@@ -157,9 +158,15 @@ class Store:
     """
 
     def __init__(
-        self, location: str | Path, *, shard_cache_bytes: int = SHARD_CACHE_BYTES, in_order: bool = True
+        self,
+        location: str | Path,
+        *,
+        shard_cache_bytes: int = SHARD_CACHE_BYTES,
+        in_order: bool = True,
+        unfinished: bool = False,
     ) -> None:
         self.location = str(location)
+        self._unfinished = unfinished
         self._bucket = BucketDirectory(self.location) if is_url(location) else None
         if self._bucket is None:
             self.path = Path(location)
@@ -171,22 +178,24 @@ class Store:
             self._ahead = DOWNLOADS if in_order else 1
         with naming(self.path, self.location):
             self._load()
-        if self._bucket is not None:
+        if self._bucket is not None and self._has_views:
             self._check_cache()
 
     def _load(self) -> None:
         self.spec = Spec.load(self.path)
         self._codec = self.spec.make_codec()
         digest = self.spec.digest()
+        self._eval = load_manifest(self.path / EVAL_DIRECTORY, digest=digest)
+        self.eval_splits = sorted(self._eval)
         manifest = load_manifest(self.path, digest=digest)
-        if VIEWS_SPLIT not in manifest or manifest[VIEWS_SPLIT].records < self.spec.num_examples:
+        self._has_views = VIEWS_SPLIT in manifest and manifest[VIEWS_SPLIT].records >= self.spec.num_examples
+        if self._has_views:
+            self.views = self._split(VIEWS_SPLIT, manifest[VIEWS_SPLIT])
+        elif not self._unfinished:
             raise UnpublishedError(
                 f"--store={self.path}: nothing is published there yet; finish it by running its precompute again: "
                 f"{self.spec.provenance.get('command', 'python -m pipeline.precompute ...')}"
             )
-        self.views = self._split(VIEWS_SPLIT, manifest[VIEWS_SPLIT])
-        self._eval = load_manifest(self.path / EVAL_DIRECTORY, digest=digest)
-        self.eval_splits = sorted(self._eval)
 
     def refresh(self) -> None:
         """Looks for epochs that were published since; `views` has them then. Not while records are read.
@@ -241,7 +250,8 @@ class Store:
 
     def readers(self) -> Iterator[SplitReader]:
         """The readers of all splits: the training views, then the evaluation splits."""
-        yield self.views
+        if self._has_views:
+            yield self.views
         for split in self.eval_splits:
             yield self.eval_reader(split)
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.plan import Rates, Task, main, make_plan, table
+from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.reader import Store
 from tests import stores
 
@@ -138,6 +140,21 @@ def test_rates_and_fidelity_are_measured(
     out, err = capsys.readouterr()
     assert "measured here" in out
     assert "measuring for 0.2 s" in err
+
+
+def test_the_calibration_uses_the_buffer_that_is_given(
+    data_dir: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(worker: ShardWorker, *, seconds: float) -> tuple[Rates, np.ndarray]:
+        jobs.append(worker.job)
+        return Rates(teacher=1.0, precompute=1.0, measured=True), np.zeros((1, stores.CLASSES), np.float32)
+
+    jobs: list[PrecomputeJob] = []
+    monkeypatch.setattr("pipeline.plan.calibrate", measure)
+    asked = stores.Asked(data_dir, teacher_path, tmp_path)
+    given = asked.flags("--input_buffer_bytes=12345")
+    assert main([flag for flag in given if not flag.startswith(("--runner", "--store"))]) == 0
+    assert jobs[0].input_buffer_bytes == 12345
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import inspect, verify
 from pipeline.cli.main import run_command
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import find_error
+from pipeline.flags.precompute import make_parser
 from pipeline.inputs import dataset
-from pipeline.precompute import main
+from pipeline.precompute import main, make_job
+from pipeline.precomputing.options import resolve
+from pipeline.precomputing.store_session import open_session
 from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import Store
@@ -209,3 +213,27 @@ def test_slices_are_evaluated_under_names_that_tfds_reads(
     assert main([*flags, "--eval_splits=train[10:]"]) == 0
     assert "2 of them in --split=train[:12]" in capsys.readouterr().out
     assert Store(asked.store).held_out_splits == ["test", "train[12:]"]
+
+
+def test_workers_get_absolute_paths_and_the_buffer_that_is_given(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker may run in another directory; 0 is a size."""
+    monkeypatch.chdir(tmp_path)
+    relative = {
+        name: Path(os.path.relpath(getattr(asked, name), tmp_path))
+        for name in ("data_dir", "teacher", "store")
+    }
+    flags, _ = make_parser().parse_known_args(Asked(**relative).flags("--input_buffer_bytes=0"))
+    options = resolve(flags, is_demo=False)
+    assert options.store == "new"
+    asked.store.mkdir()
+    with open_session(options.store) as session:
+        job = make_job(session, options, PipelineOptions([]), {"test": options.spec.dataset})
+    assert (job.store, job.progress) == (str(asked.store), str(asked.store))
+    for place in (job.data_dir, job.teacher):
+        assert place is not None
+        assert Path(place).is_absolute()
+        assert Path(place).exists()
+    assert job.input_buffer_bytes == 0
+    assert job.evaluated == (options.spec.dataset,)

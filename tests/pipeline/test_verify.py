@@ -256,3 +256,19 @@ def test_each_shard_of_a_bucket_is_downloaded_once(
 def test_a_fraction_outside_0_to_1_is_a_mistake(published_store: Path) -> None:
     with pytest.raises(UserError, match=r"--fraction=2\.0: expected 0 to 1"):
         verify.main([f"--store={published_store}", "--fraction=2"])
+
+
+def test_an_evaluation_crop_is_not_named_as_a_view(
+    published_store: Path, worker: ShardWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = worker.teacher.logits
+
+    def name_first(*args: Any, name_row: Callable[[int], str]) -> np.ndarray:
+        named.append(name_row(0))
+        return logits(*args, name_row=name_row)
+
+    named: list[str] = []
+    monkeypatch.setattr(worker.teacher, "logits", name_first)
+    reader = Store(published_store).eval_reader("test")
+    verify.verify_split(worker, reader, [np.arange(1)], lambda count: None)
+    assert named == ["example 0 of test"]

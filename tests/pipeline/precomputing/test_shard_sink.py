@@ -86,6 +86,50 @@ def test_nothing_is_written_once_the_lock_is_lost(bucket: BucketDirectory) -> No
     with pytest.raises(TryAgainError, match="another run has taken the store over"):
         BucketShardSink(bucket, "digest", "lost").write(TASK, CHUNKS)
     assert bucket.objects() == {}
+    bucket.write(TASK.name, b"published since")
+    with pytest.raises(TryAgainError):
+        BucketShardSink(bucket, "digest", "lost").note(TASK, info_of(15, "0" * 64))
+    assert set(bucket.objects()) == {TASK.name}
+
+
+def test_a_removal_that_is_tried_again_needs_the_lock_again(
+    bucket: BucketDirectory, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes the store over while the first removal fails, and publishes a shard of that name."""
+
+    def faults(method: str, path: str, number: int) -> Fault:
+        if method == "DELETE":
+            bucket.write(LOCK_FILE, b'{"lease": "another"}')
+            return Fault(status=503)
+        return Fault()
+
+    with hold_lease(bucket) as lease, FaultyLink(s3_port, faults) as link:
+        bucket.write(TASK.name, b"published since")
+        point_at(link.port, monkeypatch)
+        with pytest.raises(TryAgainError, match="taken the store over"):
+            BucketShardSink(BucketDirectory(bucket.url), "digest", lease).remove(TASK)
+    assert bucket.read(TASK.name, limit=100) == b"published since"
+
+
+@pytest.mark.parametrize("stolen", [False, True])
+def test_a_shard_that_is_gone_before_it_is_read_back_is_tried_again(
+    bucket: BucketDirectory, s3_port: int, monkeypatch: pytest.MonkeyPatch, stolen: bool
+) -> None:
+    def faults(method: str, path: str, number: int) -> Fault:
+        if method in ("HEAD", "GET") and path.endswith(TASK.name):
+            bucket.remove(TASK.name)
+            if stolen:
+                bucket.write(LOCK_FILE, b'{"lease": "another"}')
+        return Fault()
+
+    with hold_lease(bucket) as lease, FaultyLink(s3_port, faults) as link:
+        point_at(link.port, monkeypatch)
+        sink = BucketShardSink(BucketDirectory(bucket.url), "digest", lease)
+        with pytest.raises(TryAgainError) as caught:
+            sink.write(TASK, CHUNKS)
+        assert (TASK.name in str(caught.value)) != stolen
+        with pytest.raises(TryAgainError):
+            sink.note(TASK, info_of(15, "0" * 64))
 
 
 def test_who_slept_before_an_upload_does_not_replace_what_was_published_since(

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.precompute import main
 from pipeline.precomputing.shard_tasks import cut_shards
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.metadata import published_lengths
 from pipeline.store.reader import Store
 from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import Spec
-from tests.stores import N, job_for, shard_files, write_store
+from pipeline.store.splits import file_split
+from tests.runs import fail
+from tests.stores import Asked, N, job_for, shard_files, write_store
 
 
 def lengths(tasks: list[ShardTask]) -> list[tuple[int, int, int]]:
@@ -101,3 +104,20 @@ def test_evaluation_splits_added_later_stand_beside_the_old_ones(worker: ShardWo
     assert store.eval_splits == ["test", "train"]
     assert store.eval_reader("train").read(np.arange(N)).example.tolist() == list(range(N))
     assert store.eval_reader("test").num_records == 7
+
+
+@pytest.mark.parametrize(
+    ("published", "asked_for"), [("train[0shard]", "train[0shard:]"), ("train[:9]+test", "train[:9]+test[:]")]
+)
+def test_a_published_split_of_the_same_file_name_is_not_replaced(
+    asked: Asked, published: str, asked_for: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert file_split(published) == file_split(asked_for)
+    assert main(asked.flags("--epochs=1", f"--eval_splits={published}")) == 0
+    before = shard_files(asked.store)
+    flags = asked.flags("--epochs=1", f"--eval_splits={asked_for}", "--views_per_shard=3")
+    code, line = fail(flags, capsys, main=main)
+    assert code == 2
+    assert published in line
+    assert asked_for in line
+    assert shard_files(asked.store) == before

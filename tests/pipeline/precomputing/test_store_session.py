@@ -9,13 +9,16 @@ import pytest
 
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.flags.precompute import announce_demo, make_parser
+from pipeline.precompute import main
 from pipeline.precomputing.options import resolve
+from pipeline.precomputing.shard_sink import open_sink
 from pipeline.precomputing.store_session import check_space, open_session, prepare_directory
 from pipeline.storage.bucket import BucketDirectory
+from pipeline.storage.lock import LOCK_FILE
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.buckets import BUCKET, put_object
-from tests.stores import Asked
+from tests.stores import Asked, assert_same_store
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
@@ -117,3 +120,37 @@ def test_a_run_that_no_disk_can_hold_is_refused_with_both_sizes(asked: Asked) ->
     check_space([task], options)
     with pytest.raises(UserError, match=r"about 34,000,000\.\d MB are needed, [\d,]+\.\d MB are free there"):
         check_space([dataclasses.replace(task, records=10**12)], options)
+
+
+def test_a_published_shard_is_never_removed_as_a_leftover(store: Path, spec: Spec) -> None:
+    sink = open_sink(str(store), digest=spec.digest(), lease=None)
+    with open_session(str(store)) as session:
+        for split, number in (("views", 2), ("test", 0)):
+            task = ShardTask(split=split, number=number, first=0, records=3)
+            with pytest.raises(ValueError, match=task.name):
+                session.take_over([task], sink)
+            assert (store / ("eval" if split == "test" else "") / task.name).exists()
+
+
+def test_evaluation_shards_are_checked_before_the_first_epoch_is_published(
+    store: Path, spec: Spec, asked: Asked, published_store: Path
+) -> None:
+    """An interrupted run has published the evaluation splits alone."""
+    for path in [*store.glob("views.*"), *(store / name for name in ("manifest.json", "dataset_info.json"))]:
+        path.unlink()
+    shard = store / "eval/test.array_record-00000"
+    shard.write_bytes(b"cut")
+    with pytest.raises(DataError) as caught, open_session(str(store)) as session:
+        session.check(spec)
+    assert str(shard) in str(caught.value)
+    flags = dataclasses.replace(asked, store=store).flags("--repair")
+    assert main(flags) == 0
+    assert_same_store(store, published_store)
+
+
+def test_notes_are_removed_only_under_the_lock(s3: str) -> None:
+    with open_session(s3) as session:
+        session.check_lock()
+        BucketDirectory(s3).write(LOCK_FILE, b'{"lease": "another"}')
+        with pytest.raises(TryAgainError):
+            session.check_lock()

@@ -254,6 +254,17 @@ def test_another_data_set_is_refused_with_both_sides(
     assert f"fingerprint: {here} here, {spec.dataset.fingerprint} in the spec" in str(caught.value)
 
 
+def test_another_evaluation_split_is_refused_with_both_sides(
+    tmp_path: Path, spec: Spec, data_dir: Path, other_data_dir: Path, teacher_path: Path
+) -> None:
+    here, there = (Dataset(DATASET, "test", data_dir=path).identity() for path in (data_dir, other_data_dir))
+    job = dataclasses.replace(job_for(tmp_path, spec, data_dir, teacher_path), evaluated=(there,))
+    with pytest.raises(DataError) as caught:
+        ShardWorker(job).input_of("test")
+    assert here.fingerprint in str(caught.value)
+    assert there.fingerprint in str(caught.value)
+
+
 def test_another_teacher_is_refused_with_both_sides(
     tmp_path: Path, spec: Spec, data_dir: Path, keras_teacher_path: Path
 ) -> None:
