@@ -1,1 +1,46 @@
-"""What the teacher saw: seeded views of a data set and the teacher's logits for them, stored once."""
+"""What the teacher saw: seeded views of a data set and the teacher's logits for them, stored once.
+
+The public API. Names are imported when they are first used: importing this package imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.api import Store, View, open_store, sample_views
+    from pipeline.errors import DataError, UserError
+    from pipeline.inputs.teacher import Teacher
+    from pipeline.views.policies import ViewPolicy
+
+_MODULES = {
+    "DataError": "pipeline.errors",
+    "Store": "pipeline.api",
+    "Teacher": "pipeline.inputs.teacher",
+    "UserError": "pipeline.errors",
+    "View": "pipeline.api",
+    "ViewPolicy": "pipeline.views.policies",
+    "open_store": "pipeline.api",
+    "sample_views": "pipeline.api",
+}
+__all__ = [
+    "DataError",
+    "Store",
+    "Teacher",
+    "UserError",
+    "View",
+    "ViewPolicy",
+    "open_store",
+    "sample_views",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

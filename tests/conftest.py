@@ -44,6 +44,15 @@ def other_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forged_data_dir(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, other_data_dir: Path) -> Path:
+    """Other images under the metadata of the data set that the teacher saw; read only."""
+    forged = Path(shutil.copytree(other_data_dir, tmp_path_factory.mktemp("forged") / "data"))
+    (info,) = data_dir.rglob("dataset_info.json")
+    shutil.copy(info, forged / info.relative_to(data_dir))
+    return forged
+
+
+@pytest.fixture(scope="session")
 def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain SavedModel; read only."""
     return stores.save_teacher(tmp_path_factory.mktemp("teacher") / "plain")

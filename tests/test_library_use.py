@@ -57,3 +57,35 @@ def test_a_command_starts_without_notices_of_tensorflow() -> None:
 
 def test_a_log_level_of_the_users_stays() -> None:
     assert run_script(STARTS, "0").stdout == "0\n"
+
+
+NAMES = """
+import {package}, sys
+assert set({package}.__all__) <= set(dir({package}))
+from {package} import *
+print(sorted(getattr({package}, name).__name__ for name in {package}.__all__))
+assert "tensorflow" in sys.modules and "apache_beam" not in sys.modules and "matplotlib" not in sys.modules
+try:
+    {package}.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+"""
+PUBLIC = {
+    "pipeline": [
+        "DataError",
+        "Store",
+        "Teacher",
+        "UserError",
+        "View",
+        "ViewPolicy",
+        "open_store",
+        "sample_views",
+    ],
+    "trainer": ["Distiller", "build"],
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_imported_when_they_are_used(package: str) -> None:
+    assert run_script(NAMES.format(package=package), "3").stdout == f"{PUBLIC[package]}\n"
+    assert (ROOT / package / "py.typed").is_file()

@@ -60,15 +60,6 @@ def float32_store(make_store: MakeStore) -> Path:
     return make_store("float32", epochs=3, codec="float32")
 
 
-@pytest.fixture(scope="session")
-def forged_data_dir(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, other_data_dir: Path) -> Path:
-    """Other images under the metadata of the data set that the teacher saw; read only."""
-    forged = Path(shutil.copytree(other_data_dir, tmp_path_factory.mktemp("forged") / "data"))
-    (info,) = data_dir.rglob("dataset_info.json")
-    shutil.copy(info, forged / info.relative_to(data_dir))
-    return forged
-
-
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     """What `--deterministic` does, for one test."""
