@@ -41,7 +41,7 @@ trainer.compare --store=inception --workdir=compared --no-measure {TRAIN} --epoc
 trainer.teacher finetune {DATA} --model=tiny --batch_size=5 --steps=6 --log_every=1 --output=teacher --workdir=teacher_run
 """
 # Parts of keys: what a command measures, and where, when, with which flags and by which module of ours it ran.
-MEASURED = ("seconds", "per_second", "provenance", "flags", "moduleName")
+MEASURED = ("seconds", "per_second", "provenance", "flags", "moduleName", "created")
 
 
 def run_commands(tree: Path, directory: Path) -> Path:
