@@ -42,7 +42,14 @@ from trainer.comparison.result_file import RESULT_LIMIT, load_result, merge_resu
 from trainer.comparison.result_schema import CostFile
 from trainer.comparison.summary import summarize
 from trainer.config.recipes import train_recipe
-from trainer.config.run_files import CONFIG_FILE, FILE_LIMIT, METRICS_FILE, RESULT_FILE
+from trainer.config.run_files import (
+    COMPARISON_FILE,
+    CONFIG_FILE,
+    FILE_LIMIT,
+    METRICS_FILE,
+    RESULT_FILE,
+    RUNS_DIRECTORY,
+)
 from trainer.flags.compare import parse
 from trainer.flags.train import make_parser as make_train_parser
 from trainer.flags.train import shared_arguments, shared_flags
@@ -54,10 +61,8 @@ from trainer.run.evaluation import accuracy_text, unlabeled_text
 from trainer.run.options import default_recipe, resolve
 from trainer.targets.arms import ARMS
 
-COMPARISON_FILE = "comparison.json"  # what the runs have in common
-EPOCHS = "epochs"  # in it: those of the first command
+EPOCHS = "epochs"  # in comparison.json: those of the first command
 COST_FILE = "cost.json"  # what `trainer.comparison.measure` wrote
-RUNS_DIRECTORY = "runs"
 # Flags that may differ from command to command in one directory: no figure depends on them.
 _FREE = (
     "data_dir",

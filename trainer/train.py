@@ -27,7 +27,7 @@ from pipeline.storage.lock import writer_lock
 from pipeline.store.reader import Store
 from trainer.config.run_files import RESULT_FILE
 from trainer.distribution.strategy import make_strategy
-from trainer.distribution.workers import Workers
+from trainer.distribution.workers import SAME_WORKERS, Workers
 from trainer.flags.train import parse
 from trainer.run.begun import begun_schedule
 from trainer.run.describe import describe, describe_missing_split
@@ -69,6 +69,9 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
     # Keras and TensorFlow warn of short runs' retracing and of what callbacks take; nothing is wrong then.
     tf.get_logger().setLevel("ERROR")
     workers = Workers(strategy)
+    workers.check_same(
+        options.shared(store.spec.digest()), remedy=SAME_WORKERS
+    )  # before variables are made together
     lock = writer_lock(workdir, flag="--workdir") if workers.chief else contextlib.nullcontext()
     memory = (
         f"choose a smaller --student ({options.recipe.student}) or --batch_size ({options.recipe.batch_size})"

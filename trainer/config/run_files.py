@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 from pipeline.storage.checked_json import AtLeast, Count, Positive, build, parse_json, read_json, read_text
 
 CONFIG_FILE, RESULT_FILE, METRICS_FILE = "config.json", "result.json", "metrics.jsonl"
+COMPARISON_FILE, RUNS_DIRECTORY = "comparison.json", "runs"  # in the directory of a comparison
 TRAIN = "train"  # kind of the lines of training steps; the others are `eval_SPLIT`
 # Of a file's text. A metrics file of a million lines has 150 MB.
 FILE_LIMIT, METRICS_LIMIT = 8 << 20, 1 << 30

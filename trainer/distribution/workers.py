@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import TryAgainError, UserError
+from pipeline.store.spec import differences
 from trainer.config.choices import TF_CONFIG_EXAMPLE
 
 # What TensorFlow's collectives end with when a worker they wait for is gone, or has begun again.
@@ -31,6 +32,9 @@ _LOST = (
 )
 _SAYS_LOST = re.compile(r"Collective ops is aborted|oordination|remote target /job|heartbeat")
 _SAYS_WHO = re.compile(r"(?:reported from|remote target) /job:(\w+)/(?:replica:\d+/)?task:(\d+)")
+SAME_WORKERS = (
+    "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
+)
 
 
 class WorkerLostError(TryAgainError):
@@ -138,12 +142,16 @@ class Workers:
 
     def gather(self, number: int) -> np.ndarray:
         """Everybody's number, int64 [count], by rank. Collective: all have to call it."""
+        return self._gather_row(np.array([number]))[:, 0]
+
+    def _gather_row(self, row: np.ndarray) -> np.ndarray:
+        """Integers [n] of all workers: int64 [count, n], by rank. Collective."""
+        rows = np.zeros([self.count, len(row)], np.int64)
+        rows[self.rank] = row
         if self.count == 1:
-            return np.array([number], np.int64)
-        row = np.zeros([self.count], np.int64)
-        row[self.rank] = number
+            return rows
         with tf.device("CPU"):
-            value = tf.identity(tf.constant(row))
+            value = tf.identity(tf.constant(rows))
         return np.asarray(self._strategy.reduce("SUM", value, axis=None))
 
     @contextlib.contextmanager
@@ -164,15 +172,22 @@ class Workers:
         """Until all are here. Collective."""
         self.gather(0)
 
-    def check_same(self, what: str, number: int, *, remedy: str) -> None:
-        """Whether everybody has the same number. Collective.
+    def check_same(self, values: dict[str, Any], *, remedy: str) -> None:
+        """Compares values, such as flags, between all workers. Collective.
+
+        Args:
+          values: JSON values by name.
+          remedy: the end of the error message.
 
         Raises:
-          UserError: on every worker, with both sides, if one has another number.
+          UserError: on every worker, with both sides, if one has other values.
         """
-        numbers = self.gather(number)
-        if (different := np.flatnonzero(numbers != numbers[0])).size:
-            rank = int(different[0])
-            raise UserError(
-                f"{what} is {numbers[rank]} at worker {rank}, {numbers[0]} at the chief; {remedy}"
-            )
+        text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+        sizes = self.gather(len(text))
+        rows = self._gather_row(np.resize(text, sizes.max()))
+        everywhere = [
+            json.loads(bytes(row[:size].astype(np.uint8))) for row, size in zip(rows, sizes, strict=True)
+        ]
+        for rank, other in enumerate(everywhere):
+            if lines := differences(other, everywhere[0], sides=(f"at worker {rank}", "at the chief")):
+                raise UserError(f"the workers differ: {'; '.join(lines)}; {remedy}")

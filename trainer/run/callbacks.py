@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.storage.files import write_text
-from trainer.config.run_files import METRICS_FILE, TRAIN, parse_step
+from trainer.config.run_files import METRICS_FILE, TRAIN, parse_line, parse_step
 from trainer.config.run_length import RunLength, name_views
 from trainer.distribution.workers import Workers
 from trainer.run.checkpoints import Checkpoints
@@ -40,16 +40,15 @@ class MetricsLog:
       writes: False checks figures and writes none: of several workers, only the chief writes.
 
     Attributes:
-      kept: what it wrote of that very step.
+      kept: evaluations of that very step.
     """
 
     def __init__(self, workdir: Path, *, step: int, writes: bool = True) -> None:
         self._path = workdir / METRICS_FILE
         self._writes = writes
-        lines = _lines_until(self._path, step) if self._path.exists() else []
+        lines, self.kept = _lines_until(self._path, step) if self._path.exists() else ([], [])
         if self._path.exists() and writes:
             write_text(self._path, "".join(lines))
-        self.kept: list[dict[str, Any]] = [found for found in map(json.loads, lines) if found["step"] == step]
         if writes:
             self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
             _start_session(self._board, after=step)
@@ -100,14 +99,19 @@ def _start_session(board: tf.summary.SummaryWriter, *, after: int) -> None:
     tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """Whole lines of a metrics file up to and with `step`; a half-written last line is dropped."""
-    out = []
+def _lines_until(path: Path, step: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Lines of a metrics file up to and with `step`, and the evaluations of `step` itself.
+
+    A half-written last line is dropped, and a damaged evaluation of `step`, which is made again.
+    """
+    lines, kept = [], []
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         with contextlib.suppress(ValueError):
-            if line.endswith("\n") and parse_step(line)["step"] <= step:
-                out.append(line)
-    return out
+            if line.endswith("\n") and (found := parse_step(line))["step"] <= step:
+                if found["step"] == step and found["kind"] != TRAIN:
+                    kept.append(parse_line(line))
+                lines.append(line)
+    return lines, kept
 
 
 def _figures(line: dict[str, Any]) -> dict[str, Any]:
@@ -282,10 +286,16 @@ class RunCallback(tf.keras.callbacks.Callback):
             self._evaluate()
 
     def _best_score(self, split: str) -> float | None:
-        """Of the best checkpoint, if it is one of this run up to here, on the same split."""
+        """Score of the best checkpoint up to this step, None where any evaluation is better.
+
+        A score on another split is no bound. But where no step is left, the best checkpoint on the other split stays: it
+        could not be made again.
+        """
         found = self._checkpoints.best()
-        if found is None or found[0] > self.step or found[1].get("split") != split:
+        if found is None or found[0] > self.step:
             return None
+        if found[1].get("split") != split:
+            return math.inf if self.step == self._length.steps else None
         return _score(found[1])
 
     def _evaluate(self) -> None:

@@ -43,16 +43,25 @@ def saved_path(directory: Path) -> str | None:
     """Prefix of the latest checkpoint in a directory; None where there is none.
 
     Raises:
-      DataError: there are several, and nothing says which is the latest.
+      DataError: the file `checkpoint`, which names the latest, is damaged; or it is missing, and there are several.
     """
-    state = tf.train.get_checkpoint_state(str(directory))
+    note = directory / "checkpoint"
+    try:
+        state = tf.train.get_checkpoint_state(str(directory))
+    except ValueError:  # empty, or not UTF-8
+        state = None
     if state is not None:
         return str(state.model_checkpoint_path)
+    if note.exists():
+        raise DataError(
+            f"{note}: damaged; it names the latest checkpoint in {directory}: restore it from a backup, or start again in "
+            "another --workdir"
+        )
     # One alone was not noted yet when its writer died; its steps are done again.
     if len(found := sorted(file.stem for file in directory.glob("ckpt-*.index"))) > 1:
         raise DataError(
-            f"{directory / 'checkpoint'} is missing or damaged, and it alone says which of {', '.join(found)} is the "
-            "latest; bring it back, or start again in another --workdir"
+            f"{note}: missing; it alone names the latest of {', '.join(found)}: restore it from a backup, or start again in "
+            "another --workdir"
         )
     return None
 
@@ -98,6 +107,9 @@ class Checkpoints:
       identity: what has to be the same for a run to be resumed; `spec` in it is the store's digest.
       keep: latest checkpoints to keep.
       writes: False makes `save` and `save_best` do nothing: of several workers, only the chief writes.
+
+    Raises:
+      DataError: see `saved_path`.
     """
 
     def __init__(
@@ -112,6 +124,8 @@ class Checkpoints:
     ) -> None:
         self._writes = writes
         self._directory = directory
+        for place in (directory, directory / "best"):
+            saved_path(place)  # before TensorFlow's managers, which take a damaged note for none
         self._identity = identity
         # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
         optimizer._create_all_weights(student.trainable_variables)
@@ -193,10 +207,20 @@ class Checkpoints:
         return found["step"], found["evaluation"]
 
     def restore_best(self, student: tf.keras.Model) -> None:
-        """Restores the weights of the best checkpoint; the optimizer is left alone."""
+        """Restores the weights of the best checkpoint; the optimizer is left alone.
+
+        Raises:
+          DataError: it is damaged.
+        """
         path = saved_path(self._directory / "best")
-        restored = tf.train.Checkpoint(student=student).read(path)
-        restored.assert_existing_objects_matched().expect_partial()
+        try:
+            restored = tf.train.Checkpoint(student=student).read(path)
+            restored.assert_existing_objects_matched().expect_partial()
+        except (*_UNREADABLE, AssertionError) as error:
+            raise DataError(
+                f"{path}: the best checkpoint cannot be restored: {first_line(error)}; remove {self._directory / 'best'} and "
+                "run the same command again, which finishes the run without it"
+            ) from error
 
     def remove_leftovers(self) -> None:
         """Removes what a writer that was killed has left; only the holder of the work directory's lock may."""

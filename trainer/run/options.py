@@ -22,6 +22,12 @@ from trainer.flags.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, EVAL_B
 from trainer.run.begun import Schedule
 from trainer.targets.arms import ARMS, OFFLINE, Arm
 
+# Flags that may differ between the workers of a run: each machine has its own paths and memory.
+_OF_A_MACHINE = {
+    *("store", "data_dir", "workdir", "teacher"),
+    *("data_cache_bytes", "shard_cache_bytes", "image_cache_bytes", "input_buffer_bytes", "eval_batch_size"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -96,8 +102,24 @@ class TrainOptions:
             "seed": self.flags["seed"],
             "precision": self.flags["precision"],
         }
-        # Checkpoints of an ordinary run do not say so.
-        return out if self.arm is OFFLINE else {**out, "arm": self.arm.name}
+        # Only where they are not the default: earlier checkpoints do not have them.
+        if self.arm is not OFFLINE:
+            out["arm"] = self.arm.name
+        if self.flags["sync_batch_norm"]:
+            out["sync_batch_norm"] = True
+        return out
+
+    def shared(self, spec_digest: str) -> dict[str, Any]:
+        """What all workers of a run must have in common: every flag but paths and memory, and what it came to."""
+        flags = {name: value for name, value in self.to_json()["flags"].items() if name not in _OF_A_MACHINE}
+        return {
+            **flags,
+            **self.identity(spec_digest),
+            "steps": self.length.steps,
+            "warmup_steps": self.warmup_steps,
+            "eval_every": self.eval_every,
+            "eval_split": self.eval_split,
+        }
 
 
 def _spell_infinity(tree: Any) -> Any:

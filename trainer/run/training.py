@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from trainer import models
 from trainer.config.run_files import CONFIG_FILE
 from trainer.config.run_length import Segment, count_text, cut_segments
 from trainer.distribution.strategy import replica_batch_size
-from trainer.distribution.workers import Workers
+from trainer.distribution.workers import SAME_WORKERS, Workers
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
 from trainer.run.begun import begun_schedule, describe_change
 from trainer.run.callbacks import DivergedError, MetricsLog, RunCallback
@@ -338,22 +336,13 @@ class Run:
         return self.strategy.distribute_datasets_from_function(build)
 
     def check_workers(self, *, finished: bool) -> None:
-        """Compares what all workers are about to do, and the checkpoints they see. Collective.
+        """Compares the checkpoints that all workers see. Collective.
 
         Raises:
           UserError: they differ.
         """
-        if self.workers.count == 1:
-            return
-        options = self.options
-        names = ("log_every", "checkpoint_every", "steps_per_execution", "sync_batch_norm")
-        flags = {name: options.flags[name] for name in names}
-        asked = [options.identity(self.store.spec.digest()), str(options.length), options.eval_every, flags]
-        digest = int.from_bytes(hashlib.blake2b(json.dumps(asked).encode(), digest_size=6).digest())
-        same = "start every worker with the same flags, and with the same --workdir on a disk that all of them see"
-        self.workers.check_same("the digest of the flags", digest, remedy=same)
-        self.workers.check_same("the latest step in --workdir", self.checkpoints.latest_step(), remedy=same)
-        self.workers.check_same("a run finished (1) or not (0)", int(finished), remedy=same)
+        state = {"latest step in --workdir": self.checkpoints.latest_step(), "finished": finished}
+        self.workers.check_same(state, remedy=SAME_WORKERS)
 
     def export_saved(self) -> None:
         """Exports the student of the latest checkpoint, if there is one; of several workers, the chief does."""

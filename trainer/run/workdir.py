@@ -7,8 +7,14 @@ from pathlib import Path
 from pipeline.cli.parser import make_directory
 from pipeline.errors import UserError
 from pipeline.storage.bucket import is_url
+from pipeline.storage.files import TEMPORARY
 from pipeline.storage.lock import LOCK_FILE
 from pipeline.store.spec import SPEC_FILE
+from trainer.config.run_files import COMPARISON_FILE, CONFIG_FILE, METRICS_FILE, RUNS_DIRECTORY
+
+_FOREIGN = {SPEC_FILE, COMPARISON_FILE, RUNS_DIRECTORY}  # of stores and comparisons
+# Present before a run's first checkpoint.
+_EARLY = {LOCK_FILE, CONFIG_FILE, METRICS_FILE, "tensorboard"}
 
 
 def open_workdir(text: str, *, store: str | None = None) -> Path:
@@ -28,7 +34,8 @@ def open_workdir(text: str, *, store: str | None = None) -> Path:
         )
     workdir = make_directory(Path(text), flag="--workdir")
     names = {path.name for path in workdir.iterdir()}
-    if SPEC_FILE in names or (names and not names & {LOCK_FILE, "checkpoints"}):
+    early = LOCK_FILE in names and all(name in _EARLY or name.startswith(TEMPORARY) for name in names)
+    if names & _FOREIGN or (names and not early and "checkpoints" not in names):
         raise UserError(
             f"--workdir={workdir}: not empty and not a run's directory ({min(names)}, ...); name another"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,14 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from tests.runs import arguments, losses, metrics, scalars, start_run
+from pipeline.precomputing.worker import ShardWorker
+from pipeline.store.spec import Spec
+from tests import stores
+from tests.runs import arguments, assert_same_weights, losses, metrics, scalars, start_run
 from trainer.run.callbacks import MetricsLog
 from trainer.run.checkpoints import saved_path
 from trainer.run.training import Run
+from trainer.train import main
 
 STEPS = 10  # of 5 views; the store holds 51
 
@@ -136,6 +142,25 @@ def test_line_that_was_cut_off_by_a_crash_is_dropped(log_of: Any, tmp_path: Path
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("damage", ['"student_top1"', '"agreement": 0.5', '"examples": 7'])
+def test_damaged_evaluation_of_the_very_step_is_dropped(log_of: Any, tmp_path: Path, damage: str):
+    figures = {
+        "examples": 7,
+        "student_top1": 0.5,
+        "teacher_top1": 0.5,
+        "agreement": 0.5,
+        "distillation_loss": 1.0,
+    }
+    log = log_of(0)
+    log.write(1, {"loss": 1.0, "learning_rate": 0.1}, prefix="train")
+    log.write(1, figures, prefix="eval_test")
+    path = tmp_path / "metrics.jsonl"
+    assert [line["kind"] for line in log_of(1).kept] == ["eval_test"]
+    path.write_text(path.read_text().replace(damage, '"x": 1'[: -3 if ":" not in damage else None]))
+    assert log_of(1).kept == []
+    assert [line["kind"] for line in metrics(tmp_path)] == ["train"]
+
+
 def test_run_from_the_start_begins_an_empty_log(log_of: Any, tmp_path: Path):
     log_of(0).write(1, {"loss": 1.0}, prefix="train")
     log_of(0)
@@ -161,6 +186,26 @@ def test_best_of_another_split_or_of_a_later_step_does_not_count(run_of: Any):
         run.checkpoints.save_best(step, {"split": split, "student_top1": 2.0})
         run.train()
         assert best_step(run.workdir) == 4
+
+
+def test_best_checkpoint_survives_an_evaluation_on_another_split(
+    published_store: Path, data_dir: Path, spec: Spec, teacher_path: Path, tmp_path: Path
+):
+    """Evaluated on `test`, then on `train` without a step more, and on `test` again."""
+    store = Path(shutil.copytree(published_store, tmp_path / "store"))
+    worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
+    stores.write_store(worker, epochs=3, eval_splits=("test", "train"))
+    argv = arguments(store, tmp_path / "run", data_dir, "--eval_every=1", "--steps=4", "--learning_rate=0.1")
+    exported = []
+    for split in ("test", "train", "test"):
+        assert main([*argv, f"--eval_split={split}"]) == 0
+        best = json.loads((tmp_path / "run" / "result.json").read_text())["best"]
+        variables = tf.saved_model.load(str(tmp_path / "run" / "student_best")).variables
+        exported.append((best, best_step(tmp_path / "run"), [value.numpy() for value in variables]))
+    assert exported[0][0]["split"] == "test"
+    for again in exported[1:]:
+        assert again[:2] == exported[0][:2]
+        assert_same_weights(again[2], exported[0][2])
 
 
 def test_weights_that_are_not_finite_are_not_saved(run_of: Any):

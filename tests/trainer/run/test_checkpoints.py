@@ -188,12 +188,33 @@ def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path):
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("state", [None, b"garbage"])
-def test_checkpoints_of_which_nothing_says_the_latest_are_refused(tmp_path: Path, state: bytes | None):
+@pytest.mark.parametrize("state", [b"", bytes(80), b"garbage", b"\xff\xfe", b'model_checkpoint_path: ""'])
+@pytest.mark.parametrize("where", [".", "best"])
+def test_damaged_note_of_the_latest_checkpoint_is_refused(tmp_path: Path, state: bytes, where: str):
+    """Also where there is one checkpoint alone, as in `best`: it would be taken for none."""
+    trained(tmp_path, steps=1).checkpoints.save_best(1, {})
+    (tmp_path / where / "checkpoint").write_bytes(state)
+    with pytest.raises(DataError) as error:
+        Training(tmp_path)
+    assert str(tmp_path / where / "checkpoint") in str(error.value)
+
+
+def test_several_checkpoints_without_the_note_of_the_latest_are_refused(tmp_path: Path):
     trained(tmp_path)
-    (tmp_path / "checkpoint").unlink() if state is None else (tmp_path / "checkpoint").write_bytes(state)
-    with pytest.raises(DataError, match=r"checkpoint is missing or damaged, .* which of ckpt-1, ckpt-2 is"):
-        Training(tmp_path).checkpoints.restore()
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(DataError) as error:
+        Training(tmp_path)
+    for name in (str(tmp_path / "checkpoint"), "ckpt-1", "ckpt-2"):
+        assert name in str(error.value)
+
+
+def test_damaged_weights_of_the_best_checkpoint_are_refused(tmp_path: Path):
+    training = trained(tmp_path)
+    training.checkpoints.save_best(2, {})
+    (tmp_path / "best" / "ckpt-2.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        training.checkpoints.restore_best(training.student)
+    assert str(tmp_path / "best") in str(error.value)
 
 
 def test_first_checkpoint_that_was_not_noted_yet_is_done_again(tmp_path: Path):

@@ -218,7 +218,10 @@ def test_missing_flag_is_named(missing: str):
         make_parser().parse_strictly(given)
 
 
-@pytest.mark.parametrize("change", ["--batch_size=4", "--seed=1", "--temperature=3", "--learning_rate=0.1"])
+@pytest.mark.parametrize(
+    "change",
+    ["--batch_size=4", "--seed=1", "--temperature=3", "--learning_rate=0.1", "--sync_batch_norm"],
+)
 def test_identity_of_a_run_knows_what_a_checkpoint_depends_on(opened: Store, change: str):
     assert ask(opened, change).identity("digest") != ask(opened).identity("digest")
 
@@ -229,3 +232,38 @@ def test_identity_of_a_run_knows_what_a_checkpoint_depends_on(opened: Store, cha
 def test_identity_of_a_run_is_the_same_when_it_is_extended(opened: Store, change: str):
     asked = ask(opened, change, *(["--teacher=somewhere"] if change == "--epochs=inf" else []))
     assert asked.identity("digest") == ask(opened).identity("digest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            "--warmup_steps=2",
+            "--steps=3",
+            "--follow",
+            "--deterministic",
+            "--jit_compile",
+            "--sync_batch_norm",
+        ),
+        *(
+            "--log_every=3",
+            "--checkpoint_every=3",
+            "--eval_every=3",
+            "--steps_per_execution=2",
+            "--student=small",
+        ),
+    ],
+)
+def test_workers_must_share_what_a_step_depends_on(opened: Store, change: str):
+    length = [] if change == "--steps=3" else ["--epochs=3"]
+    assert ask(opened, *length, change).shared("digest") != ask(opened, *length).shared("digest")
+
+
+def test_workers_may_have_paths_and_memory_of_their_own(opened: Store):
+    own = (
+        "--data_dir=elsewhere",
+        "--image_cache_bytes=0",
+        "--input_buffer_bytes=1000",
+        "--eval_batch_size=3",
+    )
+    assert ask(opened, *own).shared("digest") == ask(opened).shared("digest")

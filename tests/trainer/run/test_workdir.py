@@ -10,7 +10,21 @@ from pipeline.errors import UserError
 from trainer.run.workdir import open_workdir
 
 
-@pytest.mark.parametrize("names", [[], [".lock"], ["checkpoints", "config.json"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        [".lock"],
+        [
+            ".lock",
+            ".tmp-config.json-17",
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+        ],  # before a checkpoint
+        ["checkpoints", "config.json"],
+    ],
+)
 def test_new_directory_or_that_of_an_earlier_run_is_taken(tmp_path: Path, names: list[str]):
     workdir = tmp_path / "deep" / "run"
     for name in names:
@@ -19,12 +33,24 @@ def test_new_directory_or_that_of_an_earlier_run_is_taken(tmp_path: Path, names:
     assert sorted(path.name for path in workdir.iterdir()) == names
 
 
-@pytest.mark.parametrize("names", [["thesis.tex"], [".tmp-mine"], [".lock", "spec.json"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["thesis.tex"],
+        [".tmp-mine"],
+        [".lock", "spec.json"],
+        [".lock", "thesis.tex"],
+        [".lock", "comparison.json", "result.json", "runs"],
+        ["checkpoints", "comparison.json"],
+    ],
+)
 def test_directory_of_something_else_is_refused(tmp_path: Path, names: list[str]):
     for name in names:
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=rf"not empty and not a run's directory \({names[0]}, ...\)"):
+    with pytest.raises(UserError) as error:
         open_workdir(str(tmp_path))
+    assert f"--workdir={tmp_path}" in str(error.value)
+    assert names[0] in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.errors import DataError
+from pipeline.errors.causes import find_error
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.locate import load_teacher
 from pipeline.inputs.teacher import Teacher
@@ -82,8 +84,12 @@ def test_resumed_run_sees_the_same_batches_on_either_side_of_the_border(one_epoc
 
 def test_stored_views_of_a_straddling_batch_are_verified(store: Path, data_dir: Path):
     forge_records(store, 50, crop_hash=0xDEADBEEF)
-    with pytest.raises(Exception, match=r"view 50 .*deadbeef in the store"):
+    with pytest.raises(tf.errors.OpError) as caught:
         numpy_batches(continued(store, data_dir), 6, 7, with_stored=True)  # views 48..55 of 51
+    found = find_error(caught.value)
+    assert isinstance(found, DataError)
+    assert "view 50 " in str(found)
+    assert "deadbeef" in str(found)
 
 
 class RecordedTeacher:
