@@ -216,8 +216,10 @@ def find_enclosing(path: Path, *, replaceable: str | None = None) -> str | None:
       replaceable: the file in a directory that may be written itself, such as `spec.json` in a store.
     """
     place = path.resolve()
+    # A store is a prepared data set, too.
+    is_replaced = replaceable is not None and (place / replaceable).is_file()
     for name, what in _WHOLE.items():
-        for parent in place.parents if name == replaceable else (place, *place.parents):
+        for parent in place.parents if is_replaced or name == replaceable else (place, *place.parents):
             with contextlib.suppress(OSError):  # too long a name, which is reported when it is written
                 if (parent / name).is_file():
                     return f"{what}, {parent}"

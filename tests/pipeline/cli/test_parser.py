@@ -203,3 +203,12 @@ def test_url_is_not_taken_for_a_directory(url: str) -> None:
     parser.add_argument("--store", type=file_path)
     with pytest.raises(UserError, match=rf"--store: {url} is a URL"):
         parser.parse_strictly([f"--store={url}"])
+
+
+def test_a_published_store_may_be_written_again(tmp_path: Path) -> None:
+    """It is a prepared data set, too."""
+    for name in ("spec.json", "dataset_info.json"):
+        (tmp_path / name).touch()
+    assert make_directory(tmp_path, flag="--store", replaceable="spec.json") == tmp_path
+    with pytest.raises(UserError, match="--store"):
+        make_directory(tmp_path / "below", flag="--store", replaceable="spec.json")
