@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from pipeline.cli.main import run_command
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard
-from pipeline.views.input import ViewInput
 from trainer.flags.train import make_parser
 from trainer.run.begun import begun_schedule
 from trainer.run.options import TrainOptions, resolve
 from trainer.run.training import Run
-from trainer.targets.replay import step_batches
+from trainer.targets.batches import Targets
 from trainer.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,12 +97,9 @@ def losses(workdir: Path) -> dict[int, float]:
     return out
 
 
-def numpy_batches(view_input: ViewInput, start: int, stop: int, *, with_stored: bool = False) -> list[Batch]:
+def numpy_batches(targets: Targets, start: int, stop: int) -> list[Batch]:
     """The batches of steps `start .. stop - 1`."""
-    batches: Iterator[Batch] = step_batches(
-        view_input, start, stop, with_stored=with_stored
-    ).as_numpy_iterator()
-    return list(batches)
+    return list(targets.batches(start, stop).as_numpy_iterator())
 
 
 def assert_same_batches(got: list[Batch], expected: list[Batch]) -> None:

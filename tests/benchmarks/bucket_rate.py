@@ -27,7 +27,7 @@ from tests.buckets import BUCKET, Fault, FaultyLink, environment, s3_server, upl
 from trainer.flags.train import make_parser
 from trainer.run.options import resolve
 from trainer.run.training import Run
-from trainer.targets.replay import replay_input, step_batches
+from trainer.targets.batches import Targets
 
 
 def main(argv: list[str]) -> int:
@@ -59,11 +59,8 @@ def _compare(run: Run, stores: dict[str, Store], flags: Any) -> None:
     size, count = run.options.recipe.batch_size, flags.steps_a_round
 
     def batches(store: Store) -> Iterator[Any]:
-        view_input = replay_input(
-            store, run.dataset, batch_size=size, image_cache_bytes=flags.image_cache_bytes
-        )
-        total = store.views.num_records // size
-        return iter(step_batches(view_input, 0, total, with_stored=False).repeat())
+        targets = Targets(store, run.dataset, batch_size=size, image_cache_bytes=flags.image_cache_bytes)
+        return iter(targets.batches(0, store.views.num_records // size).repeat())
 
     def train(source: Iterator[tf.Tensor]) -> Callable[[], int]:
         def work() -> int:

@@ -19,7 +19,7 @@ from pipeline.cli.parser import Parser
 from pipeline.inputs.locate import open_dataset
 from pipeline.store.reader import Store
 from pipeline.views.render import Window, fingerprint32
-from trainer.targets.replay import replay_input
+from trainer.targets.batches import Targets
 
 
 def main(argv: list[str]) -> int:
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     store = Store(flags.store)
     dataset = open_dataset(store, "views", data_dir=flags.data_dir)
     size, threads = flags.batch_size, flags.threads
-    plain = replay_input(store, dataset, batch_size=size, image_cache_bytes=0)
-    cached = replay_input(store, dataset, batch_size=size, image_cache_bytes=4 << 30)
+    plain = Targets(store, dataset, batch_size=size).input
+    cached = Targets(store, dataset, batch_size=size, image_cache_bytes=4 << 30).input
     for _ in cached.batches(np.arange(0, store.spec.num_examples, size)):  # fills the cache
         pass
     starts = np.arange(flags.batches) * size

@@ -28,8 +28,8 @@ from trainer.flags.train import make_parser
 from trainer.run.options import resolve
 from trainer.run.training import Run
 from trainer.step.distiller import Distiller
-from trainer.targets.online import BatchedTeacher, ContinuedViews
-from trainer.targets.replay import replay_input, step_batches
+from trainer.targets.batches import Targets
+from trainer.targets.online_teacher import BatchedTeacher
 
 
 def main(argv: list[str]) -> int:
@@ -62,16 +62,16 @@ def main(argv: list[str]) -> int:
     )
     distiller.compile(optimizer=run.optimizer)
     step = distiller.make_train_function()
-    drawn = replay_input(
+    drawn = Targets(
         store,
         open_dataset(store, "views", data_dir=flags.data_dir),
         batch_size=size,
         image_cache_bytes=flags.image_cache_bytes,
-        records=ContinuedViews.of(store, first_sampled=0),
+        continued_from=0,
     )
-    stop = run.options.length.steps
-    replayed = iter(step_batches(run.input, 0, stop, with_stored=False).repeat())
-    online = iter(step_batches(drawn, 0, stop, with_stored=True).repeat())
+    stop = int(run.options.length.steps)
+    replayed = iter(run.targets.batches(0, stop).repeat())
+    online = iter(drawn.batches(0, stop).repeat())
     resident = next(replayed)
     one_batch = iter(tf.data.Dataset.from_tensors(resident).repeat())
     views = mix(resident["crops"], resident["partner"], resident["ratio"])

@@ -51,7 +51,6 @@ from trainer.run.training import Run
 from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupCosine
-from trainer.targets.replay import step_batches
 
 PUBLISHED = WarmupCosine(SCHEDULE_STEPS, WARMUP_STEPS)
 TURNS = 20  # of each side, of its seconds
@@ -131,7 +130,7 @@ class Bench:
     def offline(self, schedule: WarmupCosine) -> Side:
         """The trainer's; a store that is too short begins again."""
         stop = int(self.run.options.length.steps)
-        batches = step_batches(self.run.input, 0, stop, with_stored=False).repeat()
+        batches = self.run.targets.batches(0, stop).repeat()
         distiller = Distiller(
             self.student(),
             temperature=self.run.options.temperature,

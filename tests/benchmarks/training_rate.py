@@ -18,7 +18,6 @@ from pipeline.store.reader import Store
 from trainer.flags.train import make_parser
 from trainer.run.options import resolve
 from trainer.run.training import Run
-from trainer.targets.replay import step_batches
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +32,7 @@ def main(argv: list[str]) -> int:
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round
     # One pipeline over all rounds, as in a run; repeated, should the store be shorter than the benchmark.
-    replayed = iter(step_batches(run.input, 0, run.options.length.steps, with_stored=False).repeat())
+    replayed = iter(run.targets.batches(0, int(run.options.length.steps)).repeat())
     resident = iter(tf.data.Dataset.from_tensors(next(replayed)).repeat())
 
     def train(batches: object) -> Callable[[], int]:

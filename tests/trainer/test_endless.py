@@ -34,7 +34,7 @@ from tests.runs import (
     metrics,
     start_run,
 )
-from trainer.targets.replay import replay_input
+from trainer.targets.batches import Targets
 from trainer.train import main
 
 STORED = 10  # steps of 5 views that the three epochs of the published store are enough for
@@ -174,7 +174,7 @@ def test_online_logit_that_the_store_could_not_hold_is_named_as_the_precompute_n
 ):
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
     views = 3 * stores.N
-    view_input = replay_input(Store(published_store), dataset, batch_size=views, image_cache_bytes=0)
+    view_input = Targets(Store(published_store), dataset, batch_size=views).input
     batch = next(view_input.batches(np.array([0])))
     brightness = tf.reduce_mean(mix(batch["crops"], batch["partner"], batch["ratio"][:views]), [1, 2, 3])
     limit = float(tf.reduce_min(brightness[: stores.N])) - 0.1

@@ -35,7 +35,7 @@ from trainer import models
 from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupCosine
-from trainer.targets.online import BatchedTeacher
+from trainer.targets.online_teacher import BatchedTeacher
 
 CLASSES, SIZE, BATCH, STACK = stores.CLASSES, stores.SIZE, 6, 3
 

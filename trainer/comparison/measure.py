@@ -40,7 +40,6 @@ from trainer.flags.train import make_parser
 from trainer.run.failures import memory_remedy
 from trainer.run.options import resolve
 from trainer.run.training import Run
-from trainer.targets.replay import step_batches
 
 _ROUNDS = 5  # that count, after one that does not
 _TURN_SECONDS = 2.0  # about
@@ -135,8 +134,7 @@ def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run
 
 def _batches(run: Run) -> Iterator[Any]:
     """A run's batches, over and over."""
-    arm, steps = run.options.arm, int(run.options.length.steps)
-    return iter(arm.batches(step_batches(run.input, 0, steps, with_stored=arm.live)).repeat())
+    return iter(run.targets.batches(0, int(run.options.length.steps)).repeat())
 
 
 def _step(run: Run, batches: Iterator[Any]) -> Work:
@@ -153,8 +151,8 @@ def _fill_cache(source: ImageSource) -> None:
 
 def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Work]:
     """What takes turns, by name."""
-    online.input = offline.input  # the same views; decoded images are kept once
-    _fill_cache(offline.input.source)
+    online.targets.input = offline.targets.input  # the same views; decoded images are kept once
+    _fill_cache(offline.targets.input.source)
     resident = next(_batches(offline))
     alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
     views = mix(resident["crops"], resident["partner"], resident["ratio"])

@@ -161,7 +161,9 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
     teacher_batch = store.spec.teacher.batch_size
-    rows = -(-size // teacher_batch) * teacher_batch  # as `trainer.targets.online.BatchedTeacher` pads
+    rows = (
+        -(-size // teacher_batch) * teacher_batch
+    )  # as `trainer.targets.online_teacher.BatchedTeacher` pads
     counted = {
         "batch_size": size,
         "teacher_batch_size": teacher_batch,

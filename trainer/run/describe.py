@@ -35,7 +35,7 @@ def describe(options: TrainOptions, store: Store, *, begun: Schedule | None = No
     if split is not None and split not in store.held_out_splits:
         text += f"\n--eval_split={split} is not held out: it shares examples with the training split {dataset.split}"
     if options.arm is not OFFLINE:
-        text += f"\narm {options.arm.name}: {options.arm.what}"
+        text += f"\narm {options.arm.name}: {options.arm.summary}"
     elif length.online_from < length.steps:
         text += f"\nonline teacher from step {length.online_from:,} on, with the continuing views"
     if begun is not None and begun.steps == length.steps:

@@ -9,8 +9,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.errors.causes import find_reason
 from pipeline.inputs.device_memory import out_of_memory
-from trainer.targets.online import find_unfit_logits
-from trainer.targets.replay import step_batches
+from trainer.targets.online_teacher import find_unfit_logits
 
 if TYPE_CHECKING:
     from trainer.run.training import Run
@@ -43,12 +42,12 @@ def explain(run: Run, error: Exception, step: int) -> Exception:
         return found
     if not from_the_input(error) and (found := out_of_memory(error, memory_remedy(run))) is not None:
         return found
-    batch, size = run.options.recipe.batch_size, run.input.batch_size
+    batch, size = run.options.recipe.batch_size, run.targets.input.batch_size
     under_way = run.options.flags["steps_per_execution"] + _PREFETCHED
     stop = int(min(step + under_way, run.options.length.steps))
     for start in range(step * batch, stop * batch, size):
         try:
-            next(run.input.batches(np.array([start])))
+            next(run.targets.input.batches(np.array([start])))
         except DataError as cause:
             return cause
     return error
@@ -62,7 +61,6 @@ def explain_divergence(run: Run, first: int, last: int) -> DataError | None:
     first = max(first, logged, length.online_from)
     if run.online_teacher is None:
         return None
-    batches = options.arm.batches(
-        step_batches(run.input, first, last, with_stored=True, replicas=run.replicas)
+    return find_unfit_logits(
+        run.targets.batches(first, last), run.online_teacher, run.store.spec.make_codec()
     )
-    return find_unfit_logits(batches, run.online_teacher, run.store.spec.make_codec())

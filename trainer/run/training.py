@@ -20,7 +20,6 @@ from pipeline.inputs.locate import (
 from pipeline.inputs.teacher import Teacher
 from pipeline.storage.files import write_json
 from pipeline.store.reader import Store
-from pipeline.views.input import ViewInput
 from trainer import models
 from trainer.config.run_files import CONFIG_FILE
 from trainer.config.run_length import Segment, count_text, cut_segments
@@ -40,8 +39,8 @@ from trainer.run.write_back import Appending, TeacherPass
 from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import Scaled
-from trainer.targets.online import BatchedTeacher, ContinuedViews, try_teacher
-from trainer.targets.replay import step_batches
+from trainer.targets.batches import Targets
+from trainer.targets.online_teacher import BatchedTeacher, try_teacher
 
 
 class Run:
@@ -81,14 +80,17 @@ class Run:
         with self.strategy.scope(), averaged_statistics():
             self._build()
         past_the_store = self.teacher is not None and not options.arm.live
-        view_input = options.arm.input(
+        self.targets = Targets(
             store,
             self.dataset,
-            batch_size=replica_batch_size(recipe.batch_size, self.replicas),
+            options.arm,
+            batch_size=recipe.batch_size,
+            replicas=self.replicas,
             image_cache_bytes=flags["image_cache_bytes"],
-            records=ContinuedViews.of(store) if past_the_store else None,
+            buffer_bytes=flags["input_buffer_bytes"],
+            continued_from=store.views.num_records if past_the_store else None,
+            with_record=flags["write_back"],
         )
-        self.input: ViewInput = dataclasses.replace(view_input, buffer_bytes=flags["input_buffer_bytes"])
         if flags["write_back"] and self.replicas > 1:
             raise UserError(
                 f"--write_back: with {self.replicas} replicas; it takes a step's logits in the order of its views, "
@@ -268,10 +270,7 @@ class Run:
         if self.teacher is None or not self.options.flags["write_back"]:
             return None
         size = self.store.spec.teacher.batch_size
-        view_input = ViewInput(
-            self.input.records, self.input.source, size, buffer_bytes=self.input.buffer_bytes
-        )
-        teacher_pass = TeacherPass(view_input, self.teacher)
+        teacher_pass = TeacherPass(dataclasses.replace(self.targets.input, batch_size=size), self.teacher)
         return Appending(
             self.store,
             teacher_pass,
@@ -318,22 +317,11 @@ class Run:
 
     def _batches(self, segment: Segment) -> tf.data.Dataset:
         """The input of a segment; under a strategy each replica takes its own part of a step's views."""
-
-        def build(context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-            batches = step_batches(
-                self.input,
-                segment.start,
-                segment.stop,
-                with_stored=segment.online,
-                with_record=segment.online and self.options.flags["write_back"],
-                replicas=self.replicas,
-                context=context,
-            )
-            return self.options.arm.batches(batches)
-
         if self.strategy is tf.distribute.get_strategy():
-            return build()
-        return self.strategy.distribute_datasets_from_function(build)
+            return self.targets.batches(segment.start, segment.stop)
+        return self.strategy.distribute_datasets_from_function(
+            lambda context: self.targets.batches(segment.start, segment.stop, context=context)
+        )
 
     def check_workers(self, *, finished: bool) -> None:
         """Compares the checkpoints that all workers see. Collective.

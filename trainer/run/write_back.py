@@ -1,7 +1,7 @@
 """`--write_back`: the online teacher's logits are appended to the store, where the next student finds them.
 
 The shards are the ones that the precompute would have written, byte for byte: the same teacher runs in batches
-of the same size (`online.BatchedTeacher`), a view's logits do not depend on its neighbours in the batch, and
+of the same size (`online_teacher.BatchedTeacher`), a view's logits do not depend on its neighbours in the batch, and
 records, chunks and files are made by the precompute's own functions. It is as if `pipeline.precompute` had been
 asked for the next few epochs each time. Before the first step this is put to the test: the last stored views
 are run again, and compared with the store (`check_machine`).

@@ -1,1 +1,1 @@
-"""View indices to batches with targets: replay, online, arms."""
+"""View indices to batches with targets."""

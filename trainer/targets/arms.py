@@ -1,16 +1,12 @@
 """Arms of a comparison: what a student is trained on, and where its targets come from.
 
-All of them take the views of one store, in its order, with its boxes and flips, and check both fingerprints of every
-crop; none trains past the last stored view.
+All arms train on the views of one store, in the store's order and with the stored boxes and flips. Both fingerprints of
+every crop are verified.
 
-- `offline`: the stored logits. With a teacher, training goes on online past the store's end, which is no comparison.
-- `online`: the same views; a live teacher makes their logits, from the first step on. The stored ones are not used.
-- `consistent`: without mixup (ratio 1); the live teacher sees the student's crop. The control of the next two.
-- `fixed`: without mixup; one logit vector an image, the teacher's for the evaluation crop, from the store's `eval/`.
-  What Beyer et al. 2021 call a fixed teacher, and show to overfit.
-- `independent`: without mixup; the live teacher sees another crop of the same image: the one of the epoch before (in
-  the first, of the second), wherever in that epoch the image stands. So the teacher's crop is a stored view too,
-  checked like the student's, and the same however far the store has grown. Their independent noise.
+An arm is a subclass of `Arm`, listed in `ARMS` here and, for parsing flags without TensorFlow, in
+`trainer.config.choices`. It provides a name, a summary and whether it is live. Where it differs from a plain replay, it
+overrides `check` (what the store must have), `records` (parameters and logits), `view_input` (which crops a batch has)
+and `adapt` (what the Distiller gets).
 """
 
 from __future__ import annotations
@@ -18,131 +14,182 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from typing import ClassVar
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
-from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import SplitReader, Store
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.order import example_of_view, examples_at
 from pipeline.views.records import RecordSource, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
-from trainer.targets.replay import replay_input
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What makes an arm's batches differ from a replay's.
+    """What distinguishes an arm from a replay of the stored views and logits.
 
     Attributes:
-      name: of the arm.
-      what: the targets and the views, in a line.
-      live: whether a teacher makes every logit, from the first step on.
-      mixed: whether views are mixed as stored; without, their ratio is 1.
+      name: Name on the command line.
+      summary: Targets and views in one line.
+      live: Whether a teacher computes every logit, from the first step on.
     """
 
-    name: str
-    what: str
-    live: bool
-    mixed: bool
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    live: ClassVar[bool] = False
 
     def check(self, store: Store) -> None:
-        """Whether a store has what the arm needs.
+        """Checks that a store has what the arm needs.
 
         Raises:
-          UserError: it has not; says what to precompute.
+          UserError: it does not; the message names what to precompute.
         """
-        if self.name == "fixed":
-            _fixed_targets(store)
-        if self.name == "independent" and store.epochs < 2:
+
+    def records(self, store: Store) -> RecordSource:
+        """The records of the arm's views."""
+        return store.views
+
+    def view_input(
+        self,
+        store: Store,
+        records: RecordSource,
+        source: ImageSource,
+        *,
+        batch_size: int,
+        buffer_bytes: int | None = None,
+    ) -> ViewInput:
+        """The input pipeline of one replica.
+
+        Args:
+          store: Gives the view axis.
+          records: The arm's own, or those that continue past the stored views.
+          source: Loads and renders the images.
+          batch_size: b, views per replica and step.
+          buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's by default.
+        """
+        del store
+        return ViewInput(records, source, batch_size, buffer_bytes=buffer_bytes)
+
+    def adapt(self, batch: Batch) -> Batch:
+        """A batch of `Targets` to the batch that the Distiller gets."""
+        return batch
+
+
+class Offline(Arm):
+    """The stored views and logits. Of all arms, only this one may continue online past the stored views."""
+
+    name = "offline"
+    summary = "stored logits of the stored views"
+
+
+class Online(Arm):
+    """The stored views, with logits that a live teacher computes from the first step on."""
+
+    name = "online"
+    summary = "live teacher on the stored views"
+    live = True
+
+
+class Fixed(Arm):
+    """Views without mixup, and one logit vector per image: the teacher's for its evaluation crop, from `eval/`.
+
+    Beyer et al. 2021 call this a fixed teacher and show that it overfits.
+    """
+
+    name = "fixed"
+    summary = "the teacher's logits for each image's evaluation crop, without mixup"
+
+    def check(self, store: Store) -> None:
+        """Implements `Arm`."""
+        self._reader(store)
+
+    def records(self, store: Store) -> RecordSource:
+        """Implements `Arm`."""
+        return FixedTargets(store.views, self._reader(store))
+
+    @staticmethod
+    def _reader(store: Store) -> SplitReader:
+        """Evaluation logits of the split that the views are drawn from, or of the whole split that it begins.
+
+        Raises:
+          UserError: the store has neither.
+        """
+        split = store.spec.dataset.split
+        whole = re.sub(r"\[:.*\]$", "", split)  # its examples begin with those of `train[:90%]`
+        for name in (split, whole):
+            if name in store.eval_splits:
+                return store.eval_reader(name)
+        raise UserError(
+            f"arm `fixed` needs the teacher's evaluation logits of the training split {split}, but {store.location} has "
+            f"those of {', '.join(store.eval_splits) or 'no split'}; precompute with "
+            f"--eval_splits={','.join([*store.eval_splits, whole])}, or without --eval_splits for all splits"
+        )
+
+
+class Consistent(Arm):
+    """Views without mixup, with a live teacher on the student's crop. The control of `fixed` and `independent`."""
+
+    name = "consistent"
+    summary = "live teacher on the same crop, without mixup"
+    live = True
+
+    def records(self, store: Store) -> RecordSource:
+        """Implements `Arm`."""
+        return UnmixedViews(store.views)
+
+
+class Independent(Arm):
+    """Views without mixup, with a live teacher on another crop of the same image (the paper's independent noise).
+
+    The teacher's crop is the view of the same image in the previous epoch, or in the second epoch for views of the
+    first. It is a stored view too, verified like the student's, and does not depend on the length of the store.
+    """
+
+    name = "independent"
+    summary = "live teacher on another crop of the same image, without mixup"
+    live = True
+
+    def check(self, store: Store) -> None:
+        """Implements `Arm`."""
+        if store.epochs < 2:
             raise UserError(
-                f"the arm `independent` takes the teacher's crops from another epoch, and {store.location} holds one alone; "
+                f"arm `independent` takes the teacher's crops from another epoch, but {store.location} has only one; "
                 "precompute --epochs=2 or more"
             )
 
     def records(self, store: Store) -> RecordSource:
-        """The records of the arm's views."""
-        if self.mixed:
-            return store.views
-        if self.name == "fixed":
-            return FixedTargets(store.views, _fixed_targets(store))
-        return PairedViews(store.views) if self.name == "independent" else UnmixedViews(store.views)
+        """Implements `Arm`."""
+        return PairedViews(store.views)
 
-    def input(
+    def view_input(
         self,
         store: Store,
-        dataset: Dataset,
+        records: RecordSource,
+        source: ImageSource,
         *,
         batch_size: int,
-        image_cache_bytes: int,
-        records: RecordSource | None = None,
+        buffer_bytes: int | None = None,
     ) -> ViewInput:
-        """The input pipeline of a replica's batches.
+        """Implements `Arm`."""
+        spec = store.spec
+        plan = PairedPlan(num_examples=spec.num_examples, seed=spec.seed, batch_size=batch_size)
+        return ViewInput(records, source, batch_size, plan, extra_crops=batch_size, buffer_bytes=buffer_bytes)
 
-        Args:
-          store: gives the views.
-          dataset: gives the images; compared with the store before.
-          batch_size: b, of a replica.
-          image_cache_bytes: for decoded images; used if all of them fit.
-          records: in place of the arm's own: those that go on past the store's end.
-        """
-        view_input = replay_input(
-            store,
-            dataset,
-            batch_size=batch_size,
-            image_cache_bytes=image_cache_bytes,
-            records=records or self.records(store),
-        )
-        if self.name != "independent":
-            return view_input
-        plan = PairedPlan(
-            num_examples=store.spec.num_examples,
-            seed=store.spec.seed,
-            batch_size=batch_size,
-        )
-        return dataclasses.replace(view_input, plan=plan, extra_crops=batch_size)
-
-    def batches(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        """The batches of `replay.step_batches`, `with_stored` where the arm is live, as the Distiller takes them."""
-        return batches.map(self._adapt) if self.live else batches
-
-    def _adapt(self, batch: Batch) -> Batch:
-        batch = {**batch, "stored": tf.zeros_like(batch["stored"])}
-        if self.name == "independent":
-            size = batch["views"].shape[0]
-            # crops: uint8 [2 * b, S, S, 3], the student's and then the teacher's
-            batch |= {"crops": batch["crops"][:size], "teacher_crops": batch["crops"][size:]}
-        return batch
+    def adapt(self, batch: Batch) -> Batch:
+        """Implements `Arm`."""
+        size = batch["views"].shape[0]
+        # crops: uint8 [2 * b, S, S, 3], the student's and then the teacher's
+        return {**batch, "crops": batch["crops"][:size], "teacher_crops": batch["crops"][size:]}
 
 
-OFFLINE = Arm(name="offline", what="the stored logits of the stored views", live=False, mixed=True)
-ARMS = {
-    arm.name: arm
-    for arm in (
-        OFFLINE,
-        Arm(name="online", what="a live teacher on the stored views", live=True, mixed=True),
-        Arm(
-            name="fixed",
-            what="the teacher's logits for each image's evaluation crop, without mixup",
-            live=False,
-            mixed=False,
-        ),
-        Arm(
-            name="independent",
-            what="a live teacher on another crop of the same image, without mixup",
-            live=True,
-            mixed=False,
-        ),
-        Arm(name="consistent", what="a live teacher on the same crop, without mixup", live=True, mixed=False),
-    )
-}
+OFFLINE = Offline()
+ARMS = {arm.name: arm for arm in (OFFLINE, Online(), Fixed(), Independent(), Consistent())}
 
 
 @dataclasses.dataclass(frozen=True)
 class UnmixedViews:
-    """A `RecordSource`: stored views with ratio 1, which leaves a crop as it is, bit for bit."""
+    """A `RecordSource` of stored views with ratio 1, which leaves a crop unchanged, bit for bit."""
 
     stored: SplitReader
 
@@ -167,7 +214,7 @@ class FixedTargets(UnmixedViews):
     """Unmixed views, each with the teacher's logits for the evaluation crop of its image.
 
     Attributes:
-      targets: evaluation logits; record `i` is of example `i` of the views' split.
+      targets: Reader of the evaluation logits; its record `i` belongs to example `i` of the views' split.
     """
 
     targets: SplitReader
@@ -176,7 +223,7 @@ class FixedTargets(UnmixedViews):
         """Implements `RecordSource`.
 
         Raises:
-          DataError: the evaluation logits are of another image.
+          DataError: the evaluation logits belong to another image.
         """
         records, loaded = super().fetch(views, source)
         targets = self.targets.read(records.example)
@@ -184,59 +231,41 @@ class FixedTargets(UnmixedViews):
             row = int(np.argmax(wrong))
             raise DataError(
                 f"view {views[row]} (example {records.example[row]}): source fingerprint is "
-                f"{records.source_hash[row]:08x} in the store, {targets.source_hash[row]:08x} in its eval/ "
-                f"({self.targets.split}); precompute again"
+                f"{records.source_hash[row]:08x} in the store, but {targets.source_hash[row]:08x} in its eval/ "
+                f"({self.targets.split}); precompute the store again"
             )
         return dataclasses.replace(records, logits=targets.logits), loaded
 
 
-def _fixed_targets(store: Store) -> SplitReader:
-    """Evaluation logits of the split that the views are of; of the whole one where that is its beginning.
-
-    Raises:
-      UserError: the store has none.
-    """
-    split = store.spec.dataset.split
-    whole = re.sub(r"\[:.*\]$", "", split)  # whose examples begin with those of `train[:90%]`
-    for name in (split, whole):
-        if name in store.eval_splits:
-            return store.eval_reader(name)
-    raise UserError(
-        f"the arm `fixed` needs the teacher's evaluation logits of the training split {split}; {store.location} has those of "
-        f"{', '.join(store.eval_splits) or 'no split'}: precompute with --eval_splits={','.join([*store.eval_splits, whole])} "
-        "(all of them by default)"
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class PairedViews(UnmixedViews):
-    """Unmixed views, planned by `PairedPlan`: the second half are other views of the first half's images."""
+    """Unmixed views planned by `PairedPlan`: the second half are other views of the images of the first half."""
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`; views int64 [2 * B].
+        """Implements `RecordSource`; views int64 [2 * b].
 
         Raises:
-          DataError: the store's order is not the one that is drawn now.
+          DataError: the order of the store is not the one that this version draws.
         """
         records, loaded = super().fetch(views, source)
         own, other = np.split(records.example, 2)
         if (wrong := own != other).any():
             row = int(np.argmax(wrong))
             raise DataError(
-                f"view {views[row]} is of example {own[row]}, view {views[len(own) + row]} of {other[row]}; expected two "
-                "views of one image: the store was not drawn in this version's order"
+                f"view {views[row]} shows example {own[row]}, but view {views[len(own) + row]} shows example {other[row]}; "
+                "expected two views of one image: another version drew the order of this store; precompute it again"
             )
         return records, loaded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedPlan:
-    """`ViewInput.plan` of consecutive views, and as many others of the same images; K = 2 * B.
+    """A `ViewInput.plan` of b consecutive views followed by b other views of the same images, K = 2 * b.
 
     Attributes:
       num_examples: N.
-      seed: of the store's order.
-      batch_size: B.
+      seed: Seed of the store's order.
+      batch_size: b.
     """
 
     num_examples: int
@@ -244,12 +273,12 @@ class PairedPlan:
     batch_size: int
 
     def __call__(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """First view to (views int64 [2 * B], partner int32 [B]: each its own)."""
+        """First view to (views int64 [2 * b], partner int32 [b]); each view is its own partner."""
         views = np.arange(start, start + self.batch_size, dtype=np.int64)
         return np.concatenate([views, self.other(views)]), np.arange(self.batch_size, dtype=np.int32)
 
     def other(self, views: np.ndarray) -> np.ndarray:
-        """The views of the same images in the epoch before, for the first in the second: int64 [n] to int64 [n]."""
+        """Views of the same images in the previous epoch, or in the second for the first: int64 [n] to int64 [n]."""
         examples = example_of_view(views, num_examples=self.num_examples, seed=self.seed)
         epochs = np.abs(views // self.num_examples - 1)
         out = np.empty_like(views)
@@ -262,6 +291,6 @@ class PairedPlan:
 
 @functools.lru_cache(maxsize=4)  # a batch spans two epochs, or more where it is longer than one
 def _positions(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Where in an epoch each example stands, int64 [N]; O(N), once an epoch."""
+    """Position of each example in an epoch, int64 [N]; O(N), once per epoch."""
     order = examples_at(np.arange(num_examples), num_examples=num_examples, seed=seed, epoch=epoch)
     return np.argsort(order)

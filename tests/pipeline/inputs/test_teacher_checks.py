@@ -35,7 +35,7 @@ from tests.stores import (
 )
 from trainer.flags.train import make_parser as train_parser
 from trainer.run.options import resolve as resolve_training
-from trainer.targets.online import BatchedTeacher, try_teacher
+from trainer.targets.online_teacher import BatchedTeacher, try_teacher
 from trainer.train import main as train
 
 CROPS = trial_crops(BATCH + 2, SIZE)

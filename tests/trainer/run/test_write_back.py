@@ -16,7 +16,6 @@ from pipeline.inputs.locate import load_teacher
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
-from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
 from tests import stores
 from tests.runs import (
@@ -25,8 +24,7 @@ from tests.runs import (
 from tests.stores import assert_same_store, assert_whole, published_files
 from trainer.run.preemption import Preemption
 from trainer.run.write_back import Appending, TeacherPass, WriteBack, check_machine
-from trainer.targets.online import ContinuedViews
-from trainer.targets.replay import replay_input
+from trainer.targets.batches import Targets
 
 N = stores.N
 Precompute = Callable[..., Path]
@@ -37,8 +35,7 @@ def teacher_pass(one_epoch: Path, data_dir: Path, teacher_path: Path) -> Teacher
     """The teacher on any views."""
     store = Store(one_epoch)
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    source = replay_input(store, dataset, batch_size=1, image_cache_bytes=0).source
-    view_input = ViewInput(ContinuedViews.of(store).sampled, source, stores.BATCH)
+    view_input = Targets(store, dataset, batch_size=stores.BATCH, continued_from=0).input
     return TeacherPass(view_input, load_teacher(store.spec, str(teacher_path)))
 
 

@@ -1,9 +1,10 @@
-"""trainer.targets.replay: step `t` sees the views `[t * B, (t + 1) * B)` and nothing that was not verified."""
+"""trainer.targets.batches: step `t` has the views `[t * B, (t + 1) * B)`, all of them verified."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +18,19 @@ from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE
 from pipeline.views.batches import partner_views
-from pipeline.views.input import ViewInput
 from pipeline.views.render import fingerprint32
 from tests import stores
 from tests.runs import Batch, assert_same_batches, forge_records, numpy_batches
 from tests.trainer.conftest import MakeStore
-from trainer.targets.replay import replay_input
+from trainer.targets.batches import Targets
 
 VIEWS = 3 * stores.N
 CACHE = 1 << 30
 
 
-def replay(store: Path, data_dir: Path, *, batch_size: int, cache: int = 0) -> ViewInput:
+def replay(store: Path, data_dir: Path, *, batch_size: int, cache: int = 0, **arguments: Any) -> Targets:
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    return replay_input(Store(store), dataset, batch_size=batch_size, image_cache_bytes=cache)
+    return Targets(Store(store), dataset, batch_size=batch_size, image_cache_bytes=cache, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +72,33 @@ def test_resumed_run_sees_the_same_batches_from_every_step_on(three_epochs: Path
         assert_same_batches(numpy_batches(fresh, step, steps), whole[step:])
 
 
-def test_batches_have_static_shapes_and_say_what_is_stored_only_where_asked(
-    three_epochs: Path, data_dir: Path
-):
-    view_input = replay(three_epochs, data_dir, batch_size=5)
-    (batch,) = numpy_batches(view_input, 3, 4)
+def shapes_and_types(batch: Batch) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+
+
+def test_shapes_are_static_and_only_online_batches_have_stored_and_record(three_epochs: Path, data_dir: Path):
     size = stores.SIZE
-    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+    expected = {
         "views": ((5,), "int64"),
         "crops": ((7, size, size, 3), "uint8"),
         "partner": ((5,), "int32"),
         "ratio": ((5,), "float32"),
         "logits": ((5, stores.CLASSES), "float32"),
     }
-    (batch,) = numpy_batches(view_input, 3, 4, with_stored=True)
-    assert batch["stored"].tolist() == [True] * 5
+    (batch,) = numpy_batches(replay(three_epochs, data_dir, batch_size=5), 3, 4)
+    assert shapes_and_types(batch) == expected
+    targets = replay(three_epochs, data_dir, batch_size=5, continued_from=18, with_record=True)
+    assert targets.online_from == 3
+    (batch,) = numpy_batches(targets, 2, 3)
+    assert shapes_and_types(batch) == expected
+    (batch,) = numpy_batches(targets, 3, 4)  # views 15..19
+    record = batch.pop("record")
+    assert shapes_and_types(batch) == {**expected, "stored": ((5,), "bool")}
+    assert batch["stored"].tolist() == [True, True, True, False, False]
+    records = Store(three_epochs).views.read(np.arange(15, 20))
+    assert set(record) == {"example", "box", "flip", "crop_hash", "source_hash"}
+    for name, column in record.items():
+        np.testing.assert_array_equal(column, getattr(records, name), err_msg=name)
 
 
 def test_logits_and_ratios_are_the_store_s(three_epochs: Path, data_dir: Path):
@@ -121,7 +133,7 @@ def test_other_pixels_under_the_same_metadata_are_refused_with_both_fingerprints
     records = Store(three_epochs).views.read(np.arange(20, 27))
     with pytest.raises(DataError) as error:
         list(
-            replay(three_epochs, forged_data_dir, batch_size=5, cache=cache).batches(np.array([20])),
+            replay(three_epochs, forged_data_dir, batch_size=5, cache=cache).input.batches(np.array([20])),
         )
     message = str(error.value)
     assert f"view 20 (example {records.example[0]}): source fingerprint is " in message
@@ -136,7 +148,7 @@ def test_another_crop_than_the_teacher_s_is_refused_with_both_fingerprints(
     before = Store(store).views.read(np.array([22]))
     forge_records(store, 22, crop_hash=0xDEADBEEF)
     with pytest.raises(DataError) as error:
-        list(replay(store, data_dir, batch_size=4, cache=cache).batches(np.array([16, 20, 24])))
+        list(replay(store, data_dir, batch_size=4, cache=cache).input.batches(np.array([16, 20, 24])))
     message = str(error.value)
     assert (
         f"view 22 (example {before.example[0]}): crop fingerprint is {before.crop_hash[0]:08x} here"
@@ -148,7 +160,7 @@ def test_another_crop_than_the_teacher_s_is_refused_with_both_fingerprints(
 def test_partner_s_crop_is_verified_too(store: Path, data_dir: Path):
     forge_records(store, 24, crop_hash=0xDEADBEEF)  # outside the batch 20..23, mixed into 23
     with pytest.raises(DataError, match=r"view 24 .*deadbeef"):
-        list(replay(store, data_dir, batch_size=4).batches(np.array([20])))
+        list(replay(store, data_dir, batch_size=4).input.batches(np.array([20])))
 
 
 def open_files(directory: Path) -> set[str]:
@@ -185,7 +197,7 @@ def test_store_of_many_shards_is_read_with_a_bounded_number_of_open_files(
     write_single_record_shards(Store(source), tmp_path / "store")
     views = epochs * stores.N
     assert len(list((tmp_path / "store").glob("views.array_record-*"))) == views == 102
-    view_input = replay(tmp_path / "store", data_dir, batch_size=batch_size)
+    view_input = replay(tmp_path / "store", data_dir, batch_size=batch_size).input
     most, batches = 0, []
     for batch in view_input.batches(np.arange(0, views, batch_size), threads=1):
         batches.append(batch["crops"].numpy())

@@ -1,0 +1,137 @@
+"""Store and data set to batches with targets, by step.
+
+Step `t` trains on views `[t * B, (t + 1) * B)`. The input is a pure function of the step, so resuming a run means
+starting at another step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from pipeline.inputs.dataset import Dataset
+from pipeline.store.reader import Store
+from pipeline.views.input import Batch
+from pipeline.views.render import training_renderer
+from pipeline.views.source import ImageSource
+from trainer.distribution.strategy import replica_batch_size, replica_starts
+from trainer.targets.arms import OFFLINE, Arm
+from trainer.targets.continued_views import ContinuedViews
+
+# Columns of `ViewRecords` besides ratio and logits, and where the input pipeline has them. Both hashes are those of
+# the rendered view, because a view that was drawn just now has no stored ones.
+_RECORD_COLUMNS = {
+    "example": "example",
+    "box": "box",
+    "flip": "flip",
+    "crop_hash": "found_crop_hash",
+    "source_hash": "found_source_hash",
+}
+
+
+class Targets:
+    """The training input of a run: for each step, the views and the teacher's logits, or a mark where a live teacher
+    computes them.
+
+    Three modes, chosen by the arm and by `continued_from`:
+
+    - offline: every logit comes from the store.
+    - online from the first step: the arm is live, or `continued_from` is 0.
+    - offline, then online past the stored views: `continued_from` is the number of stored views.
+
+    Args:
+      store: Verified store of the views and their logits.
+      dataset: Data set of the images, already compared with the store.
+      arm: What the student is trained on; the stored views and logits by default.
+      batch_size: B, views per step.
+      replicas: R, a divisor of B. A step is R batches of b = B / R views.
+      image_cache_bytes: Memory for decoded images, used if all of them fit.
+      buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's memory by default.
+      continued_from: First view that is drawn instead of read, with logits of a live teacher; None for no such view.
+      with_record: Whether online batches carry the columns that a store's record needs besides the logits.
+
+    Attributes:
+      input: The input pipeline of one replica, of b views per batch.
+      online_from: First step with a view whose logits a live teacher computes; `math.inf` if there is none.
+
+    Raises:
+      UserError: `batch_size` is not a multiple of `replicas`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: Dataset,
+        arm: Arm = OFFLINE,
+        *,
+        batch_size: int,
+        replicas: int = 1,
+        image_cache_bytes: int = 0,
+        buffer_bytes: int | None = None,
+        continued_from: int | None = None,
+        with_record: bool = False,
+    ) -> None:
+        source = ImageSource(dataset, training_renderer(store.spec.policy), cache_bytes=image_cache_bytes)
+        records = (
+            arm.records(store)
+            if continued_from is None
+            else ContinuedViews.of(store, first_sampled=continued_from)
+        )
+        self.input = arm.view_input(
+            store,
+            records,
+            source,
+            batch_size=replica_batch_size(batch_size, replicas),
+            buffer_bytes=buffer_bytes,
+        )
+        self.online_from: int | float = 0 if arm.live else math.inf
+        if continued_from is not None:
+            self.online_from = min(self.online_from, continued_from // batch_size)
+        self._arm = arm
+        self._replicas = replicas
+        self._with_record = with_record
+
+    def batches(
+        self, start: int, stop: int, *, context: tf.distribute.InputContext | None = None
+    ) -> tf.data.Dataset:
+        """The batches of steps `start .. stop - 1`, as the Distiller takes them.
+
+        Args:
+          start: First step.
+          stop: One past the last step.
+          context: Which of several input pipelines this is, under a strategy.
+
+        Returns:
+          A data set of dicts, one for each step and each replica that this pipeline feeds: `views` int64 [b], `crops`
+          uint8 [K, S, S, 3], `partner` int32 [b], `ratio` float32 [b], `logits` float32 [b, C]. If a step is online,
+          also `stored` bool [b] (False where a live teacher computes the logits), `teacher_crops` uint8 [b, S, S, 3]
+          if the arm shows the teacher other crops, and, `with_record`, a dict `record` of columns over [b].
+        """
+        online = stop > self.online_from
+        starts = replica_starts(
+            start,
+            stop,
+            batch_size=self.input.batch_size * self._replicas,
+            replicas=self._replicas,
+            pipeline=context.input_pipeline_id if context else 0,
+            pipelines=context.num_input_pipelines if context else 1,
+        )
+        return self.input.dataset(starts).map(lambda batch: self._select(batch, online=online))
+
+    def _select(self, batch: Batch, *, online: bool) -> Batch:
+        """A batch of the input pipeline to one of the Distiller."""
+        size = self.input.batch_size
+        out = {
+            "views": batch["views"][:size],
+            "crops": batch["crops"],
+            "partner": batch["partner"],
+            "ratio": batch["ratio"][:size],
+            "logits": batch["logits"],
+        }
+        if online:
+            stored = batch["stored"][:size]
+            out["stored"] = tf.zeros_like(stored) if self._arm.live else stored
+        if online and self._with_record:
+            out["record"] = {name: batch[column][:size] for name, column in _RECORD_COLUMNS.items()}
+        return self._arm.adapt(out)
