@@ -18,7 +18,8 @@ from tests import runs, stores
 from tests.benchmarks import keras_example
 from trainer import models
 from trainer.config.recipes import train_recipe
-from trainer.step.distiller import Distiller, distillation_loss
+from trainer.step.distiller import Distiller
+from trainer.step.loss import DistillationLoss
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupConstant, WarmupCosine
 
@@ -52,7 +53,7 @@ def optimizer() -> Any:
 
 
 def student() -> tf.keras.Model:
-    return models.build("tiny", num_classes=stores.CLASSES, image_size=SIZE)
+    return models.build_student("tiny", num_classes=stores.CLASSES, image_size=SIZE)
 
 
 def test_reversed_batch_gives_each_pair_twice_in_complementary_mixtures():
@@ -136,7 +137,7 @@ def test_schedule_has_the_published_values():
 def test_loss_is_the_trainers_without_the_square_of_the_temperature(temperature: float):
     distiller = keras_example.OnlineDistiller(student(), tf.identity, temperature=temperature)
     theirs, ours = 4 * tf.random.normal([9, 5]), 4 * tf.random.normal([9, 5])
-    expected = distillation_loss(theirs, ours, temperature=temperature, temperature_squared=False)
+    expected = DistillationLoss(temperature).call(theirs, ours)
     # Keras clips probabilities at 1e-7.
     np.testing.assert_allclose(
         distiller.loss_between(theirs, ours), tf.reduce_mean(expected), rtol=1e-4, atol=1e-6
@@ -148,7 +149,7 @@ def test_same_views_and_logits_give_the_weights_that_the_trainer_gives():
     first, second = student(), student()
     second.set_weights(first.get_weights())
     online = keras_example.OnlineDistiller(first, teacher, temperature=10.0)
-    offline = Distiller(second, temperature=10.0, temperature_squared=False)
+    offline = Distiller(second, temperature=10.0)
     for distiller in (online, offline):
         distiller.compile(optimizer=optimizer())
     before = first.get_weights()

@@ -66,7 +66,7 @@ def convert(flags: argparse.Namespace) -> int:
         )
     check_num_classes(num_classes, of=f"--num_classes={num_classes}")
     make_directory(output.parent, flag="--output")
-    model = models.build(flags.model, num_classes=num_classes, image_size=flags.image_size)
+    model = models.build_student(flags.model, num_classes=num_classes, image_size=flags.image_size)
     weights.load_into(model, new_head=flags.new_head)
     export(model, output, image_size=flags.image_size)
     print(f"{flags.model}, {model.count_params():,} parameters, {num_classes} classes: {output}")

@@ -99,7 +99,7 @@ def _save_teacher(flags: argparse.Namespace, path: Path) -> Path:
     image_size = view_recipe_of(argparse.Namespace(**{**vars(flags), "teacher": path})).policy.image_size
     classes = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir).num_classes
     export(
-        models.build(flags.teacher_model, num_classes=classes, image_size=image_size),
+        models.build_student(flags.teacher_model, num_classes=classes, image_size=image_size),
         path,
         image_size=image_size,
     )

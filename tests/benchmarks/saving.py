@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     teacher: Any = (
         load_teacher(spec, path)
         if flags.teacher_model is None
-        else models.build(
+        else models.build_student(
             flags.teacher_model, num_classes=spec.num_classes, image_size=spec.policy.image_size
         )
     )

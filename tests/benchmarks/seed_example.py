@@ -103,7 +103,7 @@ class Bench:
     def student(self) -> tf.keras.Model:
         """The student with its first weights."""
         spec, options = self.run.store.spec, self.run.options
-        student = models.build(
+        student = models.build_student(
             options.recipe.student,
             num_classes=spec.num_classes,
             image_size=spec.policy.image_size,

@@ -173,7 +173,7 @@ def step_cost(student: str, image_size: int, *, classes: int, batch_size: int, p
       batch_size: b.
       precision: of the convolutions.
     """
-    model = models.build(student, num_classes=classes, image_size=image_size, precision=precision)
+    model = models.build_student(student, num_classes=classes, image_size=image_size, precision=precision)
     optimizer = make_optimizer(
         0.003,
         schedule=WarmupCosine(100, 1),

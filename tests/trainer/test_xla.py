@@ -93,7 +93,7 @@ def make_distiller(
 ) -> Distiller:
     tf.keras.utils.set_random_seed(0)
     distiller = Distiller(
-        models.build(student, num_classes=CLASSES, image_size=size, precision=precision),
+        models.build_student(student, num_classes=CLASSES, image_size=size, precision=precision),
         temperature=2.0,
         temperature_squared=True,
         **arguments,

@@ -42,7 +42,7 @@ def build_network(
             value_range=flags.teacher_value_range,
         )
         return network, {"teacher": fingerprint(flags.teacher), "value_range": flags.teacher_value_range}
-    network = models.build(flags.model, num_classes=num_classes, image_size=image_size)
+    network = models.build_student(flags.model, num_classes=num_classes, image_size=image_size)
     if flags.init is None:
         return network, {"model": flags.model, "init": None}
     if flags.init.endswith(".npz"):

@@ -1,7 +1,7 @@
 """Students by name.
 
-Every student takes the view as it is, `image` float32 [B, S, S, 3] in 0..255, scales it inside, and returns
-float32 logits [B, C], whatever its precision.
+Every student takes views as they are, `image` float32 [B, S, S, 3] in 0..255, scales them itself, and returns float32
+logits [B, C] at any precision.
 """
 
 from __future__ import annotations
@@ -25,64 +25,66 @@ STUDENTS: dict[str, Callable[[int, int], tf.keras.Model]] = {
     **BIT_MODELS,
 }
 
-# What `--precision` may be -> Keras's policy for it. Under `mixed_bfloat16` convolutions and what lies between them
-# are bfloat16. Weights, the scaling of views, the moments of all norms, the standardisation of kernels, the pooling
-# before the head and the head itself are float32: sums over thousands of numbers, which 8 bits cannot hold. bfloat16
-# has float32's range, so that no loss needs scaling.
+# Values of `--precision`, and Keras's policy for each. Under `mixed_bfloat16`, convolutions and the layers between them
+# are bfloat16. Weights, the scaling of views, the moments of all norms, the standardization of kernels, the pooling
+# before the head, and the head itself stay float32, because they sum over thousands of numbers, too many for a mantissa
+# of 8 bits. bfloat16 has the range of float32, so the loss needs no scaling.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
-# Image sizes from which on a step of the student takes about twice as long as one of `small`, which has more
-# parameters: its first block works at half the resolution, that of `small` at a quarter.
+# Image sizes from which a step of the student takes about twice as long as one of `small`, although that has more
+# parameters: the student's first block runs at half the resolution, that of `small` at a quarter.
 _SLOW_FROM = {"tiny": 64}
 
 
 def size_notice(name: str, image_size: int) -> str | None:
-    """The line before a run with a student that another one beats in speed at this image size; None if there is none.
+    """A notice that another student is faster at this image size; None if there is none.
 
     Args:
-      name: of the student.
+      name: Name of the student.
       image_size: S in pixels.
     """
     if image_size < _SLOW_FROM.get(name, math.inf):
         return None
     return (
-        f"{name} is meant for 32 x 32 images; at {image_size} x {image_size} --student=small takes about half the time per "
-        "step"
+        f"{name} is designed for 32 x 32 images; at {image_size} x {image_size}, a step of --student=small takes about "
+        "half the time"
     )
 
 
-def build(name: str, *, num_classes: int, image_size: int, precision: str = "float32") -> tf.keras.Model:
-    """Builds the student `name` with fresh weights from TensorFlow's global seed.
+def build_student(
+    name: str, *, num_classes: int, image_size: int, precision: str = "float32"
+) -> tf.keras.Model:
+    """Builds a student with fresh weights, drawn from TensorFlow's global seed.
 
-    Keras's global policy is neither heeded nor changed.
+    Keras's global policy is neither used nor changed.
 
     Args:
-      name: a key of `STUDENTS`.
+      name: A key of `STUDENTS`, such as "small" or "bit_r50x1".
       num_classes: C, >= 1.
       image_size: S in pixels, >= 1 (>= 32 for ResNet50V2).
-      precision: a key of `PRECISIONS`. The weights are float32, and the same for one seed, with any.
+      precision: A key of `PRECISIONS`. The weights are float32 and, for one seed, equal at any precision.
 
     Returns:
       A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
 
     Raises:
-      UserError: if there is no such student or precision, or a number is out of range.
+      UserError: there is no such student or precision, or a number is out of range.
     """
     if name not in STUDENTS:
-        raise UserError(f"no student is named {name!r}; choose one of {', '.join(sorted(STUDENTS))}")
+        raise UserError(f"unknown student {name!r}; expected one of {', '.join(sorted(STUDENTS))}")
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if value < 1:
             raise UserError(f"{what} must be >= 1; got {value}")
     if precision not in PRECISIONS:
-        raise UserError(f"--precision={precision}: expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     with _policy_scope(PRECISIONS[precision]):
         return STUDENTS[name](num_classes, image_size)
 
 
 @contextlib.contextmanager
 def _policy_scope(policy: str) -> Iterator[None]:
-    """Layers made inside have the policy, those of `tf.keras.applications` too, which take no `dtype`."""
+    """Sets Keras's global policy for the layers created inside; those of `tf.keras.applications` take no `dtype`."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)
     try:

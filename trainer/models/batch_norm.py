@@ -1,7 +1,7 @@
-"""Batch normalisation under several replicas: statistics of one replica's part of a batch, or of the whole step.
+"""Batch normalization with several replicas: statistics over one replica's share of a batch, or over the whole step.
 
-Keras's own layer sees the `b = B / R` views of its replica, so that the step depends on the number of replicas. Its
-`synchronized` kind sees all `B`, and the step does not.
+Keras's layer sees the `b = B / R` views of its replica, so that the step depends on the number of replicas. With
+`synchronized=True` it sees all `B`, and the step does not.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ def _is_batch_norm(layer: tf.keras.layers.Layer) -> bool:
 
 
 def replicas_notice(student: tf.keras.Model, *, batch_size: int, replicas: int) -> str | None:
-    """The line to say before a run whose steps depend on the number of replicas, or None.
+    """A notice that the steps of a run will depend on its number of replicas; None if they will not.
 
     Args:
-      student: as it will be trained.
-      batch_size: B, views a step.
+      student: Model as it will be trained.
+      batch_size: B, views per step.
       replicas: R.
     """
     if replicas == 1 or all(layer.synchronized for layer in student.layers if _is_batch_norm(layer)):
         return None
     return (
-        f"{student.name} has batch normalisation: with {replicas} replicas its statistics are of "
-        f"{batch_size // replicas} views, not of a step's {batch_size}, so that losses and weights depend on the number "
-        "of replicas; with --sync_batch_norm they do not"
+        f"{student.name} has batch normalization: with {replicas} replicas its statistics cover {batch_size // replicas} "
+        f"views instead of the {batch_size} views of a step, so losses and weights depend on the number of replicas; "
+        "--sync_batch_norm avoids this"
     )
 
 
-def synchronise(student: tf.keras.Model) -> tf.keras.Model:
-    """The same student, with the same weights, whose batch normalisation is over the views of all replicas.
+def synchronize(student: tf.keras.Model) -> tf.keras.Model:
+    """A copy of a student, weights included, whose batch normalization covers the views of all replicas.
 
     Args:
-      student: a functional model; in the strategy's scope.
+      student: Functional model, created in the strategy's scope.
 
     Raises:
-      UserError: it has no batch normalisation.
+      UserError: it has no batch normalization.
     """
     if not any(_is_batch_norm(layer) for layer in student.layers):
         raise UserError(
-            f"--sync_batch_norm: {student.name} has no batch normalisation; leave the flag out, its step is the same "
-            "with any number of replicas"
+            f"--sync_batch_norm has no effect: {student.name} has no batch normalization, and its steps do not depend on "
+            "the number of replicas; leave the flag out"
         )
 
     def clone(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
         config = layer.get_config()
         return type(layer).from_config({**config, "synchronized": True} if _is_batch_norm(layer) else config)
 
-    synchronised = tf.keras.models.clone_model(student, clone_function=clone)
-    synchronised.set_weights(student.get_weights())
-    return synchronised
+    synchronized = tf.keras.models.clone_model(student, clone_function=clone)
+    synchronized.set_weights(student.get_weights())
+    return synchronized
 
 
 @contextlib.contextmanager
 def averaged_statistics() -> Iterator[None]:
-    """Variables made inside, in a strategy's scope, are the same on all replicas, moving statistics included.
+    """Makes all variables created inside equal on all replicas of a strategy, moving statistics included.
 
-    Keras asks for moving statistics that differ between replicas until they are read: evaluation, checkpoint and
-    export would then be collective, and a chief that does them alone would wait for ever. Averaging each update
-    instead gives the same statistics, since they are linear in the updates, and makes reading local.
+    Keras requests moving statistics that differ between replicas until they are read. Evaluation, checkpoint and export
+    would then be collective operations, and a chief that performs them alone would wait without end. Averaging each
+    update instead yields the same statistics, which are linear in the updates, and makes reading them local.
     """
 
     def average_when_written(create: Callable[..., tf.Variable], **arguments: Any) -> tf.Variable:

@@ -1,12 +1,12 @@
-"""BiT: ResNet v2 with group normalisation and weight standardisation (Kolesnikov et al. 2020, arXiv 1912.11370).
+"""BiT: ResNet v2 with group normalization and weight standardization (Kolesnikov et al. 2020, arXiv 1912.11370).
 
-Teacher and student of function matching. Layers and variables have the names of the published checkpoints as
-big_vision's `bit_paper` gives them (`block1/unit01/conv1/kernel`, `norm-pre-head/scale`, ...), so that
-`PublishedWeights` fills a model by name.
+Teacher and student of function matching. Layers and variables have big_vision's names of the published checkpoints
+(`block1/unit01/conv1/kernel`, `norm-pre-head/scale`, ... of `bit_paper`), so that `PublishedWeights` fills a model by
+name.
 
-Both normalisations are layers of this file. Keras's own group normalisation takes the variance as the mean of
-squares less the squared mean, which cancels, and multiplies with a mask of ones on the way; the published one,
-and ours, averages squared differences.
+Both normalizations are layers of this module. Keras's own group normalization computes the variance as the mean of
+squares minus the squared mean, which cancels, and multiplies by a mask of ones. The published one, and this one, average
+squared differences.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _PACKAGE = "view_distill"  # where Keras looks the layers up when it loads a Sav
 
 @tf.keras.utils.register_keras_serializable(_PACKAGE)
 class GroupNorm(tf.keras.layers.Layer):
-    """Group normalisation (Wu and He 2018) over 32 groups: float [B, H, W, D] to float32 [B, H, W, D].
+    """Group normalization (Wu and He 2018) over 32 groups: float [B, H, W, D] to float32 [B, H, W, D].
 
-    The variance is the mean of squared differences (biased, two passes), epsilon is added to it. Made with
-    `dtype=float32`, it computes in float32 whatever the precision of its neighbours.
+    The variance is the mean of squared differences (biased, two passes). With `dtype=float32`, the layer computes in
+    float32 at any precision of its inputs.
 
     Args:
-      epsilon: added to the variance.
+      epsilon: Added to the variance.
     """
 
     def __init__(self, epsilon: float = _GROUP_NORM_EPSILON, **kwargs: Any) -> None:
@@ -53,46 +53,45 @@ class GroupNorm(tf.keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Makes `scale` and `bias`, float32 [D].
+        """Creates `scale` and `bias`, float32 [D].
 
         Raises:
-          UserError: D is no multiple of 32.
+          UserError: D is not a multiple of 32.
         """
         channels = int(input_shape[-1])
         if channels % _GROUPS:
             raise UserError(
-                f"{self.name}: {channels} channels do not divide into {_GROUPS} groups; choose a multiple of {_GROUPS}"
+                f"{self.name}: the number of channels must be a multiple of {_GROUPS}; got {channels}"
             )
         self.scale = self.add_weight("scale", [channels], initializer="ones")
         self.bias = self.add_weight("bias", [channels], initializer="zeros")
         super().build(input_shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        centred = x - _group_mean(x)
-        variance = _group_mean(tf.square(centred))
-        return centred * (tf.math.rsqrt(variance + self.epsilon) * self.scale) + self.bias
+        centered = x - _group_mean(x)
+        variance = _group_mean(tf.square(centered))
+        return centered * (tf.math.rsqrt(variance + self.epsilon) * self.scale) + self.bias
 
 
 def _group_mean(x: tf.Tensor) -> tf.Tensor:
     """Mean over the pixels and channels of each group: [B, H, W, D] to [B, 1, 1, D]."""
     channels = x.shape[-1]
-    means = tf.reduce_mean(x, axis=[1, 2])  # [B, D]: over pixels first, which leaves the layout alone
+    means = tf.reduce_mean(x, axis=[1, 2])  # [B, D]: over pixels first, which keeps the memory layout
     groups = tf.reduce_mean(tf.reshape(means, [-1, _GROUPS, channels // _GROUPS]), axis=2)  # [B, 32]
     return tf.repeat(groups, channels // _GROUPS, axis=1)[:, tf.newaxis, tf.newaxis]
 
 
 @tf.keras.utils.register_keras_serializable(_PACKAGE)
 class StandardizedConv2D(tf.keras.layers.Layer):
-    """A convolution whose kernel is standardised for each output channel (Qiao et al. 2019), without bias.
+    """A convolution without bias whose kernel is standardized per output channel (Qiao et al. 2019).
 
-    The kernel is kept and standardised in float32, with biased variance and epsilon added to it; the convolution
-    runs in the layer's compute precision. It pads `size // 2` zeros on every side, where `same` at a stride of 2
-    pads an even image at its end only.
+    The kernel is stored and standardized in float32, with biased variance; the convolution runs in the layer's compute
+    precision. It pads `size // 2` zeros on every side. `same` at stride 2 would pad an even image only at its end.
 
     Args:
-      filters: output channels.
-      size: side of the kernel in pixels, odd.
-      stride: in pixels.
+      filters: Number of output channels.
+      size: Side of the kernel in pixels, odd.
+      stride: Stride in pixels.
     """
 
     def __init__(self, filters: int, size: int, *, stride: int = 1, **kwargs: Any) -> None:
@@ -104,12 +103,12 @@ class StandardizedConv2D(tf.keras.layers.Layer):
         return {**super().get_config(), "filters": self.filters, "size": self.size, "stride": self.stride}
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Makes `kernel`, float32 [size, size, D, filters]."""
+        """Creates `kernel`, float32 [size, size, D, filters]."""
         self.kernel = self.add_weight(
             "kernel",
             [self.size, self.size, int(input_shape[-1]), self.filters],
             initializer="lecun_normal",
-            experimental_autocast=False,  # float32 up to here under mixed precision too
+            experimental_autocast=False,  # float32 also under mixed precision
         )
         super().build(input_shape)
 
@@ -117,16 +116,16 @@ class StandardizedConv2D(tf.keras.layers.Layer):
         kernel = tf.cast(standardize_kernel(self.kernel), self.compute_dtype)
         around = [self.size // 2] * 2
         padding: Any = [[0, 0], around, around, [0, 0]]
-        if self.stride == 1 or self.size == 1:  # the same, and what kernels are made for
+        if self.stride == 1 or self.size == 1:  # equivalent, and the case that kernels are optimized for
             padding = "SAME" if self.size > 1 else "VALID"
         return tf.nn.conv2d(x, kernel, strides=self.stride, padding=padding)
 
 
 def standardize_kernel(kernel: tf.Tensor) -> tf.Tensor:
-    """Zero mean and unit variance for each output channel: float32 [h, w, D, F] to float32 [h, w, D, F]."""
-    centred = kernel - tf.reduce_mean(kernel, axis=[0, 1, 2], keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axis=[0, 1, 2], keepdims=True)
-    return centred * tf.math.rsqrt(variance + _STANDARDIZATION_EPSILON)
+    """Scales a kernel to zero mean and unit variance per output channel: float32 [h, w, D, F] to the same."""
+    centered = kernel - tf.reduce_mean(kernel, axis=[0, 1, 2], keepdims=True)
+    variance = tf.reduce_mean(tf.square(centered), axis=[0, 1, 2], keepdims=True)
+    return centered * tf.math.rsqrt(variance + _STANDARDIZATION_EPSILON)
 
 
 def bit(
@@ -137,19 +136,19 @@ def bit(
     width: int = 1,
     name: str | None = None,
 ) -> tf.keras.Model:
-    """A BiT-ResNet v2; 23,709,350 parameters at depth 50, width 1 and 102 classes (DESIGN section 8).
+    """A BiT-ResNet v2; 23,709,350 parameters at depth 50, width 1 and 102 classes (docs/design.md, section 8).
 
-    The network's value range is -1..1; the scaling from 0..255 is its first layer. The head begins at zero. The
-    root's pooling pads with zeros, as the models that were published with the paper do (big_transfer's TF2 and
-    PyTorch code; the latter notes that it matters). big_vision's `bit_paper` pads with minus infinity there: the
-    two differ at the border of the image, where a whole window is negative.
+    The network's value range is -1..1; its first layer scales from 0..255. The head is initialized to zero. The
+    root's pooling pads with zeros, as do the models published with the paper (big_transfer's TF2 and PyTorch code; the
+    latter notes that it matters). big_vision's `bit_paper` pads with minus infinity instead. The two differ at the
+    border of the image where a whole window is negative.
 
     Args:
       num_classes: C.
       image_size: S in pixels.
-      depth: a key of `BLOCK_UNITS`, or the numbers of units of the blocks themselves.
-      width: multiplies all channels; 64 at the root.
-      name: of the model; `bit_r50x1` and the like by default.
+      depth: A key of `BLOCK_UNITS`, or the number of units of each block.
+      width: Factor of all channels; the root has 64 times it.
+      name: Name of the model; by default such as `bit_r50x1`.
 
     Returns:
       A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
@@ -160,10 +159,10 @@ def bit(
     units = BLOCK_UNITS.get(depth, ()) if isinstance(depth, int) else tuple(depth)
     if not units or min(units) < 1:
         raise UserError(
-            f"BiT's depth must be one of {', '.join(map(str, BLOCK_UNITS))}, or units of each block; got {depth}"
+            f"depth must be one of {', '.join(map(str, BLOCK_UNITS))}, or the number of units of each block; got {depth}"
         )
     if width < 1:
-        raise UserError(f"BiT's width must be >= 1; got {width}")
+        raise UserError(f"width must be >= 1; got {width}")
     image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
     x = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
     x = StandardizedConv2D(64 * width, 7, stride=2, name="root_block/conv_root")(x)
@@ -183,7 +182,7 @@ def bit(
 def _unit(x: tf.Tensor, channels: int, *, stride: int, name: str) -> tf.Tensor:
     """A pre-activation bottleneck: [B, H, W, D] to [B, H / stride, W / stride, 4 * channels], rounded up."""
     y = _norm_relu(x, f"{name}/gn1")
-    if stride > 1 or x.shape[-1] != 4 * channels:  # projects what is normalised, not x
+    if stride > 1 or x.shape[-1] != 4 * channels:  # projects the normalized input, not x
         x = StandardizedConv2D(4 * channels, 1, stride=stride, name=f"{name}/conv_proj")(y)
     y = StandardizedConv2D(channels, 1, name=f"{name}/conv1")(y)
     y = _norm_relu(y, f"{name}/gn2")
@@ -204,7 +203,7 @@ BIT_MODELS: dict[str, Callable[[int, int], tf.keras.Model]] = {
 }
 
 
-# The names of the paper's own files (`gs://bit_models/BiT-M-R50x1.npz`) -> big_vision's.
+# Names in the paper's own files (`gs://bit_models/BiT-M-R50x1.npz`), and big_vision's names for them.
 _UNIT = r"resnet/(block\d+/unit\d+)/"
 _CONVOLUTION = r"standardized_conv2d(?:_\d+)?/kernel"
 _PAPER_NAMES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
@@ -220,7 +219,7 @@ _PAPER_NAMES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 
 
 def _published_name(name: str) -> str:
-    """A name in a paper's file as big_vision has it; any other as it is."""
+    """big_vision's name for an array of the paper's files; any other name unchanged."""
     for pattern, rename in _PAPER_NAMES:
         if match := re.fullmatch(pattern, name):
             return rename(match)
@@ -228,19 +227,19 @@ def _published_name(name: str) -> str:
 
 
 class PublishedWeights:
-    """The arrays of a BiT `.npz`, with the names of the paper's files or of big_vision's, by the latter.
+    """The arrays of a BiT `.npz`, published by the paper or by big_vision, under big_vision's names.
 
-    A big_vision checkpoint may hold more than parameters (`params/...`, `opt/...`): only those are looked at.
+    Of a big_vision checkpoint, which may hold more than parameters, only `params/...` or `opt/target/...` is used.
 
     Args:
-      path: of the file.
+      path: Path of the file.
 
     Attributes:
-      path: of the file.
-      shapes: of the arrays by name, from their headers.
+      path: Path of the file.
+      shapes: Shape of each array by name, from its header.
 
     Raises:
-      UserError: there is no such file, or it is no `.npz`.
+      UserError: there is no such file, or it is not a `.npz`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -257,24 +256,26 @@ class PublishedWeights:
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; expected a BiT checkpoint, NAME.npz") from error
         except (zipfile.BadZipFile, ValueError, IsADirectoryError) as error:
-            raise UserError(f"{path}: cannot be read as .npz: {error}") from error
+            raise UserError(f"{path}: cannot be read as .npz ({error}); expected a BiT checkpoint") from error
 
     @property
     def num_classes(self) -> int | None:
-        """C of the head, or None where there is none."""
+        """C of the head; None if there is no head."""
         shape = self.shapes.get(f"{HEAD}/kernel")
         return None if shape is None else shape[-1]
 
     def load_into(self, model: tf.keras.Model, *, new_head: bool = False) -> None:
-        """Assigns every variable of a model that `bit` built; nothing is assigned if anything is wrong.
+        """Assigns every variable of a model that `bit` built.
+
+        Names and shapes are checked before the first assignment.
 
         Args:
-          model: of the same depth and width, float32.
-          new_head: leave the head as it is.
+          model: Model of the same depth and width, float32.
+          new_head: Whether to leave the head unchanged.
 
         Raises:
-          UserError: an array is missing, is not of the model, or has another shape or type: both sides named.
-          DataError: an array is damaged, or holds a number that is not finite.
+          UserError: an array is missing or unexpected, or has another shape or type.
+          DataError: an array is damaged or contains a number that is not finite.
         """
         variables = {
             f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}": variable
@@ -290,20 +291,24 @@ class PublishedWeights:
                 variable.assign(self._read(arrays, name).reshape(variable.shape))
 
     def _check(self, model: str, expected: dict[str, tuple[int, ...]], new_head: bool) -> None:
-        """Compares names and shapes; the first difference is named, the others are counted."""
+        """Compares names and shapes.
+
+        Raises:
+          UserError: names the first difference and counts the others.
+        """
         wrong = []
         for name, shape in expected.items():
             if name not in self.shapes:
-                hint = "; pass --new_head to begin with a zero head" if name.startswith(f"{HEAD}/") else ""
-                wrong.append(f"{name} is not there, expected {shape}{hint}")
+                hint = "; pass --new_head to start with a zero head" if name.startswith(f"{HEAD}/") else ""
+                wrong.append(f"{name} is missing, expected {shape}{hint}")
             elif _without_leading_ones(self.shapes[name], len(shape)) != shape:
                 hint = "; pass --new_head for another number of classes" if name.startswith(HEAD) else ""
-                wrong.append(f"{name} is {self.shapes[name]} there, expected {shape}{hint}")
+                wrong.append(f"{name} has shape {self.shapes[name]}, expected {shape}{hint}")
         for name, shape in self.shapes.items():
             if name not in expected and not (new_head and name.startswith(f"{HEAD}/")):
-                wrong.append(f"{self._keys[name]} {shape} is there, the model has no such array")
+                wrong.append(f"{self._keys[name]} {shape} is not an array of the model")
         if wrong:
-            more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+            more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
             raise UserError(f"{self.path} does not fit {model}: {wrong[0]}{more}")
 
     def _read(self, arrays: Any, name: str) -> np.ndarray:
@@ -314,7 +319,7 @@ class PublishedWeights:
         if array.dtype.kind != "f":
             raise UserError(f"{self.path}: {self._keys[name]} is {array.dtype}, expected a float type")
         if not np.isfinite(array).all():
-            raise DataError(f"{self.path}: {self._keys[name]} holds a number that is not finite")
+            raise DataError(f"{self.path}: {self._keys[name]} contains a number that is not finite")
         return array
 
 
@@ -334,7 +339,7 @@ def _read_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
 
 
 def _without_leading_ones(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """(1, 1, 1, D) as (D,), say: scales and heads are published with the rank of a picture."""
+    """Drops leading ones, such as (1, 1, 1, D) to (D,): scales and heads are published with the rank of an image."""
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
     return shape

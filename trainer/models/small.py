@@ -1,7 +1,7 @@
 """Two students for a machine without an accelerator: pre-activation residual nets (He et al. 2016, v2).
 
-Group normalisation (Wu and He 2018) and not batch normalisation, so that a view's logits are a function of
-the view alone: not of the batch, nor of the number of replicas. An early stride makes them fast.
+They use group normalization (Wu and He 2018) instead of batch normalization, so that the logits of a view depend neither
+on the batch nor on the number of replicas. An early stride makes them fast.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ class GroupNormalization(tf.keras.layers.GroupNormalization):
     """Keras's group normalization, bit for bit, with static shapes: float [B, H, W, D] to [B, H, W, D].
 
     Keras's own layer multiplies by a mask of ones, whose shape TFLite cannot broadcast, and reads all shapes at
-    run time. This class has the name of Keras's layer and is not registered, so that a saved student loads as layers
-    of Keras in any process.
+    run time. This class has the name of Keras's layer and is not registered, so that any process can load a saved
+    student, with Keras's layer in its place.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         height, width, channels = inputs.shape[1:]
         shape = [self.groups, channels // self.groups]
-        # [B, H, W, D] to [B, H * W, G, D / G]: four dimensions, because TFLite broadcasts no more of them.
+        # [B, H, W, D] to [B, H * W, G, D / G]: four dimensions, the most that TFLite can broadcast.
         x = tf.reshape(inputs, [-1, height * width, *shape])
-        # As tf.nn.weighted_moments divides; a plain division by a constant becomes a multiplication, which rounds
+        # The division of tf.nn.weighted_moments; a plain division by a constant becomes a multiplication, which rounds
         # differently.
         count = tf.constant(height * width * shape[1], x.dtype)
         mean = tf.math.divide_no_nan(tf.reduce_sum(x, axis=[1, 3], keepdims=True), count)
@@ -36,14 +36,14 @@ class GroupNormalization(tf.keras.layers.GroupNormalization):
 
 
 def tiny(num_classes: int, image_size: int) -> tf.keras.Model:
-    """77,850 parameters with 10 classes; meant for 32 x 32. See `_residual_net`."""
+    """A student for 32 x 32 images: 77,850 parameters with 10 classes. See `_residual_net`."""
     return _residual_net(
         "tiny", num_classes=num_classes, image_size=image_size, stem=(3, 2), widths=(16, 32, 64)
     )
 
 
 def small(num_classes: int, image_size: int) -> tf.keras.Model:
-    """457,526 parameters with 102 classes; meant for 128 x 128. See `_residual_net`."""
+    """A student for 128 x 128 images: 457,526 parameters with 102 classes. See `_residual_net`."""
     return _residual_net(
         "small", num_classes=num_classes, image_size=image_size, stem=(4, 4), widths=(24, 48, 96, 128)
     )
@@ -52,16 +52,16 @@ def small(num_classes: int, image_size: int) -> tf.keras.Model:
 def _residual_net(
     name: str, *, num_classes: int, image_size: int, stem: tuple[int, int], widths: tuple[int, ...]
 ) -> tf.keras.Model:
-    """A stem and one residual block a width, the first at the stem's resolution, the others halving it.
+    """A stem and one residual block per width, the first at the stem's resolution, the others halving it.
 
-    The network's value range is -1..1; the scaling from 0..255 is its first layer.
+    The network's value range is -1..1; its first layer scales from 0..255.
 
     Args:
-      name: of the model.
+      name: Name of the model.
       num_classes: C.
       image_size: S in pixels.
-      stem: kernel size and stride of the first convolution.
-      widths: channels of the blocks, multiples of 8.
+      stem: Kernel size and stride of the first convolution.
+      widths: Channels of the blocks, multiples of 8.
 
     Returns:
       A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
@@ -78,7 +78,7 @@ def _residual_net(
 
 
 def _block(x: tf.Tensor, width: int, *, stride: int, name: str) -> tf.Tensor:
-    """[B, H, W, D] -> [B, H / stride, W / stride, width], rounded up."""
+    """A residual block, [B, H, W, D] to [B, H / stride, W / stride, width], rounded up."""
     y = _norm_relu(x, f"{name}_1")
     if stride > 1 or x.shape[-1] != width:
         x = _convolution(y, width, size=1, stride=stride, name=f"{name}_shortcut")
@@ -89,7 +89,7 @@ def _block(x: tf.Tensor, width: int, *, stride: int, name: str) -> tf.Tensor:
 
 
 def _norm_relu(x: tf.Tensor, name: str) -> tf.Tensor:
-    # In float32 whatever the precision: its moments would be summed in bfloat16.
+    # Always float32: otherwise its moments would be summed in bfloat16.
     x = GroupNormalization(_GROUPS, dtype=tf.float32, name=f"{name}_norm")(x)
     return tf.keras.layers.ReLU(name=f"{name}_relu")(x)
 

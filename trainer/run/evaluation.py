@@ -23,7 +23,7 @@ from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
 from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
-from trainer.step.distiller import distillation_loss
+from trainer.step.loss import DistillationLoss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,7 @@ class Evaluator:
         self.split = dataset.split
         self._size = min(batch_size, dataset.num_examples)
         self._count = dataset.num_examples
-        self._temperature = temperature
-        self._temperature_squared = temperature_squared
+        self._loss = DistillationLoss(temperature, temperature_squared=temperature_squared)
         image_size = store.spec.policy.image_size
         source = ImageSource(dataset, eval_renderer(store.spec.eval_crop, image_size))
         plan = eval_planner(self._size, num_examples=self._count)
@@ -154,13 +153,7 @@ class Evaluator:
         for ours, theirs in self.logits(student):
             choices.append(ours.argmax(axis=1))
             teacher_choices.append(theirs.argmax(axis=1))
-            loss = distillation_loss(
-                tf.constant(theirs),
-                tf.constant(ours),
-                temperature=self._temperature,
-                temperature_squared=self._temperature_squared,
-            )
-            losses.append(loss.numpy())
+            losses.append(self._loss.call(tf.constant(theirs), tf.constant(ours)).numpy())
         choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
         return Evaluation(
             examples=self._count,

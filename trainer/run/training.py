@@ -25,7 +25,7 @@ from trainer.config.run_files import CONFIG_FILE
 from trainer.config.run_length import Segment, count_text, cut_segments
 from trainer.distribution.strategy import replica_batch_size
 from trainer.distribution.workers import SAME_WORKERS, Workers
-from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronise
+from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
 from trainer.run.begun import begun_schedule, describe_change
 from trainer.run.callbacks import DivergedError, MetricsLog, RunCallback
 from trainer.run.checkpoints import Checkpoints
@@ -120,14 +120,14 @@ class Run:
         options, store, recipe = self.options, self.store, self.options.recipe
         # Here, for a teacher that was loaded before may have drawn from the generators: same seed, same student.
         tf.keras.utils.set_random_seed(options.flags["seed"])
-        self.student = models.build(
+        self.student = models.build_student(
             recipe.student,
             num_classes=store.spec.num_classes,
             image_size=store.spec.policy.image_size,
             precision=options.flags["precision"],
         )
         if options.flags["sync_batch_norm"]:
-            self.student = synchronise(self.student)
+            self.student = synchronize(self.student)
         elif notice := replicas_notice(self.student, batch_size=recipe.batch_size, replicas=self.replicas):
             print(notice, flush=True)
         schedule = options.schedule.multiplier()

@@ -1,1 +1,1 @@
-"""One training step: distiller, loss, optimizer, schedule."""
+"""One training step: loss, Distiller, optimizers, schedules, and several steps as one XLA program."""

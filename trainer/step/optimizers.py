@@ -1,8 +1,8 @@
-"""AdamW as the two sources of recipes mean it. The only importer of tensorflow_addons.
+"""AdamW as defined by the two sources of the recipes. The only importer of tensorflow_addons.
 
-TFA has ended development (README, "Versions"): leaving it means rewriting this file and no other. Its AdamW
-decays first, `w -= wd_t * w`, and then takes Adam's step from the decayed weight; `wd_t` is a number or a
-schedule of `iterations`, and is *not* multiplied by the learning rate.
+TFA's development has ended (README, "Versions"); replacing it means rewriting only this file. Its AdamW first decays,
+`w -= wd_t * w`, then takes Adam's step from the decayed weight. `wd_t` is a number or a schedule of `iterations` and is
+*not* multiplied by the learning rate.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _KERNEL = re.compile(r"kernel(/replica_\d+)?:\d+$")
 
 
 class _KernelAdamW(tfa.optimizers.AdamW):
-    """AdamW that decays kernels only, by the variable's name.
+    """AdamW that decays only kernels, recognized by the variable's name.
 
-    TFA's own `exclude_from_weight_decay` remembers the identity of the variables it was given, and under a
-    MirroredStrategy is then asked about their components, none of which it knows: nothing would be decayed.
-    A name is the same on every replica, and needs no state that a checkpoint could miss.
+    TFA's own `exclude_from_weight_decay` compares variables by identity. Under a MirroredStrategy it gets their
+    components, which it does not know, and decays none of them. A name is the same on every replica and needs no
+    state in a checkpoint.
     """
 
     def _do_use_weight_decay(self, var: tf.Variable) -> bool:
@@ -52,27 +52,27 @@ def make_optimizer(
     b2: float = 0.999,
     epsilon: float = 1e-7,
 ) -> tf.keras.optimizers.legacy.Optimizer:
-    """Makes TFA's AdamW; `optimizer.iterations` (int64) is the step, and picks the rate of that step.
+    """Creates TFA's AdamW. `optimizer.iterations` (int64) is the step, which determines rate and decay.
 
     Neither the rate nor the decay is a variable: they come from the arguments, not from a checkpoint.
 
     Args:
-      learning_rate: base rate, >= 0; the rate of step `t` is `learning_rate * schedule(t)`.
-      schedule: multiplier in 0..1.
-      weight_decay: >= 0, the fraction of a weight that a step at multiplier 1 takes away.
-      decay_mode: "scaled": `w -= weight_decay * schedule(t) * w` (big_vision: scaled by the schedule, not by
-        the base rate); "unscaled": `w -= weight_decay * w` (Keras example).
-      decay_kernels_only: only variables named `...kernel` are decayed (big_vision's `".*/kernel"`).
-      clip: "per_variable": each gradient to norm `clip_norm` (Keras example); "global": all gradients
-        together (big_vision); "none". Under a strategy, after the sum over replicas.
-      clip_norm: > 0; both sources use 1.0. Not read by "none".
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      epsilon: added to the root of the second moment, before the correction of its bias ("epsilon hat" of
+      learning_rate: Base rate, >= 0; the rate of step `t` is `learning_rate * schedule(t)`.
+      schedule: Multiplier in 0..1.
+      weight_decay: Fraction of a weight that a step at multiplier 1 subtracts, >= 0.
+      decay_mode: "scaled" for `w -= weight_decay * schedule(t) * w` (big_vision: scaled by the schedule, not by
+        the base rate), "unscaled" for `w -= weight_decay * w` (Keras example).
+      decay_kernels_only: Whether to decay only variables named `...kernel` (big_vision's `".*/kernel"`).
+      clip: "per_variable" to clip each gradient to norm `clip_norm` (Keras example), "global" to clip all gradients
+        together (big_vision), or "none". Under a strategy, clipping follows the sum over replicas.
+      clip_norm: Largest norm, > 0; both sources use 1.0. Unused with "none".
+      b1: Decay rate of the first moment.
+      b2: Decay rate of the second moment.
+      epsilon: Added to the root of the second moment, before the correction of its bias ("epsilon hat" of
         Kingma and Ba 2015). TFA's and Keras's default is 1e-7; Optax's, and so big_vision's, is 1e-8.
 
     Raises:
-      UserError: if a number or a choice is out of range.
+      UserError: an argument is out of range.
     """
     _check_choice("decay_mode", decay_mode, choices=get_args(DecayMode))
     _check_choice("clip", clip, choices=get_args(Clip))

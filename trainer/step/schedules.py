@@ -1,11 +1,11 @@
-"""Multipliers of the learning rate (and, in the paper's recipe, of the weight decay) by step.
+"""Learning rate schedules.
 
-A schedule here gives a *multiplier* in 0..1, because two things are scaled by it: the base learning rate
-and, in big_vision, the weight decay, which the base rate must not touch. Each formula exists once and is
-evaluated by TensorFlow in the train step and by NumPy for plots.
+A schedule returns a *multiplier* in 0..1, because it scales two things: the base learning rate and, in big_vision, the
+weight decay, which must not depend on the base rate. Each formula is written once and evaluated by TensorFlow in the
+train step and by NumPy for logs and plots.
 
-Steps are int64. All differences are taken in integers, before the cast to float32, so a run of more than
-2**24 steps loses no step to rounding.
+Steps are int64. Differences are computed in integers, before the cast to float32, so that a run of more than 2**24 steps
+loses no step to rounding.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ def _to_float32(xp: Any, value: Any) -> Any:
 
 
 def _ramp(step: Any, warmup_steps: int, xp: Any) -> Any:
-    """Linear from 0 at step 0 to 1 at `warmup_steps`; `step` is int64."""
+    """Linear ramp from 0 at step 0 to 1 at `warmup_steps`; `step` is int64."""
     if warmup_steps == 0:
         return _to_float32(xp, xp.ones_like(step))
     return _to_float32(xp, xp.minimum(step, warmup_steps)) / np.float32(warmup_steps)
 
 
 class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
-    """Step -> multiplier in 0..1. The optimizer calls it with its int64 `iterations`."""
+    """Maps a step to a multiplier in 0..1. The optimizer calls it with its int64 `iterations`."""
 
     @abc.abstractmethod
     def formula(self, step: Any, xp: Any) -> Any:
         """The multiplier, written once for both libraries.
 
         Args:
-          step: int64 scalar or array, >= 0, of the library `xp`.
+          step: int64 scalar or array of the library `xp`, >= 0.
           xp: `numpy` or `tensorflow`.
 
         Returns:
@@ -52,7 +52,7 @@ class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
         return self.formula(tf.cast(step, tf.int64), tf)
 
     def numpy(self, step: Any) -> np.ndarray:
-        """The same multiplier without TensorFlow: float32 of the shape of `step` (integers)."""
+        """The same multiplier in NumPy: float32 of the shape of `step` (integers)."""
         return np.asarray(self.formula(np.asarray(step, np.int64), np))
 
     def get_config(self) -> dict[str, Any]:
@@ -64,17 +64,16 @@ class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 class WarmupCosine(Multiplier):
     """Linear warm-up from 0, then a half cosine to 0 at `total_steps` (big_vision's `decay_type="cosine"`).
 
-    `min(1, step / warmup_steps) * (1 + cos(pi * progress)) / 2`, with `progress` 0 at the end of the warm-up
-    and 1 at `total_steps`. It is evaluated as `sin^2` of the steps that remain, which is the same and does
-    not cancel near the end. A warm-up at least as long as the run gives the ramp alone, and 0 from
-    `total_steps` on; whether that is allowed is for the caller to say.
+    `min(1, step / warmup_steps) * (1 + cos(pi * progress)) / 2`, with `progress` 0 at the end of the warm-up and 1 at
+    `total_steps`. It is evaluated as `sin^2` of the remaining steps, which is equal and does not cancel near the end.
+    A warm-up that is at least as long as the run leaves only the ramp, and 0 from `total_steps` on.
 
     Attributes:
-      total_steps: steps of the run, >= 1.
-      warmup_steps: >= 0; both sources use 1500 (DESIGN section 8).
+      total_steps: Steps of the run, >= 1.
+      warmup_steps: Steps of the warm-up, >= 0; both sources use 1500 (docs/design.md, section 8).
 
     Raises:
-      UserError: if a number is out of range.
+      UserError: an argument is out of range.
     """
 
     total_steps: int
@@ -93,13 +92,13 @@ class WarmupCosine(Multiplier):
 
 @dataclasses.dataclass(frozen=True)
 class WarmupConstant(Multiplier):
-    """Linear warm-up from 0, then 1 for ever: for runs without an end.
+    """Linear warm-up from 0, then constantly 1, for runs without an end.
 
     Attributes:
-      warmup_steps: >= 0; 0 is a constant.
+      warmup_steps: Steps of the warm-up, >= 0; with 0, the multiplier is always 1.
 
     Raises:
-      UserError: if it is negative or not an integer.
+      UserError: `warmup_steps` is negative or not an integer.
     """
 
     warmup_steps: int
@@ -113,14 +112,14 @@ class WarmupConstant(Multiplier):
 
 @dataclasses.dataclass(frozen=True)
 class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A base number times a multiplier: what an optimizer takes as its learning rate or weight decay.
+    """A learning rate or weight decay: a base value times a multiplier.
 
     Attributes:
-      base: >= 0 and finite: the learning rate at multiplier 1.
-      multiplier: the schedule in 0..1.
+      base: Value at multiplier 1, finite and >= 0.
+      multiplier: Schedule in 0..1.
 
     Raises:
-      UserError: if `base` is negative or not finite.
+      UserError: `base` is negative or not finite.
     """
 
     base: float
@@ -128,14 +127,14 @@ class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.base) and self.base >= 0):
-            raise UserError(f"a learning rate or weight decay must be finite and >= 0; got {self.base}")
+            raise UserError(f"the learning rate or weight decay must be finite and >= 0; got {self.base}")
 
     def __call__(self, step: Any) -> tf.Tensor:
         """float32 of the shape of `step` (any integer)."""
         return np.float32(self.base) * self.multiplier(step)
 
     def numpy(self, step: Any) -> np.ndarray:
-        """The same without TensorFlow: float32 of the shape of `step` (integers)."""
+        """The same value in NumPy: float32 of the shape of `step` (integers)."""
         return np.float32(self.base) * self.multiplier.numpy(step)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Several steps as one XLA program: a loop on the device over a stack of batches.
 
-XLA has no kernel for drawing from an iterator (IteratorGetNext), which Keras's loop over `steps_per_execution` does
-inside: compiled by Keras, each step is a program of its own. Here the iterator stays outside of the program. The
-batches of an execution are drawn into a stack of fixed size, and a shorter execution leaves the end of its stack
-empty: one program, compiled once, serves them all.
+XLA has no kernel for IteratorGetNext, which Keras calls inside its loop over `steps_per_execution`, so Keras compiles each
+step as a separate program. Here the iterator stays outside the program: batches are first collected in a stack of fixed
+size. If there are fewer, the end of the stack stays empty, so one program, compiled once, serves any number of steps.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ Figures = dict[str, tf.Tensor]
 
 
 def stack_batches(batches: Iterator[Batch], count: tf.Tensor, *, size: int) -> Batch:
-    """Draws batches into a stack; inside a `tf.function`, outside of XLA.
+    """Collects batches in a stack; for use inside a `tf.function`, outside XLA.
 
     Args:
-      batches: an iterator over a `tf.data.Dataset` of dicts of tensors of static shape.
-      count: int64 scalar, how many to draw, 1 to `size`.
-      size: n of the stack.
+      batches: Iterator over a `tf.data.Dataset` of dicts of tensors of static shape.
+      count: int64 scalar, number of batches to take, 1 to `size`.
+      size: n, size of the stack.
 
     Returns:
       The dict, each tensor with a leading axis [n]; zeros from `count` on.
@@ -41,23 +40,23 @@ def stack_batches(batches: Iterator[Batch], count: tf.Tensor, *, size: int) -> B
 
 
 def run_steps(
-    step: Callable[[Batch], Figures], batches: Batch, count: tf.Tensor, *, none: Figures
+    step: Callable[[Batch], Figures], batches: Batch, count: tf.Tensor, *, initial: Figures
 ) -> Figures:
-    """Takes the first steps of a stack of batches, one after the other; compiles under XLA.
+    """Runs a step on the first batches of a stack, in order; compiles under XLA.
 
     Args:
-      step: one update; its figures of a batch.
-      batches: a batch with a leading axis [n].
-      count: int64 scalar, how many steps, 1 to n.
-      none: figures in the shape that `step` returns them in.
+      step: Performs one update on a batch and returns its figures.
+      batches: Dict of tensors with a leading axis [n].
+      count: int64 scalar, number of steps, 1 to n.
+      initial: Figures with the shapes and types of those that `step` returns; their values are not used.
 
     Returns:
       The figures of the last step.
     """
 
     def body(i: tf.Tensor, _: Figures) -> tuple[tf.Tensor, Figures]:
-        # Not `stack[i]`: XLA pads the whole stack to twice its size in every dimension for that.
+        # Not `stack[i]`, for which XLA pads the whole stack to twice its size in every dimension.
         return i + 1, step({name: tf.gather(stack, i) for name, stack in batches.items()})
 
-    _, figures = tf.while_loop(lambda i, _: tf.cast(i, tf.int64) < count, body, (0, none))
+    _, figures = tf.while_loop(lambda i, _: tf.cast(i, tf.int64) < count, body, (0, initial))
     return figures

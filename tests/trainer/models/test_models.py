@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from trainer.models import STUDENTS, build
+from trainer.models import STUDENTS, build_student
 
 
 @pytest.mark.slow
@@ -15,7 +15,7 @@ def test_every_student_scales_its_input_first() -> None:
     # One BiT is enough: all are built alike.
     for name in (name for name in STUDENTS if not name.startswith("bit_") or name == "bit_r50x1"):
         with tf.Graph().as_default():  # variables without values
-            scale = build(name, num_classes=3, image_size=32).layers[1]
+            scale = build_student(name, num_classes=3, image_size=32).layers[1]
         assert isinstance(scale, tf.keras.layers.Rescaling)
         np.testing.assert_allclose(scale(tf.constant([0.0, 127.5, 255.0])), [-1, 0, 1], atol=1e-6)
 
@@ -27,7 +27,7 @@ FLOAT32_UNDER_BFLOAT16 = {"Rescaling", "GroupNorm", "GroupNormalization", "Globa
 def test_bfloat16_is_for_convolutions_and_never_for_sums_weights_or_logits(name: str) -> None:
     policy = tf.keras.mixed_precision.global_policy()
     with tf.Graph().as_default():  # variables without values
-        model = build(name, num_classes=5, image_size=32, precision="bfloat16")
+        model = build_student(name, num_classes=5, image_size=32, precision="bfloat16")
         assert (model.inputs[0].dtype, model.outputs[0].dtype) == (tf.float32, tf.float32)
     assert {variable.dtype for variable in model.weights} == {tf.float32}
     kinds = {(type(layer).__name__, layer.compute_dtype) for layer in model.layers}
@@ -44,35 +44,33 @@ def test_global_policy_is_neither_heeded_nor_changed() -> None:
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     try:
-        model = build("tiny", num_classes=5, image_size=32)
+        model = build_student("tiny", num_classes=5, image_size=32)
         assert tf.keras.mixed_precision.global_policy().name == "mixed_float16"
         assert {layer.compute_dtype for layer in model.layers} == {"float32"}
         with pytest.raises(UserError):
-            build("resnet50v2", num_classes=5, image_size=31, precision="bfloat16")
+            build_student("resnet50v2", num_classes=5, image_size=31, precision="bfloat16")
         assert tf.keras.mixed_precision.global_policy().name == "mixed_float16"
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(UserError, match="--precision=float16: expected one of float32, bfloat16"):
-        build("tiny", num_classes=5, image_size=32, precision="float16")
+    with pytest.raises(UserError, match=r"precision.*float16.*float32, bfloat16"):
+        build_student("tiny", num_classes=5, image_size=32, precision="float16")
 
 
 def test_unknown_student_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"no student is named 'vgg'; choose one of .*bit_r101x1, .*, resnet50v2, small, tiny"
-    ):
-        build("vgg", num_classes=10, image_size=32)
+    with pytest.raises(UserError, match=r"vgg.*bit_r101x1, .*, resnet50v2, small, tiny"):
+        build_student("vgg", num_classes=10, image_size=32)
 
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "image_size", "message"),
     [
-        ("tiny", 0, 32, "num_classes must be >= 1; got 0"),
-        ("tiny", 1, -1, "image_size must be >= 1; got -1"),
+        ("tiny", 0, 32, "num_classes.*0"),
+        ("tiny", 1, -1, "image_size.*-1"),
     ],
 )
 def test_impossible_sizes_are_refused(name: str, num_classes: int, image_size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        build(name, num_classes=num_classes, image_size=image_size)
+        build_student(name, num_classes=num_classes, image_size=image_size)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.images import pictures
-from trainer.models import build
+from trainer.models import build_student
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from trainer.models import build
     ],
 )
 def test_parameter_counts_and_shapes(name: str, num_classes: int, image_size: int, parameters: int) -> None:
-    model = build(name, num_classes=num_classes, image_size=image_size)
+    model = build_student(name, num_classes=num_classes, image_size=image_size)
     assert model.count_params() == parameters
     assert model.input_names == ["image"]
     assert model.input_shape == (None, image_size, image_size, 3)
@@ -38,7 +38,7 @@ def test_the_stem_strides_and_all_blocks_but_the_first_halve(
     name: str, image_size: int, sides: list[int]
 ) -> None:
     with tf.Graph().as_default():  # variables without values
-        model = build(name, num_classes=3, image_size=image_size)
+        model = build_student(name, num_classes=3, image_size=image_size)
     blocks = sorted(layer.name for layer in model.layers if layer.name.endswith("_add"))
     shapes = [model.get_layer(layer).output_shape for layer in ("stem", *blocks)]
     assert [shape[1:3] for shape in shapes] == [(side, side) for side in sides]
@@ -47,7 +47,7 @@ def test_the_stem_strides_and_all_blocks_but_the_first_halve(
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_value_range(name: str) -> None:
     """A picture in 0..1 is taken for an almost black one."""
-    model = build(name, num_classes=10, image_size=32)
+    model = build_student(name, num_classes=10, image_size=32)
     picture = pictures(1, 32)
     difference = np.abs(model(picture) - model(picture / 255)).max()
     assert difference > 10 * np.abs(model(picture / 255) - model(tf.zeros_like(picture))).max()
@@ -55,7 +55,7 @@ def test_value_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_logits_do_not_depend_on_the_batch(name: str) -> None:
-    model = build(name, num_classes=10, image_size=32)
+    model = build_student(name, num_classes=10, image_size=32)
     batch = pictures(6, 32)
     for training in (False, True):
         together = model(batch, training=training)
@@ -65,7 +65,7 @@ def test_logits_do_not_depend_on_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_saved_model_round_trip(name: str, tmp_path: pathlib.Path) -> None:
-    model = build(name, num_classes=5, image_size=32)
+    model = build_student(name, num_classes=5, image_size=32)
     model.export(str(tmp_path)) if hasattr(model, "export") else model.save(str(tmp_path))
     signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
     (logits,) = signature(image=pictures(3, 32)).values()
@@ -77,7 +77,7 @@ def test_bfloat16_student_begins_with_the_same_weights_and_nearly_the_same_logit
     logits, weights = {}, {}
     for precision in ("float32", "bfloat16"):
         tf.keras.utils.set_random_seed(3)
-        model = build(name, num_classes=10, image_size=32, precision=precision)
+        model = build_student(name, num_classes=10, image_size=32, precision=precision)
         weights[precision], logits[precision] = model.get_weights(), model(pictures(4, 32))
     for narrow, wide in zip(weights["bfloat16"], weights["float32"], strict=True):
         np.testing.assert_array_equal(narrow, wide)

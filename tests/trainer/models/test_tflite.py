@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.images import pictures
-from trainer.models import build
+from trainer.models import build_student
 from trainer.run.results import export_student
 
 QUICK = ("tiny", "small")
@@ -36,7 +36,7 @@ def converted_logits(path: Path, image: np.ndarray) -> np.ndarray:
 def test_converted_student_agrees_with_its_saved_model(name: str, tmp_path: Path) -> None:
     tf.keras.utils.set_random_seed(3)
     size = 32
-    student = build(name, num_classes=5, image_size=size)
+    student = build_student(name, num_classes=5, image_size=size)
     if name.startswith("bit"):  # its head begins at zero
         head = student.layers[-1]
         head.set_weights(

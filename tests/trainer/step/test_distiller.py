@@ -1,4 +1,4 @@
-"""trainer.step.distiller: the loss against NumPy, the step with and without XLA, and a real fit."""
+"""trainer.step.distiller: the step with and without XLA, and a real fit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import UserError
-from trainer.models import build
-from trainer.step.distiller import Distiller, distillation_loss
+from tests.trainer.step.test_loss import numpy_loss
+from trainer.models import build_student
+from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupConstant, WarmupCosine
 
@@ -37,7 +37,7 @@ def make_batch(seed: int = 0) -> Batch:
 
 def compiled(student: tf.keras.Model | None = None, *, rate: float = 0.01, **arguments: Any) -> Distiller:
     tf.keras.utils.set_random_seed(0)
-    student = student or build("tiny", num_classes=CLASSES, image_size=SIZE)
+    student = student or build_student("tiny", num_classes=CLASSES, image_size=SIZE)
     distiller = Distiller(student, **({"temperature": 2.0, "temperature_squared": True} | arguments))
     optimizer = make_optimizer(
         rate,
@@ -54,43 +54,7 @@ def compiled(student: tf.keras.Model | None = None, *, rate: float = 0.01, **arg
 
 def make_teacher() -> tf.keras.Model:
     tf.keras.utils.set_random_seed(7)
-    return build("tiny", num_classes=CLASSES, image_size=SIZE)
-
-
-def numpy_loss(teacher: np.ndarray, student: np.ndarray, temperature: float) -> np.ndarray:
-    def softmax(x: np.ndarray) -> np.ndarray:
-        e = np.exp(x - x.max(-1, keepdims=True))
-        return e / e.sum(-1, keepdims=True)
-
-    p = softmax(teacher.astype(np.float64) / temperature)
-    q = softmax(student.astype(np.float64) / temperature)
-    return (p * np.log(p / q)).sum(-1)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
-def test_loss_against_numpy(temperature: float) -> None:
-    generator = np.random.default_rng(0)
-    teacher, student = generator.normal(0, 4, (2, 16, 102)).astype(np.float32)
-    expected = numpy_loss(teacher, student, temperature)
-    plain = distillation_loss(teacher, student, temperature=temperature, temperature_squared=False)
-    squared = distillation_loss(teacher, student, temperature=temperature, temperature_squared=True)
-    assert (plain.shape, plain.dtype) == ((16,), tf.float32)
-    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(squared, expected * temperature**2, rtol=1e-5, atol=1e-4)
-
-
-def test_loss_is_stable_at_large_logits_and_zero_at_equality() -> None:
-    logits = tf.constant([[1000.0, -1000.0, 0.0], [3.0, 2.0, 1.0]])
-    arguments: dict[str, Any] = {"temperature": 1.0, "temperature_squared": True}
-    np.testing.assert_array_equal(distillation_loss(logits, logits, **arguments), [0, 0])
-    far = distillation_loss(logits, -logits, **arguments)
-    np.testing.assert_allclose(far[0], 2000, rtol=1e-6)
-
-
-def test_loss_is_float32_for_narrow_logits() -> None:
-    logits = tf.cast(make_batch()["logits"], tf.bfloat16)
-    loss = distillation_loss(logits, tf.zeros_like(logits), temperature=1.0, temperature_squared=False)
-    assert loss.dtype == tf.float32
+    return build_student("tiny", num_classes=CLASSES, image_size=SIZE)
 
 
 def test_step_figures_are_those_of_the_mixed_views() -> None:
@@ -105,7 +69,7 @@ def test_step_figures_are_those_of_the_mixed_views() -> None:
     assert figures["gradient_norm"] > 0
 
 
-def test_regularisation_losses_are_added() -> None:
+def test_regularization_losses_are_added() -> None:
     def student(strength: float) -> tf.keras.Model:
         layers = tf.keras.layers
         head = layers.Dense(
@@ -123,7 +87,7 @@ def test_regularisation_losses_are_added() -> None:
 def test_partner_out_of_range_is_an_error_on_cpu(row: int) -> None:
     batch = make_batch()
     batch["partner"] = tf.tensor_scatter_nd_update(batch["partner"], [[3]], [row])
-    with tf.device("CPU"), pytest.raises(tf.errors.InvalidArgumentError, match="is not in"):
+    with tf.device("CPU"), pytest.raises(tf.errors.InvalidArgumentError):
         tf.function(compiled().train_step)(batch)
 
 
@@ -172,14 +136,8 @@ def test_teacher_is_neither_tracked_nor_trained(tmp_path: pathlib.Path) -> None:
 
 
 def test_unstored_views_without_a_teacher_are_refused() -> None:
-    with pytest.raises(ValueError, match="got no teacher"):
+    with pytest.raises(ValueError, match=r"`stored`.*`teacher`"):
         compiled().train_step(make_batch() | {"stored": tf.ones([BATCH], tf.bool)})
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_impossible_temperature_is_refused(temperature: float) -> None:
-    with pytest.raises(UserError, match="temperature must be finite and > 0"):
-        compiled(temperature=temperature)
 
 
 @pytest.mark.parametrize("with_teacher", [False, True])
@@ -237,7 +195,7 @@ def digit_batches(count: int) -> tf.data.Dataset:
 def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
     steps = 150
     tf.keras.utils.set_random_seed(0)
-    student = build("tiny", num_classes=CLASSES, image_size=SIZE)
+    student = build_student("tiny", num_classes=CLASSES, image_size=SIZE)
     distiller = Distiller(student, temperature=1.0, temperature_squared=True)
     optimizer = make_optimizer(
         0.01,

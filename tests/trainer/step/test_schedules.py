@@ -60,11 +60,11 @@ def test_warmup_longer_than_the_run_is_the_ramp_alone() -> None:
 
 @pytest.mark.parametrize(("total", "warmup"), [(0, 0), (-1, 0), (10, -1), (2.5, 1), (True, 0)])
 def test_impossible_steps_are_refused(total: int, warmup: int) -> None:
-    with pytest.raises(UserError, match=r"steps must be an integer >= [01]; got"):
+    with pytest.raises(UserError, match="steps"):
         WarmupCosine(total, warmup)
 
 
 @pytest.mark.parametrize("base", [-0.1, float("nan"), float("inf")])
 def test_impossible_base_is_refused(base: float) -> None:
-    with pytest.raises(UserError, match="finite and >= 0; got"):
+    with pytest.raises(UserError, match=str(base)):
         Scaled(base, WarmupConstant(0))

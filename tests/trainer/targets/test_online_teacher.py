@@ -15,7 +15,8 @@ from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import Store
 from tests import stores
 from trainer import models
-from trainer.step.distiller import Distiller, distillation_loss
+from trainer.step.distiller import Distiller
+from trainer.step.loss import DistillationLoss
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupConstant
 from trainer.targets.batches import Targets
@@ -40,7 +41,7 @@ class RecordedTeacher:
 
 def make_distiller(store: Store, teacher: object, *, rate: float) -> Distiller:
     tf.keras.utils.set_random_seed(0)
-    student = models.build("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
+    student = models.build_student("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
     distiller = Distiller(
         student,
         temperature=2.0,
@@ -81,9 +82,8 @@ def test_straddling_batch_trains_on_stored_logits_for_stored_views_and_online_on
     views = ratio * crops[:BATCH] + (1 - ratio) * tf.gather(crops, batch["partner"])
     targets = RecordedTeacher()(views).numpy()
     targets[0] = Store(one_epoch).views.read(np.array([16])).logits[0]
-    losses = distillation_loss(
-        targets, distiller.student(views), temperature=2.0, temperature_squared=True
-    ).numpy()
+    loss_of = DistillationLoss(2.0, temperature_squared=True)
+    losses = loss_of.call(targets, distiller.student(views)).numpy()
     (loss,) = fit(distiller, open_targets(one_epoch, data_dir, continued_from=stores.N).batches(2, 3))
     assert loss == pytest.approx(losses.mean(), rel=1e-5)
     assert abs(losses[0] - losses[1:].mean()) > 0.1  # so that mixing them up would show
