@@ -81,7 +81,7 @@ PUBLIC = {
         "open_store",
         "sample_views",
     ],
-    "trainer": ["Distiller", "build"],
+    "trainer": ["DistillationLoss", "Distiller", "build_student"],
 }
 
 

@@ -9,18 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.models import build as build_student
+    from trainer.models import build_student
     from trainer.step.distiller import Distiller
+    from trainer.step.loss import DistillationLoss
 
-_PLACES = {"Distiller": ("trainer.step.distiller", "Distiller"), "build_student": ("trainer.models", "build")}
-__all__ = ["Distiller", "build_student"]
+_MODULES = {
+    "DistillationLoss": "trainer.step.loss",
+    "Distiller": "trainer.step.distiller",
+    "build_student": "trainer.models",
+}
+__all__ = ["DistillationLoss", "Distiller", "build_student"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
