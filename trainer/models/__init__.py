@@ -72,12 +72,12 @@ def build_student(
       UserError: there is no such student or precision, or a number is out of range.
     """
     if name not in STUDENTS:
-        raise UserError(f"unknown student {name!r}; expected one of {', '.join(sorted(STUDENTS))}")
+        raise UserError(f"`name`={name}: no such student; expected one of {', '.join(sorted(STUDENTS))}")
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if value < 1:
-            raise UserError(f"{what} must be >= 1; got {value}")
+            raise UserError(f"`{what}`={value}: expected 1 or more")
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"`precision`={precision}: expected one of {', '.join(PRECISIONS)}")
     with _policy_scope(PRECISIONS[precision]):
         return STUDENTS[name](num_classes, image_size)
 

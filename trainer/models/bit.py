@@ -159,10 +159,10 @@ def bit(
     units = BLOCK_UNITS.get(depth, ()) if isinstance(depth, int) else tuple(depth)
     if not units or min(units) < 1:
         raise UserError(
-            f"depth must be one of {', '.join(map(str, BLOCK_UNITS))}, or the number of units of each block; got {depth}"
+            f"`depth`={depth}: expected one of {', '.join(map(str, BLOCK_UNITS))}, or the number of units of each block"
         )
     if width < 1:
-        raise UserError(f"width must be >= 1; got {width}")
+        raise UserError(f"`width`={width}: expected 1 or more")
     image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
     x = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
     x = StandardizedConv2D(64 * width, 7, stride=2, name="root_block/conv_root")(x)

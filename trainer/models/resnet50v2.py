@@ -26,7 +26,9 @@ def resnet50v2(num_classes: int, image_size: int) -> tf.keras.Model:
       UserError: the image is too small.
     """
     if image_size < _SMALLEST_IMAGE:
-        raise UserError(f"image_size must be >= {_SMALLEST_IMAGE} for resnet50v2; got {image_size}")
+        raise UserError(
+            f"`image_size`={image_size}: resnet50v2 takes images of {_SMALLEST_IMAGE} pixels or more"
+        )
     image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
     scaled = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
     # Pooling and head are added here, so that they stay float32 under mixed precision. So do the moments of Keras's

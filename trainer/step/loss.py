@@ -40,7 +40,7 @@ class DistillationLoss(tf.keras.losses.Loss):
     ) -> None:
         super().__init__(reduction=reduction, name=name)
         if not (math.isfinite(temperature) and temperature > 0):
-            raise UserError(f"temperature must be finite and > 0; got {temperature}")
+            raise UserError(f"`temperature`={temperature}: expected a finite number > 0")
         self.temperature = temperature
         self.temperature_squared = temperature_squared
 

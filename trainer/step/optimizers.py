@@ -77,12 +77,12 @@ def make_optimizer(
     _check_choice("decay_mode", decay_mode, choices=get_args(DecayMode))
     _check_choice("clip", clip, choices=get_args(Clip))
     if clip != "none" and not (math.isfinite(clip_norm) and clip_norm > 0):
-        raise UserError(f"clip_norm must be finite and > 0 when clip is {clip!r}; got {clip_norm}")
+        raise UserError(f"`clip_norm`={clip_norm}: expected a finite number > 0 with `clip`={clip}")
     for name, beta in (("b1", b1), ("b2", b2)):
         if not 0 <= beta < 1:
-            raise UserError(f"{name} must be in [0, 1); got {beta}")
+            raise UserError(f"`{name}`={beta}: expected a number in [0, 1)")
     if not epsilon > 0:
-        raise UserError(f"epsilon must be > 0; got {epsilon}")
+        raise UserError(f"`epsilon`={epsilon}: expected a number > 0")
     clipping: dict[str, Any] = {
         "none": {},
         "per_variable": {"clipnorm": clip_norm},
@@ -101,4 +101,4 @@ def make_optimizer(
 
 def _check_choice(name: str, value: str, *, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise UserError(f"`{name}`={value}: expected one of {', '.join(choices)}")

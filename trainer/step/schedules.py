@@ -127,7 +127,7 @@ class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.base) and self.base >= 0):
-            raise UserError(f"the learning rate or weight decay must be finite and >= 0; got {self.base}")
+            raise UserError(f"learning rate or weight decay {self.base}: expected a finite number >= 0")
 
     def __call__(self, step: Any) -> tf.Tensor:
         """float32 of the shape of `step` (any integer)."""
@@ -144,4 +144,4 @@ class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 def _check_steps(name: str, value: int, *, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise UserError(f"{name} must be an integer >= {at_least}; got {value!r}")
+        raise UserError(f"`{name}`={value!r}: expected an integer >= {at_least}")

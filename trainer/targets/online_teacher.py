@@ -88,11 +88,11 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
         tolerance = tolerance_of(forward.get_concrete_function().graph)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         remedy = (
-            f"--teacher={path} runs on {teacher.batch_size} views at a time, the store's --teacher_batch_size; train on "
+            f"`teacher`={path} runs on {teacher.batch_size} views at a time, the store's --teacher_batch_size; train on "
             "stored views only, or on a device with more memory"
         )
         raise out_of_memory(error, remedy) or UserError(
-            f"--teacher={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
+            f"`teacher`={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
         ) from error
     check_shape(logits, (teacher.batch_size, spec.num_classes), path=path)
     check_rows(run, crops, tolerance=tolerance, path=path)

@@ -242,12 +242,12 @@ def test_norms_standardisation_and_head_stay_float32_under_mixed_precision(array
 
 @pytest.mark.parametrize("depth", [18, (), (1, 0), 0])
 def test_unknown_depth_is_refused(depth: int | tuple[int, ...]):
-    with pytest.raises(UserError, match=r"depth.*50, 101, 152"):
+    with pytest.raises(UserError, match=r"`depth`=.*50, 101, 152"):
         bit(CLASSES, 32, depth=depth)
 
 
 def test_impossible_width_is_refused():
-    with pytest.raises(UserError, match=r"width.*1.*0"):
+    with pytest.raises(UserError, match="`width`=0"):
         bit(CLASSES, 32, width=0)
 
 

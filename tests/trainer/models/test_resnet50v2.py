@@ -43,5 +43,5 @@ def test_batch_normalisation_keeps_float32_statistics_under_bfloat16() -> None:
 
 
 def test_smaller_images_than_keras_takes_are_refused() -> None:
-    with pytest.raises(UserError, match=r"image_size.*32.*31"):
+    with pytest.raises(UserError, match=r"`image_size`=31.*32"):
         build_student("resnet50v2", num_classes=1, image_size=31)

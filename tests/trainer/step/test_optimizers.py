@@ -153,7 +153,7 @@ def test_kernels_only() -> None:
         np.testing.assert_allclose(after, before * (0.75 if decayed else 1), rtol=1e-6)
 
 
-def test_kernels_of_keras_layers_are_recognised() -> None:
+def test_kernels_of_keras_layers_are_recognized() -> None:
     model = tf.keras.Sequential(
         [
             tf.keras.layers.SeparableConv2D(4, 3, input_shape=(8, 8, 3)),
@@ -204,17 +204,20 @@ def test_importing_warns_of_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"decay_mode": "both"}, "decay_mode must be one of scaled, unscaled; got 'both'"),
-        ({"clip": "norm"}, "clip must be one of none, per_variable, global; got 'norm'"),
-        ({"clip_norm": 0.0}, "clip_norm must be finite and > 0"),
-        ({"weight_decay": -1.0}, "finite and >= 0; got -1.0"),
-        ({"learning_rate": float("nan")}, "finite and >= 0; got nan"),
-        ({"b2": 1.0}, r"b2 must be in \[0, 1\); got 1.0"),
-        ({"epsilon": 0.0}, "epsilon must be > 0; got 0.0"),
+        {"decay_mode": "both"},
+        {"clip": "norm"},
+        {"clip_norm": 0.0},
+        {"weight_decay": -1.0},
+        {"learning_rate": float("nan")},
+        {"b2": 1.0},
+        {"epsilon": 0.0},
     ],
 )
-def test_mistakes_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_mistakes_are_refused(changes: dict[str, Any]) -> None:
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError) as error:
         make(**changes)
+    assert str(value) in str(error.value)
+    assert name.replace("_", " ") in str(error.value).replace("_", " ")
