@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from trainer.cloud.gcloud import Command, ask, refusal, unreadable
 from trainer.cloud.tpu_job import Job
+from trainer.config.choices import DEFAULT_ARM
 from trainer.config.tpu_slices import fewest_replicas
 from trainer.run.child_runs import ChildError, exit_code
 
@@ -81,7 +82,7 @@ def _check_numbers(flags: argparse.Namespace, *, replicas: int, node_type: str) 
 
 def _check_online(flags: argparse.Namespace, *, replicas: int) -> None:
     """Checks what goes on past the store's end."""
-    if flags.epochs == math.inf and flags.teacher is None and flags.arm == "offline":
+    if flags.epochs == math.inf and flags.teacher is None and flags.arm == DEFAULT_ARM:
         raise UserError("--epochs=inf: a run without an end goes on online, give --teacher before `--`")
     if not flags.write_back:
         return

@@ -13,6 +13,8 @@ BIT_MODELS: Final = tuple(f"bit_r{depth}x{width}" for depth in (50, 101, 152) fo
 STUDENTS: Final = ("tiny", "small", "resnet50v2", *BIT_MODELS)
 PRECISIONS: Final = ("float32", "bfloat16")
 ARMS: Final = ("offline", "online", "fixed", "independent", "consistent")
+LIVE_ARMS: Final = ("online", "independent", "consistent")  # a teacher computes every logit
+DEFAULT_ARM: Final = "offline"  # the only one that may continue online past the stored views
 STRATEGIES: Final = ("default", "mirrored", "multiworker", "tpu")
 
 BASE_BATCH_SIZE: Final = 512  # of BiT's rule; its learning rate is for this many views per step

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pipeline.cli.effects import Condition
 from pipeline.storage.bucket import is_url
-
-LIVE_ARMS = ("online", "independent", "consistent")
+from trainer.config.choices import DEFAULT_ARM, LIVE_ARMS
 
 _DECAY = Condition(lambda flags: flags.weight_decay != 0, "without a --weight_decay above 0")
 # Of a run and of a comparison; `check_strategy` refuses the flags of another strategy.
@@ -18,7 +17,9 @@ SHARED = {
 TRAIN = {
     **SHARED,
     "views_per_shard": Condition(lambda flags: flags.write_back, "without --write_back"),
-    "teacher": Condition(lambda flags: flags.arm != "fixed", "without an --arm that runs a teacher"),
+    "teacher": Condition(
+        lambda flags: flags.arm in (DEFAULT_ARM, *LIVE_ARMS), "without an --arm that runs a teacher"
+    ),
 }
 COMPARE = {
     **SHARED,

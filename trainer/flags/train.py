@@ -29,6 +29,7 @@ from pipeline.storage.lock import is_locked
 from pipeline.store.layout import check_store
 from trainer.config.choices import (
     ARMS,
+    DEFAULT_ARM,
     PRECISIONS,
     STRATEGIES,
     STUDENTS,
@@ -75,7 +76,7 @@ def make_parser() -> Parser:
     add("--teacher", type=place, help="SavedModel or .keras file, to go on online where the store ends")
     add(
         "--arm",
-        default=ARMS[0],
+        default=DEFAULT_ARM,
         choices=ARMS,
         help="what the student is trained on; all but the first are there to be compared with it (`trainer.compare`)",
     )
@@ -230,7 +231,7 @@ def check_combinations(flags: argparse.Namespace) -> None:
 
 
 def _check_follow(flags: argparse.Namespace) -> None:
-    for name, default in (("teacher", None), ("arm", ARMS[0])):
+    for name, default in (("teacher", None), ("arm", DEFAULT_ARM)):
         if (value := getattr(flags, name)) != default:
             raise UserError(
                 f"--follow: with --{name}={value}; a run that follows trains on stored views alone: leave one of them out"

@@ -18,18 +18,10 @@ from pipeline.storage.files import write_text
 from trainer.comparison.result_file import Result, Run, evidence, find, load_result, main_epochs, paired_runs
 from trainer.pages.arm_styles import arm_key, arm_order
 from trainer.pages.view_grid import VIEWS_FILE, ShownView, read_views
+from trainer.targets.arms import ARMS
 
 REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
-
-# What an arm is, for a reader who has not read the paper.
-_ARMS = {
-    "offline": "replays the stored views with their stored teacher logits; no teacher in memory",
-    "online": "the same views, and the live teacher run on each",
-    "fixed": "one stored logit vector per image, of its evaluation crop; the student sees augmented crops",
-    "independent": "teacher and student each see a crop of their own; no mixup",
-    "consistent": "teacher and student see the same crop; no mixup: the control of the two others",
-}
 
 
 def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, str]]:
@@ -128,7 +120,7 @@ def _render(result: Result, runs: Sequence[Run], charts: dict[str, str], views: 
         evidence=evidence(result),
         order=_in_order(result),
         arms=arm_order([run["arm"] for run in result["runs"]]),
-        described=_ARMS,
+        described={name: arm.summary for name, arm in ARMS.items()},
         breakable=breakable,
         trusted=trusted,
         arm_key=lambda arm: trusted(arm_key(arm)),

@@ -4,8 +4,8 @@ All arms train on the views of one store, in the store's order and with the stor
 every crop are verified.
 
 An arm is a subclass of `Arm`, listed in `ARMS` here and, for parsing flags without TensorFlow, in
-`trainer.config.choices`. It provides a name, a summary and whether it is live. Where it differs from a plain replay, it
-overrides `check` (what the store must have), `records` (parameters and logits), `view_input` (which crops a batch has)
+`trainer.config.choices`; `trainer.pages.arm_styles` gives it a color. It provides a name, a summary and whether it is
+live. Where it differs from a plain replay, it overrides `check` (what the store must have), `records` (parameters and logits), `view_input` (which crops a batch has)
 and `adapt` (what the Distiller gets).
 """
 
@@ -31,7 +31,7 @@ class Arm:
 
     Attributes:
       name: Name on the command line.
-      summary: Targets and views in one line.
+      summary: Targets and views in one line, for people who have not read the paper.
       live: Whether a teacher computes every logit, from the first step on.
     """
 
@@ -80,14 +80,14 @@ class Offline(Arm):
     """The stored views and logits. Of all arms, only this one may continue online past the stored views."""
 
     name = "offline"
-    summary = "stored logits of the stored views"
+    summary = "replays the stored views with their stored teacher logits; no teacher in memory"
 
 
 class Online(Arm):
     """The stored views, with logits that a live teacher computes from the first step on."""
 
     name = "online"
-    summary = "live teacher on the stored views"
+    summary = "runs the live teacher on the stored views"
     live = True
 
 
@@ -98,7 +98,7 @@ class Fixed(Arm):
     """
 
     name = "fixed"
-    summary = "the teacher's logits for each image's evaluation crop, without mixup"
+    summary = "one stored logit vector per image, for its evaluation crop; the student sees augmented crops without mixup"
 
     def check(self, store: Store) -> None:
         """Implements `Arm`."""
@@ -131,7 +131,9 @@ class Consistent(Arm):
     """Views without mixup, with a live teacher on the student's crop. The control of `fixed` and `independent`."""
 
     name = "consistent"
-    summary = "live teacher on the same crop, without mixup"
+    summary = (
+        "teacher and student see the same crop, without mixup; the control of the arms fixed and independent"
+    )
     live = True
 
     def records(self, store: Store) -> RecordSource:
@@ -147,7 +149,7 @@ class Independent(Arm):
     """
 
     name = "independent"
-    summary = "live teacher on another crop of the same image, without mixup"
+    summary = "teacher and student see different crops of an image, without mixup"
     live = True
 
     def check(self, store: Store) -> None:

@@ -17,6 +17,8 @@ def test_names_are_those_of_the_modules() -> None:
     assert tuple(bit.BIT_MODELS) == choices.BIT_MODELS
     assert tuple(models.PRECISIONS) == choices.PRECISIONS
     assert tuple(arms.ARMS) == choices.ARMS
+    assert tuple(name for name, arm in arms.ARMS.items() if arm.live) == choices.LIVE_ARMS
+    assert arms.OFFLINE.name == choices.DEFAULT_ARM
 
 
 @pytest.mark.parametrize("name", CODECS)
