@@ -332,19 +332,19 @@ class Store:
     def _starts(self, batch_size: int, epochs: int | None, first_step: int) -> range:
         """First view of each step."""
         if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: expected 1 or more")
+            raise UserError(f"`batch_size`={batch_size}: expected 1 or more")
         if epochs is None:
             epochs = self.epochs
         if not 1 <= epochs <= self.epochs:
             raise UserError(
-                f"epochs={epochs}: {self.reader.location} holds {self.epochs}; use 1 to {self.epochs}, or precompute more"
+                f"`epochs`={epochs}: {self.reader.location} holds {self.epochs}; use 1 to {self.epochs}, or precompute more"
             )
         views = epochs * self.spec.num_examples
         steps = views // batch_size
         if not steps:
-            raise UserError(f"batch_size={batch_size}: expected at most {views}, the number of views")
+            raise UserError(f"`batch_size`={batch_size}: expected at most {views}, the number of views")
         if not 0 <= first_step < steps:
-            raise UserError(f"first_step={first_step}: expected 0 to {steps - 1}, the last step")
+            raise UserError(f"`first_step`={first_step}: expected 0 to {steps - 1}, the last step")
         return range(first_step * batch_size, steps * batch_size, batch_size)
 
 
@@ -407,7 +407,7 @@ def sample_views(
     """
     numbers = np.array([operator.index(index) for index in indices], np.int64)
     if (numbers < 0).any():
-        raise UserError(f"indices: {numbers.min()} is negative; the view axis begins at 0")
+        raise UserError(f"`indices`: {numbers.min()} is negative; the view axis begins at 0")
     if dataset is None:
         dataset, data_dir = embedded.DATASET, embedded.prepare_dataset()
     opened = Dataset(dataset, split, data_dir=data_dir)

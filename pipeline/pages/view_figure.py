@@ -88,6 +88,6 @@ def _draw_classes(likely: Sequence[tuple[str, float]], axes: Axes) -> None:
     axes.tick_params(labelsize=8)
     axes.set_yticks([])
     axes.invert_yaxis()
-    axes.set_title("teacher", fontsize=9)
+    axes.set_title("teacher, T = 1", fontsize=9)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)

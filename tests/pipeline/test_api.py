@@ -117,12 +117,12 @@ def test_numpy_batches_are_those_of_the_data_set(opened: Store):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, "`batch_size`=0"),
         ({"batch_size": 52}, "51"),
-        ({"batch_size": 5, "epochs": 4}, "epochs=4"),
-        ({"batch_size": 5, "epochs": 0}, "epochs=0"),
-        ({"batch_size": 5, "first_step": 10}, "first_step=10"),
-        ({"batch_size": 5, "first_step": -1}, "first_step=-1"),
+        ({"batch_size": 5, "epochs": 4}, "`epochs`=4"),
+        ({"batch_size": 5, "epochs": 0}, "`epochs`=0"),
+        ({"batch_size": 5, "first_step": 10}, "`first_step`=10"),
+        ({"batch_size": 5, "first_step": -1}, "`first_step`=-1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(opened: Store, arguments: dict[str, int], shown: str):
