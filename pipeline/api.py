@@ -169,6 +169,7 @@ class Store:
       epochs: whole epochs stored.
       temperature: the spec's, which the precompute was run with.
       class_names: name of each class of the data set, in the order of its labels.
+      dataset: the images and labels.
       reader: the records without the images, evaluation splits included.
     """
 
@@ -178,11 +179,11 @@ class Store:
         self.epochs = records.epochs
         self.temperature = self.spec.temperature
         self.class_names = dataset.class_names
-        self._dataset = dataset
+        self.dataset = dataset
 
     @functools.cached_property
     def _images(self) -> _Images:
-        return _Images(self.reader.views, self._dataset, self.spec.policy)
+        return _Images(self.reader.views, self.dataset, self.spec.policy)
 
     def __len__(self) -> int:
         """Number of views."""
@@ -318,9 +319,7 @@ class Store:
         self, batch_size: int, epochs: int | None, first_step: int, image_cache_bytes: int
     ) -> tuple[ViewInput, tf.data.Dataset, range]:
         starts = self._starts(batch_size, epochs, first_step)
-        source = ImageSource(
-            self._dataset, training_renderer(self.spec.policy), cache_bytes=image_cache_bytes
-        )
+        source = ImageSource(self.dataset, training_renderer(self.spec.policy), cache_bytes=image_cache_bytes)
         view_input = ViewInput(self.reader.views, source, batch_size)
 
         def select(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:

@@ -69,7 +69,7 @@ def test_a_view_is_its_record(opened: Store):
 
 
 def test_pixels_of_a_view_are_what_the_student_is_shown(opened: Store):
-    (shown,) = replay_views(opened.reader, opened._dataset, np.array([16]))
+    (shown,) = replay_views(opened.reader, opened.dataset, np.array([16]))
     view = opened[16]
     np.testing.assert_array_equal(view.crop, shown.own.pixels)
     np.testing.assert_array_equal(view.partner_crop, shown.partner.pixels)
