@@ -1,4 +1,4 @@
-"""Makes a data set for `--dataset=NAME` from a folder of images, or from a data set in another format.
+"""Makes a data set for `--dataset=NAME` from a folder of images, or from a TFDS data set in another file format.
 
 python -m pipeline.dataset import --folder=DIR --name=NAME --data_dir=DIR          # about 500 images per second
 python -m pipeline.dataset import --from_tfds=NAME --from_data_dir=DIR --data_dir=DIR

@@ -1,4 +1,4 @@
-"""The values that flags take, for parsing without TensorFlow."""
+"""Values that flags take, and their checks, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,38 +7,42 @@ from typing import Final
 
 from pipeline.errors import UserError
 
-# How a teacher wants its input: views in 0..255 are multiplied by the first number, then the second is added.
+# Value range of a teacher's input: scale and offset for views in 0..255.
 VALUE_RANGES: Final = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
 DEFAULT_SIGNATURE: Final = "serving_default"
 
 FLOAT_CODECS: Final = ("float32", "bfloat16", "float16")
-CODECS: Final = (*FLOAT_CODECS, "int8", "topk:K")  # as messages and --help spell them
+CODECS: Final = (*FLOAT_CODECS, "int8", "topk:K")  # as printed in messages and --help
 TOP_K: Final = re.compile(r"topk:([1-9][0-9]{0,5})")
 
 # The embedded default.
 DEMO_STORE: Final = "runs/mnist_5k/store"
-DEMO_EPOCHS: Final = 10  # of views that the commands store when nothing else is asked
+DEMO_EPOCHS: Final = 10  # of views, by default
 
 
 def check_codec(name: str) -> None:
-    """Raises UserError unless there is a codec of that name."""
+    """Raises UserError for an unknown codec."""
     if not (name in FLOAT_CODECS or name == "int8" or TOP_K.fullmatch(name)):
-        raise UserError(f"--codec={name}: expected one of {', '.join(CODECS)}, such as topk:16")
+        raise UserError(f"`codec`={name}: expected one of {', '.join(CODECS)}, such as topk:16")
 
 
 def check_value_range(name: str) -> None:
-    """Raises UserError unless there is a value range of that name."""
+    """Raises UserError for an unknown value range."""
     if name not in VALUE_RANGES:
-        raise UserError(f"--teacher_value_range={name}: expected one of {', '.join(VALUE_RANGES)}")
+        raise UserError(f"`teacher_value_range`={name}: expected one of {', '.join(VALUE_RANGES)}")
 
 
 def check_num_classes(num_classes: int, *, of: str) -> None:
     """Refuses a single class: its softmax is 1 for every logit, so every loss is 0.
 
+    Args:
+      num_classes: number of classes.
+      of: the data set, teacher or store, for the error.
+
     Raises:
-      UserError: there is one class; `of` names what has it.
+      UserError: there is one class.
     """
     if num_classes == 1:
         raise UserError(
-            f"{of}: one class; its probability is always 1, so a student has nothing to learn; expected 2 classes or more"
+            f"{of}: has one class, whose probability is always 1, so a student learns nothing; expected at least 2 classes"
         )

@@ -1,1 +1,1 @@
-"""What a store is made from: data sets and teachers."""
+"""Inputs of a store: data sets and teachers."""

@@ -1,8 +1,10 @@
-"""`python -m pipeline.dataset import`: makes a data set that `--dataset=NAME` takes.
+"""`python -m pipeline.dataset import`: makes a TFDS data set of ArrayRecord files.
 
-Of a folder of class folders, in split folders or not, whose JPEG and PNG files are kept byte for byte unless a flag asks
-for a change; or of a TFDS data set that is prepared in a format without random access. It is written aside and
-published by one rename: there is the whole data set under its name, or none.
+The source is a folder of images, whose JPEG and PNG files are kept byte for byte unless a flag requests a change, or a TFDS
+data set in another file format. The result is written to a temporary directory and published by one rename.
+
+TFDS's own `convert_format` would lose the class names and does not compare record counts; its `ImageFolder` reads the files
+at training time, without random access.
 """
 
 from __future__ import annotations
@@ -27,22 +29,23 @@ from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
 from pipeline.cli.environment import usable_cpus
+from pipeline.cli.parameters import with_flags
 from pipeline.cli.parser import make_directory
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.flags.dataset import CHANGES
-from pipeline.inputs.dataset import find_builder, image_and_label, load_builder, without_announcements
+from pipeline.inputs.builder import find_builder, image_and_label, load_builder, quiet_tfds
 from pipeline.inputs.image_files import Changes, Examined, change, examine
 from pipeline.inputs.image_folder import Folder, scan, shown
 from pipeline.storage.files import put_directory, remove_directory
 from pipeline.storage.lock import LOCK_FILE, writer_lock
 
 VERSION = "1.0.0"
-_NAME = re.compile(r"[a-z][a-z0-9_]*")  # as TFDS spells names
+_NAME = re.compile(r"[a-z][a-z0-9_]*")  # names of TFDS
 
 
 def check_images(folder: Folder, changes: Changes) -> list[Examined]:
-    """Opens every image; what was found, in their order."""
+    """Examines every image; returns the results in the order of the images."""
     paths = [path for images in folder.splits.values() for path, _ in images]
     found = []
     examine_one = functools.partial(examine, changes=changes)
@@ -54,19 +57,21 @@ def check_images(folder: Folder, changes: Changes) -> list[Examined]:
 
 
 def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[str]:
-    """What a user would want to know of files that were skipped, changed, or taken as they are; a line each."""
+    """Lines about files that were skipped, changed, or kept although they need a change."""
     lines = []
     if folder.skipped:
         names = ", ".join(f"{count:,} {name}" for name, count in sorted(folder.skipped.items()))
-        lines.append(f"skipped files and folders of the system: {sum(folder.skipped.values()):,} ({names})")
+        lines.append(
+            f"skipped files and folders of the operating system: {sum(folder.skipped.values()):,} ({names})"
+        )
     if count := sum(one.oriented for one in examined):
         lines.append(
             f"images with an EXIF orientation: {count:,}, "
             + (
-                "turned upright"
+                "rotated"
                 if changes.apply_orientation
-                else "kept as stored. TensorFlow's decoders ignore the tag: teacher and students see them turned or mirrored; "
-                "--apply_orientation turns them upright"
+                else "kept as stored. TensorFlow's decoders ignore the tag, so teacher and students see them rotated or "
+                "mirrored; --apply_orientation corrects them"
             )
         )
     if count := sum(one.transparent for one in examined):
@@ -75,7 +80,7 @@ def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[st
             + (
                 "put onto white"
                 if changes.flatten_alpha
-                else "kept as stored. The alpha channel is dropped: teacher and students see the color below, often black; "
+                else "kept as stored. The alpha channel is dropped, so teacher and students see the hidden color, often black; "
                 "--flatten_alpha puts them onto white"
             )
         )
@@ -91,25 +96,25 @@ def _bar(total: int, what: str) -> tqdm:
 def make_builder(
     name: str, folder: Folder, changes: Changes, on_image: Callable[[], Any]
 ) -> type[tfds.core.GeneratorBasedBuilder]:
-    """The TFDS builder of a folder of images: `image`, `label`, and `filename`, which is `CLASS/FILE`.
+    """Makes the TFDS builder of a folder of images, with features `image`, `label` and `filename` (`CLASS/FILE`).
 
     Args:
-      name: of the data set.
-      folder: what it is made of.
-      changes: to the images.
-      on_image: called after each.
+      name: name of the data set.
+      folder: the images.
+      changes: changes of the images.
+      on_image: called after each image.
     """
     asked = "".join(f" --{change}" for change in CHANGES if getattr(changes, change))
 
-    # mypy looks for the keyword in `object`: to it, the base class is Any.
+    # For mypy the base class is Any, so it looks for the keyword in `object`.
     class Images(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Images of one's own."""
+        """Images from a folder."""
 
         VERSION = tfds.core.Version(VERSION)
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
-                description=f"Made of a folder of images by `pipeline.dataset import{asked}`.",
+                description=f"Made from a folder of images by `pipeline.dataset import{asked}`.",
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -137,14 +142,14 @@ def make_builder(
 
 @contextlib.contextmanager
 def published(data_dir: Path, path: Path) -> Iterator[Path]:
-    """Gives an empty directory in `data_dir`; the one that `path` names in it moves there if nothing is raised.
+    """Yields a temporary directory; `path` in it is moved to `data_dir / path` unless the context raises.
 
     Args:
-      data_dir: made if it is absent.
-      path: of the data set below it: name, perhaps config, version.
+      data_dir: TFDS data directory; created if it does not exist.
+      path: relative path of the data set: name, config if any, version.
 
     Raises:
-      UserError: there is something at the path, or somebody else is writing it.
+      UserError: the path exists, or another process is writing it.
     """
     target = data_dir / path
     _check_absent(target, data_dir, path)
@@ -153,8 +158,8 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
     aside.mkdir(exist_ok=True)
     with writer_lock(aside, flag="--data_dir"):
         try:
-            _check_absent(target, data_dir, path)  # another import may have finished meanwhile
-            for leftover in aside.iterdir():  # of a run that died
+            _check_absent(target, data_dir, path)  # again: another import may have finished
+            for leftover in aside.iterdir():  # of an interrupted run
                 if leftover.name != LOCK_FILE:
                     remove_directory(leftover)
             yield aside
@@ -166,24 +171,22 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
 
 def _check_absent(target: Path, data_dir: Path, path: Path) -> None:
     if target.exists():
-        raise UserError(f"--data_dir={data_dir}: {path} is there already; name another, or remove it first")
+        raise UserError(f"--data_dir={data_dir}: {path} exists; name another directory, or remove it first")
 
 
 def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> str:
-    """Makes the data set `name` of a folder; prints what was skipped or changed, or would surprise.
+    """Makes the data set `name` from a folder; prints `notes`.
 
     Returns:
-      One line on what it holds.
+      One line that describes the data set.
 
     Raises:
       UserError: a file cannot be used, the name is taken, or the disk is full.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"--name={name}: expected a-z, 0-9 and _, a letter first")
+        raise UserError(f"--name={name}: expected a letter, followed by a-z, 0-9 and _")
     if name in tfds.list_builders(with_community_datasets=False):
-        raise UserError(
-            f"--name={name}: TFDS has a data set of that name, which would be taken; name another"
-        )
+        raise UserError(f"--name={name}: is a data set of TFDS; use another name")
     with published(data_dir, Path(name, VERSION)) as aside:
         found = scan(folder)
         examined = check_images(found, changes)
@@ -196,13 +199,13 @@ def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> 
         for line in notes(found, examined, changes):
             print(line, file=sys.stderr)
         if problems:
-            print("\n".join(problems), file=sys.stderr)
+            print(with_flags("\n".join(problems)), file=sys.stderr)
             raise UserError(
-                f"--folder={folder}: files or folders that cannot be used: {len(problems)}, listed above; fix them or move them "
-                "away; nothing was prepared"
+                f"--folder={folder}: {len(problems)} files or folders cannot be used, as listed above; fix or move them; nothing was "
+                "written"
             )
         total = len(paths)
-        with _bar(total, "write") as bar, without_announcements():
+        with _bar(total, "write") as bar, quiet_tfds():
             make_builder(name, found, changes, bar.update)(data_dir=aside).download_and_prepare(
                 file_format="array_record",
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -212,22 +215,22 @@ def import_folder(folder: Path, name: str, data_dir: Path, changes: Changes) -> 
 
 
 def _records(path: str, file_format: file_adapters.FileFormat) -> Iterable[bytes]:
-    """The records of a file of another format, undecoded.
+    """Yields the serialized records of a file in another format.
 
     Raises:
-      DataError: it is missing or damaged.
+      DataError: the file is missing or damaged.
     """
     try:
         yield from file_adapters.ADAPTER_FOR_FORMAT[file_format].make_tf_data(path).as_numpy_iterator()
     except tf.errors.OpError as error:
-        raise DataError(f"{path}: cannot be read: {first_line(error)}; prepare the data set again") from error
+        raise DataError(f"{path}: cannot read it: {first_line(error)}; prepare the data set again") from error
 
 
 def _write_file(path: Path, records: Iterable[bytes], *, expected: int, source: str) -> None:
-    """Writes an ArrayRecord file as TFDS does.
+    """Writes an ArrayRecord file with TFDS's options, and counts its records.
 
     Raises:
-      DataError: the source has another number of records than its metadata say.
+      DataError: the number of records differs from the source's metadata.
     """
     count = 0
     writer = ArrayRecordWriter(str(path), "group_size:1")
@@ -246,23 +249,25 @@ def _write_file(path: Path, records: Iterable[bytes], *, expected: int, source: 
 
 
 def convert_tfds(name: str, from_data_dir: str | None, data_dir: Path) -> str:
-    """Makes a data set that is prepared in another format one of ArrayRecord files, record by record.
+    """Converts a data set in another file format to ArrayRecord, record by record.
 
     Returns:
-      One line on what it holds.
+      One line that describes the data set.
 
     Raises:
-      UserError: there is none, or nothing to convert.
-      DataError: a file of it is damaged.
+      UserError: the data set is not prepared, is ArrayRecord already, or is in a format that TFDS cannot read.
+      DataError: a file of the data set is damaged.
     """
-    builder = find_builder(name, from_data_dir, flag="--from_tfds")
+    builder = find_builder(name, from_data_dir, parameter="from_tfds")
     info, source = builder.info, Path(builder.data_dir)
     file_format = info.file_format or file_adapters.DEFAULT_FILE_FORMAT
     if file_format.value == "array_record":
-        raise UserError(f"--from_tfds={name}: is array_record already in {source}; --dataset={name} takes it")
+        raise UserError(f"--from_tfds={name}: is array_record in {source}; use it with --dataset={name}")
     if file_format not in file_adapters.FileFormat.with_tf_data():
-        raise UserError(f"--from_tfds={name}: prepared as {file_format.value}, which cannot be converted")
-    image_and_label(info)  # what could not be used is not converted
+        raise UserError(
+            f"--from_tfds={name}: is {file_format.value} in {source}, expected a format that tf.data can read, such as tfrecord"
+        )
+    image_and_label(info)  # refuses unsupported features early
     path = Path(info.name, info.config_name or "", str(info.version))
     shards = [
         (split.filename_template.replace(filetype_suffix="array_record"), split, number)
@@ -295,7 +300,7 @@ def _counting(records: Iterable[bytes], bar: tqdm) -> Iterator[bytes]:
 
 
 def run_import(flags: argparse.Namespace) -> int:
-    """Imports what the flags of `pipeline.flags.dataset` ask for."""
+    """Runs the import that the flags of `pipeline.flags.dataset` describe."""
     changes = Changes(**{name: getattr(flags, name) for name in CHANGES})
     if flags.folder is not None:
         name = flags.name

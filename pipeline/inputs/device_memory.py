@@ -1,4 +1,4 @@
-"""Names the flag that helps where TensorFlow has run out of memory, on an accelerator or in its host allocator."""
+"""Turns TensorFlow's out-of-memory errors, on an accelerator or in its host allocator, into one line with a remedy."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.errors.causes import chain, of_the_system
 
-# Besides ResourceExhaustedError: what CUDA's libraries and XLA report as internal errors.
-_SAYS_SO = re.compile(r"OUT_OF_MEMORY|out of memory|ran out of memory|ALLOC_FAILED", re.IGNORECASE)
+# CUDA's libraries and XLA report some of them as internal errors.
+_MESSAGE = re.compile(r"OUT_OF_MEMORY|out of memory|ran out of memory|ALLOC_FAILED", re.IGNORECASE)
 _TENSOR = re.compile(
     r"OOM when allocating tensor with shape ?(\[[\d,]*\]) and type (\w+) on \S*?device:(\w+:\d+)"
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether TensorFlow could not allocate memory; a full disk, which has the same type, is something else."""
+    """Whether TensorFlow could not allocate memory. A full disk raises the same type and is not meant."""
     if of_the_system(error) is not None:
         return False
     return any(
         isinstance(link, tf.errors.ResourceExhaustedError)
-        or (isinstance(link, tf.errors.OpError) and _SAYS_SO.search(str(link)) is not None)
+        or (isinstance(link, tf.errors.OpError) and _MESSAGE.search(str(link)) is not None)
         for link in chain(error)
     )
 
 
 def out_of_memory(error: BaseException, remedy: str) -> UserError | None:
-    """The line for an error of TensorFlow's that means that memory has run out; None if it means something else.
+    """The UserError for an out-of-memory error of TensorFlow; None for other errors.
 
     Args:
-      error: as TensorFlow raised it.
-      remedy: what to do, with the flag and its value.
+      error: the error that TensorFlow raised.
+      remedy: what the user can do.
     """
     if not is_out_of_memory(error):
         return None
@@ -45,10 +45,10 @@ def out_of_memory(error: BaseException, remedy: str) -> UserError | None:
 
 @contextlib.contextmanager
 def naming_memory(remedy: str) -> Iterator[None]:
-    """Raises the line of `out_of_memory` instead of TensorFlow's error.
+    """Converts out-of-memory errors within the context; see `out_of_memory`.
 
     Raises:
-      UserError: memory has run out.
+      UserError: memory ran out.
     """
     try:
         yield

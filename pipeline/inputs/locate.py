@@ -1,6 +1,6 @@
-"""Finds again what a store was made from: the paths given, else the ones in its provenance.
+"""Locates the data set and the teacher of a store: at the given paths, or at those in its provenance.
 
-What is found is only a candidate: data set and teacher are compared with the spec's fingerprints afterwards.
+A located path is only a candidate: its fingerprint is compared with the spec's afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.store.spec import Spec, differences
 
 
 def _candidates(spec: Spec, path: str) -> list[str]:
-    """Where a path of the provenance may be: where the precompute ran, or, if all has moved together, here."""
+    """Possible places of a path in the provenance: relative to the precompute's directory, and to the current one."""
     directory = spec.provenance.get("directory")
     if directory is None or is_url(path):
         return [path]
@@ -28,16 +28,17 @@ def _candidates(spec: Spec, path: str) -> list[str]:
 
 
 def find_data_dir(spec: Spec, given: str | None) -> str | None:
-    """The TFDS data directory: as given, the embedded default's, or the one that the precompute used.
+    """Finds the TFDS data directory: the given one, the embedded default's, or the precompute's.
 
     Raises:
-      UserError: the embedded default's data set is not in the directory given, or the precompute's is not there.
+      UserError: the given directory does not have the embedded default's data set, or the precompute's directory does not
+        exist here.
     """
     if spec.provenance.get("embedded_default"):
         if given is not None and not is_url(given) and not Path(given, embedded.DATASET).is_dir():
             raise UserError(
-                f"--data_dir={given}: no {embedded.DATASET} there, which is the embedded default's and is made here when "
-                "it is needed; leave --data_dir out"
+                f"`data_dir`={given}: does not have {embedded.DATASET}, the embedded default, which is made when it is needed; leave "
+                "`data_dir` out"
             )
         return str(embedded.prepare_dataset()) if given is None else given
     path = spec.provenance.get("data_dir")
@@ -47,16 +48,16 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
         if is_url(candidate) or _is_there(candidate, Path.is_dir):
             return candidate
     raise UserError(
-        f"--data_dir is missing: the store was made with {_candidates(spec, path)[0]}, which is not on this machine"
+        f"`data_dir` is missing: the store was made with {_candidates(spec, path)[0]}, which does not exist on this machine"
     )
 
 
 def select_split(store: Store, split: str, opened: Dataset) -> Dataset:
-    """The data set of one of a store's evaluation splits, of the data set that is open already; compared.
+    """Selects an evaluation split of an open data set, and verifies its identity.
 
     Raises:
       UserError: the data set has no such split.
-      DataError: it is not the one that the teacher saw.
+      DataError: the split differs from the one in the store.
     """
     dataset = opened.select(split)
     store.check_dataset(dataset.identity(), split=split)
@@ -66,11 +67,11 @@ def select_split(store: Store, split: str, opened: Dataset) -> Dataset:
 def open_dataset(
     store: Store, split: str, *, data_dir: str | None, data_cache_bytes: int = DATA_CACHE_BYTES
 ) -> Dataset:
-    """The data set of a store's views (`split="views"`) or of one of its evaluation splits, compared.
+    """Opens the data set of a store's views (`split="views"`) or of an evaluation split, and verifies its identity.
 
     Raises:
-      UserError: it is not prepared there.
-      DataError: it is not the one that the teacher saw.
+      UserError: the data set is not prepared there.
+      DataError: the data set differs from the one in the store.
     """
     stored = store.spec.dataset
     name = stored.split if split == "views" else split
@@ -81,16 +82,18 @@ def open_dataset(
 
 
 def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
-    """Path of the teacher: as given, the embedded default's, or where the precompute found it.
+    """Finds the path of the teacher: the given one, the embedded default's, or the precompute's.
+
+    A SavedModel is code. So a path from the provenance must not be inside the store, which may come from elsewhere, nor in
+    a bucket, which may be anyone's.
 
     Args:
-      spec: of the store.
-      given: as asked for.
-      store: its location. A teacher in it may have come with it, and a SavedModel is code; one in a bucket that the
-        store names may be anybody's.
+      spec: spec of the store.
+      given: path from the user; None to look for one.
+      store: location of the store.
 
     Raises:
-      UserError: none of them is there, or it is in the store or in a bucket.
+      UserError: the precompute's teacher does not exist here, or is inside the store or in a bucket.
     """
     if given is not None:
         return given
@@ -100,36 +103,36 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
     for candidate in candidates:
         if _is_inside(candidate, store):
             raise UserError(
-                f"--teacher is missing: the store names {candidate}, inside of itself; a teacher is code that is run: pass "
-                "--teacher with its path if you trust where it came from"
+                f"`teacher` is missing: the store names {candidate} inside itself, and a teacher is code; if you trust its source, pass "
+                f"`teacher`={candidate}"
             )
         if is_url(candidate):
             raise UserError(
-                f"--teacher is missing: the store names {candidate}; a teacher is code that is run, and that bucket may be "
-                f"anybody's: pass --teacher={candidate} if you trust it"
+                f"`teacher` is missing: the store names {candidate} in a bucket, and a teacher is code; if you trust its source, pass "
+                f"`teacher`={candidate}"
             )
         if _is_there(candidate):
             return candidate
     raise UserError(
-        f"--teacher is missing: the store was made with {candidates[0]}, which is not on this machine"
+        f"`teacher` is missing: the store was made with {candidates[0]}, which does not exist on this machine"
     )
 
 
 def check_teacher_exists(path: str) -> None:
-    """Refuses a path where nothing is, before it is needed; what a URL leads to is seen when it is.
+    """Checks early that a path on this machine exists. A URL is checked when it is read.
 
     Raises:
-      UserError: there is nothing.
+      UserError: the path does not exist.
     """
     if not is_url(path) and not Path(path).exists():
-        raise UserError(f"--teacher={path}: no such file or directory")
+        raise UserError(f"`teacher`={path}: no such file or directory")
 
 
 def _is_there(candidate: str, look: Callable[[Path], bool] = Path.exists) -> bool:
-    """Whether a path of the provenance exists here; one that cannot be a path on this machine does not."""
+    """Whether a path from the provenance exists here. It may be no valid path on this machine."""
     try:
         return look(Path(candidate))
-    except (OSError, ValueError):  # too long a name, or no text of the file system's encoding
+    except (OSError, ValueError):  # too long, or not in the file system's encoding
         return False
 
 
@@ -140,19 +143,18 @@ def _is_inside(candidate: str, store: str) -> bool:
 
 
 def load_teacher(spec: Spec, path: str) -> Teacher:
-    """Compares the fingerprint of a spec's teacher, and then loads it: no code of another one runs.
+    """Verifies the teacher's fingerprint, then loads it, so that no code of another teacher runs.
 
     Raises:
-      UserError: it cannot be loaded.
-      DataError: it is another teacher.
+      UserError: the teacher cannot be loaded.
+      DataError: it is another teacher than the spec's.
     """
     place = local_teacher(path)
     found = dataclasses.replace(spec.teacher, fingerprint=fingerprint(place))
     if lines := differences(found.to_json(), spec.teacher.to_json(), sides=("here", "in the spec")):
         made_with = spec.provenance.get("teacher", "another")
         raise DataError(
-            f"--teacher={path} is not the spec's teacher: {'; '.join(lines)}; pass the one that the store was made with, "
-            f"{made_with}"
+            f"`teacher`={path} is not the spec's teacher: {'; '.join(lines)}; pass the store's teacher, {made_with}"
         )
     return Teacher(
         place,

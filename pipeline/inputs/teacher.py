@@ -1,6 +1,6 @@
-"""Loads a teacher, fingerprints it, and turns views into logits.
+"""The teacher: loads and fingerprints a model, checks it, and computes logits of views.
 
-A SavedModel is code: load only what you trust. `.keras` files run no code of their own; see `pipeline.inputs.keras_file`.
+A SavedModel is code: load only trusted ones. Code in `.keras` files does not run; see `pipeline.inputs.keras_file`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BLOCK = 1 << 20
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 over the sorted relative file names and contents of a SavedModel or file, 64 hex digits."""
+    """SHA-256 over the relative names and contents of a SavedModel's files, or of one file: 64 hex digits."""
     root = Path(path)
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     digest = hashlib.sha256()
@@ -43,15 +43,15 @@ def fingerprint(path: str | Path) -> str:
 
 
 def local_teacher(path: str | Path) -> Path:
-    """Where a teacher is on this machine; one in a bucket is copied.
+    """Path of a teacher on this machine. A teacher in a bucket is copied.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no teacher at the path.
     """
     place = copied_teacher(str(path)) if is_url(path) else Path(path)
     if not place.exists():
         raise UserError(
-            f"--teacher={path}: no such file or directory; expected a SavedModel or a .keras file"
+            f"`teacher`={path}: no such file or directory; expected a SavedModel or a .keras file"
         )
     return place
 
@@ -60,14 +60,20 @@ class Teacher:
     """A classifier: views float32 [B, S, S, 3] in 0..255 to logits float32 [B, C].
 
     Attributes:
-      path: of the SavedModel directory or `.keras` file; for a URL, of its copy on this machine.
-      signature: of the SavedModel that is called.
-      value_range: that the model wants its input in; one of `VALUE_RANGES`.
+      path: SavedModel directory or `.keras` file; for a URL, that of its copy on this machine.
+      signature: signature of the SavedModel; `keras` for a `.keras` file.
+      value_range: range of the model's input pixels, one of `VALUE_RANGES`.
 
     Args:
-      image_size: S in pixels.
-      num_classes: C, 2 or more.
-      batch_size: B, if it is known; a model of another fixed batch is refused.
+      path: SavedModel directory or `.keras` file, or its URL.
+      image_size: side length S of a view, in pixels.
+      num_classes: number of classes C, at least 2.
+      value_range: see Attributes.
+      signature: see Attributes.
+      batch_size: number of views B per call, if it is known; a model with another fixed batch size is refused.
+
+    Raises:
+      UserError: the teacher does not exist, cannot be loaded, or does not fit the arguments.
     """
 
     def __init__(
@@ -81,7 +87,7 @@ class Teacher:
         batch_size: int | None = None,
     ) -> None:
         check_value_range(value_range)
-        check_num_classes(num_classes, of=f"--teacher={path}")
+        check_num_classes(num_classes, of=f"`teacher`={path}")
         self.path = local_teacher(path)
         self.signature = signature
         self.value_range = value_range
@@ -101,17 +107,17 @@ class Teacher:
         )
 
     def _load_keras(self) -> None:
-        self._model = load_keras_file(self.path, flag="--teacher")
+        self._model = load_keras_file(self.path, parameter="teacher")
         inputs, outputs = (getattr(self._model, name, None) or () for name in ("inputs", "outputs"))
         if not inputs:
             size = self._image_size
             raise UserError(
-                f"--teacher={self.path}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built, so "
-                f"it has no weights; call it on images or `model.build((None, {size}, {size}, 3))`, train it, and save it again"
+                f"`teacher`={self.path}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built and "
+                f"has no weights; call it on images or `model.build((None, {size}, {size}, 3))`, train it, and save it again"
             )
         if len(inputs) != 1 or len(outputs) != 1:
             raise UserError(
-                f"--teacher={self.path}: has {len(inputs)} inputs and {len(outputs)} outputs; expected one of each"
+                f"`teacher`={self.path}: has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each; export such a model"
             )
         self.signature = "keras"
         self._dtype = tf.as_dtype(self._model.inputs[0].dtype)
@@ -121,31 +127,31 @@ class Teacher:
 
     def _load_saved_model(self) -> None:
         if not (self.path / "saved_model.pb").is_file():
-            raise UserError(f"--teacher={self.path}: no saved_model.pb there; expected a SavedModel")
+            raise UserError(f"`teacher`={self.path}: expected a SavedModel, but it has no saved_model.pb")
         try:
             self._model = tf.saved_model.load(str(self.path))
         except (ValueError, OSError, KeyError, tf.errors.OpError) as error:
             raise UserError(
-                f"--teacher={self.path}: TensorFlow cannot load it: {first_line(error)}"
+                f"`teacher`={self.path}: TensorFlow cannot load it: {first_line(error)}"
             ) from error
         signatures = self._model.signatures
         if self.signature not in signatures:
             raise UserError(
-                f"--teacher_signature={self.signature}: {self.path} has signatures {', '.join(signatures) or 'none'}"
+                f"`teacher_signature`={self.signature}: {self.path} has signatures {', '.join(signatures) or 'none'}"
             )
         function = signatures[self.signature]
         inputs = function.structured_input_signature[1]
         if len(inputs) != 1:
             raise UserError(
-                f"--teacher={self.path}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
+                f"`teacher`={self.path}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
                 "one image input"
             )
         (name, spec), outputs = next(iter(inputs.items())), function.structured_outputs
         output = "logits" if "logits" in outputs else next(iter(outputs))
         if len(outputs) != 1 and output != "logits":
             raise UserError(
-                f"--teacher={self.path}: signature {self.signature} gives {', '.join(outputs)}; expected one output, or "
-                "one named `logits`"
+                f"`teacher`={self.path}: signature {self.signature} returns {', '.join(outputs)}; expected one output, or "
+                "one named 'logits'"
             )
         self._dtype = spec.dtype
         self._check_input(spec.shape)
@@ -154,11 +160,11 @@ class Teacher:
 
     def _check_input(self, shape: tf.TensorShape) -> None:
         size = self._image_size
-        takes = f"--teacher={self.path}: takes {self._dtype.name} {shape}"
+        takes = f"`teacher`={self.path}: takes {self._dtype.name} {shape}"
         if not self._dtype.is_floating:
             raise UserError(
-                f"{takes}, but views are float32 [B, {size}, {size}, 3] in 0..255: mixed views are not whole numbers; "
-                "export it with a float32 input, cast inside if need be"
+                f"{takes}, but views are float32 [B, {size}, {size}, 3] in 0..255; export it with a float32 input and a cast inside "
+                "the model"
             )
         if shape.rank == 4 and shape[1] == 3 != size and shape[3] != 3:
             raise UserError(
@@ -170,27 +176,27 @@ class Teacher:
             if shape.rank == 4 and shape[3] == 1:
                 remedy = "export it with tf.image.rgb_to_grayscale in front"
             elif shape.rank == 4 and shape[3] == 3 and shape[1] == shape[2] is not None:
-                remedy = f"choose --image_size={shape[1]} to match"
+                remedy = f"use `image_size`={shape[1]}"
             raise UserError(f"{takes}, but views are float32 [B, {size}, {size}, 3]; {remedy}")
         fixed = shape[0] if shape.rank else None
         if fixed is not None and self._batch_size is not None and fixed != self._batch_size:
             raise UserError(
-                f"{takes}: a batch of exactly {fixed}, but --teacher_batch_size={self._batch_size}; pass "
-                f"--teacher_batch_size={fixed}, or export it with a batch dimension of None"
+                f"{takes}: batches of exactly {fixed}, but `teacher_batch_size`={self._batch_size}; use "
+                f"`teacher_batch_size`={fixed}, or export it with a batch dimension of None"
             )
 
     @property
     def num_parameters(self) -> int | None:
-        """Numbers in the variables that it is made of; None where they were frozen into constants."""
+        """Number of parameters; None if they were frozen into constants."""
         return sum(int(np.prod(variable.shape)) for variable in self._variables) or None
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """`fingerprint` of its files, read once."""
+        """Fingerprint of its files, computed once."""
         return fingerprint(self.path)
 
     def identity(self, *, batch_size: int) -> TeacherIdentity:
-        """What the spec says of the teacher."""
+        """The teacher's identity for a spec."""
         return TeacherIdentity(
             fingerprint=self.fingerprint,
             value_range=self.value_range,
@@ -199,25 +205,28 @@ class Teacher:
         )
 
     def __call__(self, views: tf.Tensor) -> tf.Tensor:
-        """float32 [B, S, S, 3] in 0..255 to float32 [B, C]; may be called inside a graph."""
+        """Computes logits float32 [B, C] of views float32 [B, S, S, 3] in 0..255, eagerly or inside a graph."""
         return self._outputs(views if self.value_range == "0..255" else views * self._scale + self._shift)
 
     def _outputs(self, images: tf.Tensor) -> tf.Tensor:
-        """float32 [B, S, S, 3] in the model's own range to float32 [B, C]."""
+        """Computes logits float32 [B, C] of images float32 [B, S, S, 3] in the model's value range."""
         return tf.cast(self._call(tf.cast(images, self._dtype)), tf.float32)
 
     def run(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
-        """Mixes and runs one batch; arguments as of `mix`, returns float32 [B, C], which may not be finite.
+        """Mixes one batch and computes its logits, float32 [B, C], which may not be finite.
+
+        Args:
+          crops, partner, ratio: see `mix`.
 
         Raises:
-          UserError: it cannot be run, or the output is not [B, C].
+          UserError: the model cannot run on the batch, or its output is not [B, C].
         """
         try:
             with self._naming_memory(partner.shape[0]):
                 outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(
-                f"--teacher={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
+                f"`teacher`={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
                 f"{self._image_size}: {first_line(error)}"
             ) from error
         check_shape(outputs, (int(partner.shape[0]), self._num_classes), path=str(self.path))
@@ -225,12 +234,12 @@ class Teacher:
 
     def _naming_memory(self, views: int) -> contextlib.AbstractContextManager[None]:
         return naming_memory(
-            f"--teacher={self.path} runs on {views} views at a time: use a smaller --teacher_batch_size for a new store; one "
-            "that exists keeps its own, and needs a device with more memory"
+            f"--teacher={self.path} runs on {views} views at a time; use a smaller `teacher_batch_size` for a new store, or a "
+            "device with more memory for an existing one"
         )
 
     def run_in_range(self, crops: np.ndarray, value_range: str) -> np.ndarray:
-        """Runs unmixed crops, uint8 [B, S, S, 3], as a model of another value range: float32 [B, C]."""
+        """Computes logits float32 [B, C] of unmixed crops uint8 [B, S, S, 3], as if the model had another value range."""
         scale, shift = (tf.constant(number, tf.float32) for number in VALUE_RANGES[value_range])
         with self._naming_memory(len(crops)):
             outputs: np.ndarray = self._in_range(tf.constant(crops), scale, shift).numpy()
@@ -244,36 +253,38 @@ class Teacher:
         *,
         name_row: Callable[[int], str] = "row {} of the batch".format,
     ) -> np.ndarray:
-        """`run`, with finite logits.
+        """Mixes one batch and computes its logits, float32 [B, C], which are finite.
 
         Args:
           crops, partner, ratio: see `mix`.
-          name_row: names a row of the batch in the message.
+          name_row: returns the name of a row of the batch, for errors.
 
         Raises:
           UserError: see `run`.
-          DataError: the output is not finite.
+          DataError: a logit is not finite.
         """
         logits = self.run(crops, partner, ratio)
         if not np.isfinite(logits).all():
             row, column = np.argwhere(~np.isfinite(logits))[0]
             raise DataError(
-                f"--teacher={self.path}: logit {column} of {name_row(int(row))} is {logits[row, column]}; expected finite "
+                f"`teacher`={self.path}: logit {column} of {name_row(int(row))} is {logits[row, column]}; expected finite "
                 "numbers"
             )
         return logits
 
     def check_rows(self, crops: np.ndarray) -> None:
-        """Checks that outputs are functions of one row; see `trial.check_rows`.
+        """Checks that each output depends on one row only; see `teacher_checks.check_rows`.
 
         Args:
-          crops: uint8 [K, S, S, 3], a batch of B <= K crops and any others, as of a batch of views.
+          crops: uint8 [K, S, S, 3] with K >= B; the first B are run.
 
         Raises:
-          UserError: they depend on chance, or on the rest of the batch.
+          UserError: outputs depend on chance or on the rest of the batch.
         """
         size = self._batch_size or len(crops)
-        rest = crops[size:]  # of no matter, but with them the graph is that of the views
+        rest = crops[
+            size:
+        ]  # their content does not matter, but their number gives the same graph as for views
         itself, whole = tf.range(size), tf.ones([size])
 
         def run(rows: np.ndarray) -> np.ndarray:
@@ -284,16 +295,21 @@ class Teacher:
 
 
 def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, path: str) -> None:
-    """Compares the shape of a teacher's outputs with [B, C].
+    """Checks the shape of a teacher's outputs.
+
+    Args:
+      outputs: outputs of the teacher.
+      expected: (B, C).
+      path: path of the teacher, for errors.
 
     Raises:
-      UserError: it is another; says how to export two logits where there is one.
+      UserError: the shape differs.
     """
     if outputs.shape == expected:
         return
     advice = ""
     if expected[1] == 2 and outputs.shape in ((expected[0], 1), (expected[0],)):
-        advice = "; a single logit z of class 1 is the two logits [0, z]: export `tf.concat([tf.zeros_like(z), z], axis=-1)`"
+        advice = "; for a single logit z of class 1, export the two logits `tf.concat([tf.zeros_like(z), z], axis=-1)`"
     raise UserError(
-        f"--teacher={path}: gives {outputs.shape}, expected {expected}: the data set has {expected[1]} classes{advice}"
+        f"`teacher`={path}: returns {outputs.shape}, expected {expected}, since the data set has {expected[1]} classes{advice}"
     )

@@ -128,7 +128,7 @@ def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
     asked = [name.strip() for name in text.split(",")] if text != "none" else []
     groups = (dataset.split_names if name == "all" else [name] for name in asked if name)
     names = list(dict.fromkeys(itertools.chain.from_iterable(groups)))
-    found = {name: dataset.select(name, flag="--eval_splits") for name in names}
+    found = {name: dataset.select(name, parameter="eval_splits") for name in names}
     # Names of whole splits that a store does not change are taken by them.
     taken = {file_split(name): name for name in [*dataset.split_names, *names][::-1]}
     for name in names:

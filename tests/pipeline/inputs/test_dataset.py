@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -141,21 +142,22 @@ def test_an_unknown_name_is_refused_and_says_how_to_prepare(tmp_path: Path) -> N
     with pytest.raises(UserError) as caught:
         Dataset("no_such_photos", "train", data_dir=tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"--dataset=no_such_photos: not found in {tmp_path}")
+    assert message.startswith("`dataset`=no_such_photos: ")
+    assert str(tmp_path) in message
     assert "`tfds build no_such_photos --file_format=array_record" in message
     assert "\n" not in message
 
 
 def test_a_known_name_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=f"--dataset=mnist: not prepared in {tmp_path}; .*--file_format=array_record"
-    ):
+    with pytest.raises(UserError) as caught:
         Dataset("mnist", "train", data_dir=tmp_path)
+    for word in ("`dataset`=mnist: ", str(tmp_path), "--file_format=array_record"):
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [f"{DATASET}:9.9.9", f"{DATASET}/config", "", "a b", "x:y:z"])
 def test_a_name_that_means_nothing_is_refused(data_dir: Path, name: str) -> None:
-    with pytest.raises(UserError, match="--dataset="):
+    with pytest.raises(UserError, match="`dataset`="):
         Dataset(name, "train", data_dir=data_dir)
 
 
@@ -169,12 +171,12 @@ def test_another_file_format_is_refused_and_says_how_to_prepare(tmp_path: Path) 
 
 @pytest.mark.parametrize("split", ["nope", "train[", "train[:200%]", "", "train[5:"])
 def test_an_unknown_split_is_refused_with_the_known_ones(data_dir: Path, split: str) -> None:
-    with pytest.raises(UserError, match=rf"^--split=.*{DATASET}/1.0.0 has splits test, train$"):
+    with pytest.raises(UserError, match=rf"^`split`=.*{DATASET}/1.0.0.* test, train$"):
         Dataset(DATASET, split, data_dir=data_dir)
 
 
 def test_an_empty_sub_split_is_refused(data_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"--split=train\[:0\]: .* has no examples there"):
+    with pytest.raises(UserError, match=r"`split`=train\[:0\]: "):
         Dataset(DATASET, "train[:0]", data_dir=data_dir)
 
 
@@ -184,13 +186,13 @@ def test_an_empty_split_is_refused(copy: Path, lengths: list[str]) -> None:
     info = json.loads(path.read_text())
     next(s for s in info["splits"] if s["name"] == "train")["shardLengths"] = lengths
     path.write_text(json.dumps(info))
-    with pytest.raises(UserError, match="--split=train"):
+    with pytest.raises(UserError, match="`split`=train"):
         Dataset(DATASET, "train", data_dir=copy)
 
 
 def test_a_missing_file_is_refused(copy: Path) -> None:
     shard_of(copy).unlink()
-    with pytest.raises(UserError, match=r"train.array_record.*: no such file; prepare it with"):
+    with pytest.raises(UserError, match=r"train\.array_record.*tfds build"):
         Dataset(DATASET, "train", data_dir=copy).read(np.array([0]))
 
 
@@ -198,7 +200,7 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
 def test_a_truncated_file_is_refused(copy: Path, kept: int) -> None:
     path = shard_of(copy)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DataError, match=rf"{path.name}: not a whole ArrayRecord file"):
+    with pytest.raises(DataError, match=re.escape(path.name)):
         Dataset(DATASET, "train", data_dir=copy).read(np.array([0]))
 
 
@@ -213,7 +215,7 @@ def test_a_damaged_file_is_refused(copy: Path) -> None:
 
 def test_a_file_with_fewer_records_than_stated_is_refused(copy: Path) -> None:
     shutil.copy(shard_of(copy, "test"), shard_of(copy, "train"))
-    with pytest.raises(DataError, match=r"train.*records \[16\]"):
+    with pytest.raises(DataError, match=r"train.*\b16\b"):
         Dataset(DATASET, "train", data_dir=copy).read(np.array([16]))
 
 
@@ -264,10 +266,10 @@ def test_image_and_label_are_found_without_supervised_keys(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("features", "keys", "message"),
     [
-        ({"image": IMAGE, "second": IMAGE, "label": LABEL}, None, "one image and one label feature"),
-        ({"text": tfds.features.Text(), "label": LABEL}, None, "one image and one label feature"),
-        ({"text": tfds.features.Text(), "label": LABEL}, ("text", "label"), "image-classification"),
-        ({"image": IMAGE, "text": tfds.features.Text()}, ("image", "text"), "image-classification"),
+        ({"image": IMAGE, "second": IMAGE, "label": LABEL}, None, "second"),
+        ({"text": tfds.features.Text(), "label": LABEL}, None, "label"),
+        ({"text": tfds.features.Text(), "label": LABEL}, ("text", "label"), "text: Text"),
+        ({"image": IMAGE, "text": tfds.features.Text()}, ("image", "text"), "text: Text"),
     ],
     ids=["two_images", "no_image", "text", "no_label"],
 )
@@ -275,7 +277,7 @@ def test_another_kind_of_data_set_is_refused(
     tmp_path: Path, features: dict[str, Any], keys: tuple[str, str] | None, message: str
 ) -> None:
     prepare_other(tmp_path, features, keys)
-    with pytest.raises(UserError, match=f"other/1.0.0: expected .*{message}"):
+    with pytest.raises(UserError, match=f"other/1.0.0: .*{message}"):
         Dataset("other", "train", data_dir=tmp_path)
 
 
@@ -341,7 +343,7 @@ def test_a_label_feature_without_a_number_of_classes_is_refused(tmp_path: Path) 
     features = json.loads(path.read_text())
     features["featuresDict"]["features"]["label"]["classLabel"].pop("numClasses")
     path.write_text(json.dumps(features))
-    with pytest.raises(UserError, match="label has no number of classes"):
+    with pytest.raises(UserError, match=r"other/1\.0\.0: .*\blabel\b.*num_classes"):
         Dataset("other", "train", data_dir=tmp_path)
 
 
@@ -351,7 +353,7 @@ def test_unlabeled_examples_are_told_apart_from_labels_that_are_no_class(tmp_pat
     assert dataset.labels(np.arange(3)).tolist() == [2, UNLABELED, 0]
     path = tmp_path / "other" / "1.0.0" / "features.json"  # as another version of the data set would have it
     path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
-    with pytest.raises(DataError, match="example 0 of train has label 2, expected 0 to 1"):
+    with pytest.raises(DataError, match=r"example 0 of train .*\b2\b.*\b1\b"):
         Dataset("other", "train", data_dir=tmp_path).labels(np.arange(3))
 
 

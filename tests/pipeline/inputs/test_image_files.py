@@ -115,7 +115,7 @@ def test_other_formats_become_a_lossless_png(
 ) -> None:
     data = save(Image.fromarray(PIXELS).convert(mode), file_format, **options)
     refused = examined(tmp_path, data, Changes())
-    assert "--convert_to_png" in refused.problem
+    assert "`convert_to_png`" in refused.problem
     found = examined(tmp_path, data, Changes(convert_to_png=True))
     assert (found.problem, found.converted) == (None, True)
     with Image.open(io.BytesIO(data)) as image:
@@ -177,3 +177,21 @@ def test_what_cannot_be_used_says_why(tmp_path: Path, make, named: str) -> None:
     assert problem is not None
     assert named in problem
     assert "\n" not in problem
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about damaged metadata
+def test_any_damage_is_a_problem_and_no_traceback(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    seeds = [save(Image.fromarray(PIXELS), name) for name in ("PNG", "BMP", "GIF", "WEBP")]
+    seeds += [oriented("TIFF", 6), oriented("PNG", 6), encode(PIXELS, "png_long_text")]
+    problems = 0
+    for data in seeds:
+        for _ in range(60):
+            damaged = np.frombuffer(data, np.uint8).copy()
+            damaged[rng.integers(0, min(len(data), 120), 2)] = rng.integers(0, 256, 2)
+            problems += examined(tmp_path, damaged.tobytes()).problem is not None
+    assert problems > 50
+
+
+def test_a_png_with_text_longer_than_pillow_accepts_is_a_problem(tmp_path: Path) -> None:
+    assert examined(tmp_path, encode(PIXELS, "png_long_text")).problem

@@ -101,5 +101,5 @@ def test_a_split_folder_of_a_name_that_tfds_refuses_is_named(tmp_path: Path, nam
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg")
-    with pytest.raises(UserError, match="two folders of one split, val, validation"):
+    with pytest.raises(UserError, match="val and validation"):
         scan(tmp_path)

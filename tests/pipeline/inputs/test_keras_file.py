@@ -165,7 +165,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path, mark: Path, kind: str) -> None:
     HOSTILE[kind](path, mark)
     mark.unlink(missing_ok=True)
     for load in (
-        lambda: load_keras_file(path, flag="--teacher"),
+        lambda: load_keras_file(path, parameter="teacher"),
         lambda: Teacher(path, image_size=SIZE, num_classes=CLASSES),
         lambda: load_keras_model(str(path), flag="--init"),
     ):
@@ -202,7 +202,7 @@ def test_what_is_not_on_the_list_is_refused_wherever_it_stands(tmp_path: Path, f
         save_plain(tmp_path / "t.keras"), lambda config: config.update(build_config={"a": [{"b": found}]})
     )
     with pytest.raises(UserError, match="could run code"):
-        load_keras_file(path, flag="--teacher")
+        load_keras_file(path, parameter="teacher")
 
 
 def test_what_keras_wrote_is_loaded(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_keras_wrote_is_loaded(tmp_path: Path) -> None:
     model.compile(tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
     model.save(tmp_path / "t.keras")
     views = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.float32)
-    loaded = load_keras_file(tmp_path / "t.keras", flag="--teacher")
+    loaded = load_keras_file(tmp_path / "t.keras", parameter="teacher")
     np.testing.assert_array_equal(loaded(views), model(views))
 
 
@@ -228,14 +228,14 @@ def test_a_file_of_keras_3_is_one_line(tmp_path: Path) -> None:
 
     path = rewrite(save_plain(tmp_path / "t.keras"), edit, metadata=True)
     with pytest.raises(UserError, match=r"Keras 3\.4\.1.*model\.export") as caught:
-        load_keras_file(path, flag="--teacher")
+        load_keras_file(path, parameter="teacher")
     assert len(str(caught.value)) < 300 + len(str(path))
 
 
 def test_an_unbuilt_sequential_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="not yet been built"):
         tf.keras.Sequential([layers.Flatten(), layers.Dense(CLASSES)]).save(tmp_path / "t.keras")
-    with pytest.raises(UserError, match="before it was built"):
+    with pytest.raises(UserError, match=r"`teacher`=.*t\.keras: .*build"):
         Teacher(tmp_path / "t.keras", image_size=SIZE, num_classes=CLASSES)
 
 

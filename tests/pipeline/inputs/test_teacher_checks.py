@@ -196,7 +196,7 @@ def test_a_softmax_is_refused_in_any_type_whatever_is_assumed(dtype: tf.DType, c
 )
 def test_what_looks_like_probabilities_needs_a_flag(outputs: Callable[[], np.ndarray]) -> None:
     found = outputs()
-    with pytest.raises(UserError, match="--assume_logits"):
+    with pytest.raises(UserError, match="`assume_logits`"):
         check_logits(found, path="t", assume_logits=False)
     check_logits(found, path="t", assume_logits=True)
 
