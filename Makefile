@@ -1,4 +1,4 @@
-# Everything runs in .venv, on the versions of requirements.lock. `make` lists the targets.
+# Everything runs in .venv with the versions of requirements.lock. `make` lists the targets.
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint test test-slow bench demo lock clean
@@ -9,13 +9,13 @@ PYTHON := $(BIN)/python
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 DEMO_DIR ?= runs/demo
-# Processes that run test files side by side. Each takes about 2 GB.
+# Number of test processes. Each needs about 2 GB.
 TEST_PROCESSES ?= 2
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Create .venv and install the locked versions (nothing to do if they are there)
+install: $(STAMP) ## Create .venv and install the locked versions
 
 $(PYTHON):
 	@python=$$(for p in python3.11 python3; do \
@@ -34,25 +34,25 @@ $(STAMP): requirements.lock pyproject.toml | $(PYTHON)
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-lint: install ## Format, style, types and who may import whom
+lint: install ## Check format, style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipeline trainer docker/healthcheck.py
 	$(BIN)/lint-imports
 
-test: install ## Tests, without the slow ones and the benchmarks
+test: install ## Run the tests, without the slow ones and the benchmarks
 	$(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-test-slow: install ## The slow tests
+test-slow: install ## Run the slow tests
 	$(PYTHON) -m pytest -m slow --timeout=1800
 
-bench: install ## Measurements (tests/benchmarks)
+bench: install ## Run the benchmarks (tests/benchmarks)
 	$(PYTHON) -m pytest -m benchmark tests/benchmarks
 
-demo: install ## The whole way on the embedded default, into DEMO_DIR (runs/demo)
+demo: install ## Precompute, train and compare on the embedded default, in DEMO_DIR (runs/demo)
 	$(PYTHON) -m trainer.demo --workdir=$(DEMO_DIR)
 
-lock: ## Resolve all extras together into requirements.lock
+lock: ## Resolve all extras into requirements.lock
 	@test -x $(PYTHON) || { echo "error: no $(VENV): run make install first" >&2; exit 2; }
 	@test -x $(BIN)/uv || $(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header -o requirements.lock

@@ -1,4 +1,4 @@
-"""Who may import whom: law 9 of the design, by import graph and by what is loaded in fact."""
+"""Import rules of docs/design.md, by the import graph and by what is really loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imports every module of a package, but the ones named after it; ends at the first that loads Beam.
+# Imports every module of a package, except those named after it; exits at the first that loads Beam.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,5 @@ PUBLIC = {
 def test_public_names_are_imported_when_they_are_used(package: str) -> None:
     assert run_script(NAMES.format(package=package), "3").stdout == f"{PUBLIC[package]}\n"
     assert (ROOT / package / "py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"][package]

@@ -12,7 +12,7 @@ handed to `trainer.train`.
     python -m trainer.launch stop --tpu=flowers --zone=us-central1-a --project=PROJECT --delete
 
 Exit codes: the trainer's own; 2 for a mistake or a refusal; 74 if the host cannot read or write the bucket; 75 if the
-host or a service is out of reach (the same command goes on); 130 for Ctrl-C, which says what still runs. docker/README.md has the way from a laptop to here.
+host or a service is out of reach (the same command goes on); 130 for Ctrl-C, which says what still runs. docs/tpu.md has the way from a laptop to here.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Runs a command's `main(argv)` and exits as DESIGN section 10 says.
+    """Runs a command's `main(argv)` and exits with the codes of docs/errors.md.
 
     Args:
       main: takes the arguments without the program's name; returns an exit code, None for 0.

@@ -10,7 +10,7 @@ WHY_ONE_HOST = (
     "slices of a single host are supported, such as v3-8: TPUStrategy drives all hosts from one client, and the "
     "ArrayRecord reader is Python, which runs on the client's host alone"
 )
-_DOCS = "docker/README.md has the evidence, and what a way through would take"
+_DOCS = "docs/tpu.md has the evidence, and what a way through would take"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ from trainer.config.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
 from trainer.flags.effects import TRAIN
 
 # Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
-# (DESIGN section 8); an evaluation as often as a checkpoint.
+# (docs/training.md, "Recipes"); an evaluation as often as a checkpoint.
 ENDLESS_WARMUP_STEPS = 1500
 ENDLESS_EVAL_EVERY = 1000
 EVAL_BATCH_SIZE = 256

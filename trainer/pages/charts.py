@@ -1,4 +1,4 @@
-"""Charts of a comparison, for the report and for the README; `pipeline.pages.svg` writes them.
+"""Charts of a comparison, for the report and for docs/results.md; `pipeline.pages.svg` writes them.
 
 Arms differ by dash pattern and marker as well as by colour, so that grey print and colour-blind readers can tell
 them apart.

@@ -1,6 +1,6 @@
 """AdamW as defined by the two sources of the recipes. The only importer of tensorflow_addons.
 
-TFA's development has ended (README, "Versions"); replacing it means rewriting only this file. Its AdamW first decays,
+TFA's development has ended (docs/design.md, "Platforms"); replacing it means rewriting only this file. Its AdamW first decays,
 `w -= wd_t * w`, then takes Adam's step from the decayed weight. `wd_t` is a number or a schedule of `iterations` and is
 *not* multiplied by the learning rate.
 """

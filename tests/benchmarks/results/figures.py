@@ -1,4 +1,4 @@
-"""The README's table and plots of the study, from the results beside this file.
+"""The table and plots of docs/results.md, from the results beside this file.
 
     python tests/benchmarks/results/figures.py                     # writes the plots, prints the table
     python tests/benchmarks/results/figures.py --keep=DIR          # first makes flowers102.json of DIR/result.json

@@ -104,7 +104,7 @@ def test_int8_is_within_half_a_step_and_keeps_both_ends() -> None:
     assert encoded["logits"].min(axis=1).tolist() == [-128] * 200
     assert encoded["logits"].max(axis=1).tolist() == [127] * 200
     plain = encoded["logits_offset"][:, None] + encoded["logits_scale"][:, None] * encoded["logits"]
-    np.testing.assert_array_equal(decoded, plain)  # what README tells readers without our code
+    np.testing.assert_array_equal(decoded, plain)  # what readers without this project do
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
