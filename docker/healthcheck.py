@@ -30,8 +30,8 @@ from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import ViewInput
-from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import EvalCrop, render_probe, training_renderer
+from pipeline.views.policies.inception import Inception
+from pipeline.views.render import EvalCrop, render_probe
 from pipeline.views.source import ImageSource
 
 SIZE = 16
@@ -59,7 +59,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
     logits = tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(image))
     tf.keras.Model(image, logits).save(teacher, include_optimizer=False)
     dataset = Dataset("health", "train", data_dir=data_dir)
-    policy = ViewPolicy(image_size=SIZE)
+    policy = Inception(image_size=SIZE)
     loaded = Teacher(teacher, image_size=SIZE, num_classes=dataset.num_classes)
     spec = Spec(
         dataset=dataset.identity(),
@@ -92,7 +92,7 @@ def replay(store: Path, data_dir: Path) -> int:
     """Renders every view of the store again; a fingerprint that differs raises. The number of views."""
     opened = Store(store)
     opened.check_files()
-    source = ImageSource(Dataset("health", "train", data_dir=data_dir), training_renderer(opened.spec.policy))
+    source = ImageSource(Dataset("health", "train", data_dir=data_dir), opened.spec.policy.renderer())
     views = opened.views.num_records
     return len(list(ViewInput(opened.views, source, 4).batches(np.arange(0, views, 4)))) * 4
 

@@ -26,7 +26,7 @@ from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
 from pipeline.store.reader import Store
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
 from pipeline.views.records import ViewRecords
 from pipeline.views.render import render_probe
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
@@ -38,7 +38,7 @@ ANY_DATASET = DatasetIdentity(name="d:1.0.0", split="train", num_examples=10, fi
 CODECS = ("float32", "bfloat16", "float16", "int8", "topk:3")  # of each kind one
 SIZE = 24
 BATCH = 4
-POLICY = ViewPolicy(image_size=SIZE)
+POLICY = Inception(image_size=SIZE)
 N = len(TRAIN_IMAGES)
 
 

@@ -35,7 +35,8 @@ from pipeline.errors import UserError
 from pipeline.flags import beam as beam_flags
 from pipeline.flags import runners
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import POLICIES, ViewPolicy
+from pipeline.views.policies import POLICIES, change_policy, parameters
+from pipeline.views.policies.inception import Inception
 from pipeline.views.recipes import VIEW_RECIPES, ViewRecipe, view_recipe
 
 
@@ -60,7 +61,7 @@ _OWN_INPUTS = Condition(
 )
 CONDITIONS = {
     "area_range": Condition(
-        lambda flags: view_recipe_of(flags).policy.name == "inception", "on policies other than inception"
+        lambda flags: "area_range" in parameters(type(view_recipe_of(flags).policy)), "on a policy without it"
     ),
     "mixup_block": Condition(_mixes, "without mixup"),
     "mixup_fold": Condition(_mixes, "without mixup"),
@@ -224,17 +225,17 @@ def view_recipe_of(flags: argparse.Namespace) -> ViewRecipe:
     elif flags.dataset is None and flags.teacher is None:
         base = view_recipe("demo")
     else:
-        base = ViewRecipe(policy=ViewPolicy(), eval_crop=EvalCrop(), temperature=10.0, source="defaults")
-    given = {
-        "name": flags.policy,
-        "image_size": flags.image_size,
-        "area_range": flags.area_range,
-        "mixup": None if flags.mixup is None else flags.mixup == "on",
-        "mixup_block": flags.mixup_block,
-        "mixup_fold": flags.mixup_fold,
-    }
-    changed = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(base, policy=dataclasses.replace(base.policy, **changed))
+        base = ViewRecipe(policy=Inception(), eval_crop=EvalCrop(), temperature=10.0, source="defaults")
+    policy = change_policy(
+        base.policy,
+        name=flags.policy,
+        image_size=flags.image_size,
+        area_range=flags.area_range,
+        mixup=None if flags.mixup is None else flags.mixup == "on",
+        mixup_block=flags.mixup_block,
+        mixup_fold=flags.mixup_fold,
+    )
+    return dataclasses.replace(base, policy=policy)
 
 
 def check_flags(flags: argparse.Namespace) -> None:

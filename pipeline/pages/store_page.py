@@ -20,7 +20,7 @@ from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
-from pipeline.views.render import Renderer, training_renderer
+from pipeline.views.render import Renderer
 
 _TEMPLATE = Path(__file__).parent / "templates" / "store.html"
 _SOURCE_SIDE = 360  # pixels of a source's longer side, at most
@@ -126,7 +126,7 @@ def make_gallery(
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
     """
-    renderer, spec, out = training_renderer(store.spec.policy), store.spec, []
+    renderer, spec, out = store.spec.policy.renderer(), store.spec, []
     for view in replay_views(store, dataset, views):
         out.append(
             GalleryView(

@@ -11,7 +11,6 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import Store
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 
 
@@ -68,7 +67,7 @@ def replay_views(store: Store, dataset: Dataset, views: np.ndarray) -> Iterator[
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
     """
-    source = ImageSource(dataset, training_renderer(store.spec.policy))
+    source = ImageSource(dataset, store.spec.policy.renderer())
     for batch in ViewInput(store.views, source, 1).batches(views, threads=1):
         mixed = mix(batch["crops"], batch["partner"], batch["ratio"][:1]).numpy()[0]
         yield ReplayedView(

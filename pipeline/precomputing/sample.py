@@ -112,10 +112,10 @@ def count_areas(
     policy, shares = store.spec.policy, []
     for part in np.array_split(some, -(-len(some) // _AT_ONCE)):
         records = store.views.read(part)
-        if policy.name == "inception":
-            sizes = image_sizes(dataset.read(records.example)).astype(np.float64)
-        else:  # boxes count pixels of the resized image
-            sizes = np.full((len(part), 2), policy.canvas_size, np.float64)
-        shares.append(records.box[:, 2:].astype(np.float64).prod(axis=1) / sizes.prod(axis=1))
+        sizes = np.zeros((len(part), 2), np.int64)
+        if policy.uses_source_sizes:
+            sizes = image_sizes(dataset.read(records.example))
+        frames = policy.box_frames(sizes).astype(np.float64)
+        shares.append(records.box[:, 2:].astype(np.float64).prod(axis=1) / frames.prod(axis=1))
         on_views(len(part))
     return {"views": len(some), **_histogram(np.concatenate(shares))}

@@ -30,7 +30,7 @@ from pipeline.store.shards import ShardInfo, ShardTask, serialize
 from pipeline.store.spec import Spec, differences
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.records import EvalViews, SampledViews, ViewRecords, eval_planner
-from pipeline.views.render import eval_renderer, training_renderer
+from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
 
 _PROGRESS_SECONDS = 0.5
@@ -162,7 +162,7 @@ class ShardWorker:
             num_examples=spec.num_examples,
             num_classes=spec.num_classes,
         )
-        source = ImageSource(dataset, training_renderer(spec.policy), cache_bytes=self.job.image_cache_bytes)
+        source = ImageSource(dataset, spec.policy.renderer(), cache_bytes=self.job.image_cache_bytes)
         return ViewInput(records, source, self._batch_size, buffer_bytes=self.job.input_buffer_bytes)
 
     def _eval_input(self, split: str) -> ViewInput:

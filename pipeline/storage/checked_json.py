@@ -1,7 +1,8 @@
 """Builds dataclasses and typed dicts from parsed JSON; anything of another shape is refused.
 
 The one parser of every metadata file: what a file may hold is written as annotations, and is checked here. A dataclass takes
-exactly its fields, but those with `json: False` in their metadata, and validates their values in `__post_init__`. A `TypedDict` describes the keys that are read; other keys
+exactly its fields, but those with `json: False` in their metadata, and validates their values in `__post_init__`. A field with
+`build` in its metadata is built by that function of (tree, path). A `TypedDict` describes the keys that are read; other keys
 are kept as they are, so that a later version may add some.
 """
 
@@ -14,7 +15,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -119,7 +120,10 @@ def _dataclass(kind: Any, tree: Any, path: str) -> Any:
         optional = (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
         if name not in found and not optional:
             raise ShapeError(_join(path, name), "missing")
-    values = {name: _build(hints[name], value, _join(path, name)) for name, value in found.items()}
+    values = {}
+    for name, value in found.items():
+        own: Callable[..., Any] = fields[name].metadata.get("build", functools.partial(build, hints[name]))
+        values[name] = own(value, path=_join(path, name))
     try:
         return kind(**values)
     except ShapeError:

@@ -15,7 +15,7 @@ from pipeline.cli.choices import check_value_range
 from pipeline.errors import UserError
 from pipeline.errors.text import is_printable
 from pipeline.storage.checked_json import is_whole
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.base import ViewPolicy
 
 MAX_EXAMPLES, MAX_BATCH_SIZE = 10**12, 65_536
 
@@ -92,7 +92,7 @@ class ViewAxis:
     Attributes:
       dataset: that views are of.
       seed: of all augmentations.
-      policy: how views are drawn. Its image size counts only for `light`, whose boxes are in pixels of the resized image.
+      policy: how views are drawn. Its image size counts only where boxes depend on it; see `ViewPolicy.any_size`.
     """
 
     dataset: DatasetIdentity
@@ -101,10 +101,7 @@ class ViewAxis:
 
     def to_json(self) -> dict[str, Any]:
         """What is digested and compared."""
-        policy = self.policy.to_json()
-        if self.policy.name != "light":
-            del policy["image_size"]
-        return {"dataset": self.dataset.to_json(), "seed": self.seed, "policy": policy}
+        return {"dataset": self.dataset.to_json(), "seed": self.seed, "policy": self.policy.axis_json()}
 
     def digest(self) -> str:
         """SHA-256, 64 hex digits."""

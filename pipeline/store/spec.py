@@ -16,7 +16,8 @@ from pipeline.store.codecs import Codec, make_codec
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity, ViewAxis, digest_of
 from pipeline.store.layout import SPEC_FILE, SPEC_LIMIT, missing_store
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies import policy_from_json
+from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.render import render_probe
 
 # Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
@@ -90,7 +91,7 @@ class Spec:
 
     dataset: DatasetIdentity
     seed: int
-    policy: ViewPolicy
+    policy: ViewPolicy = dataclasses.field(metadata={"build": policy_from_json})
     eval_crop: EvalCrop
     teacher: TeacherIdentity
     num_classes: int

@@ -39,6 +39,25 @@ def random_words(key: np.ndarray, start: int, count: int, *, blocks: int = 1) ->
     return np.asarray(words, np.uint64).reshape(count, blocks * WORDS_PER_BLOCK)
 
 
+def words_of(elements: np.ndarray, key: np.ndarray, *, blocks: int = 1) -> np.ndarray:
+    """The words of elements in any order, with one call of `random_words` per run of consecutive ones.
+
+    Args:
+      elements: indices of elements, int64 [n], 0 or more, duplicates allowed.
+      key: uint64 [2], from `stream_key`.
+      blocks: see `random_words`.
+
+    Returns:
+      uint64 [n, 4 * blocks].
+    """
+    distinct, inverse = np.unique(np.asarray(elements, np.int64), return_inverse=True)
+    rows = np.empty((len(distinct), blocks * WORDS_PER_BLOCK), np.uint64)
+    starts = np.flatnonzero(np.diff(distinct, prepend=-2) != 1)
+    for start, stop in zip(starts, [*starts[1:], len(distinct)], strict=True):
+        rows[start:stop] = random_words(key, int(distinct[start]), int(stop - start), blocks=blocks)
+    return rows[inverse]
+
+
 def unit_float64(words: np.ndarray) -> np.ndarray:
     """Uniform float64 in [0, 1) from the upper 53 bits of each word."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

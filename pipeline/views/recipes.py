@@ -10,7 +10,9 @@ import dataclasses
 
 from pipeline.errors import UserError
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.base import ViewPolicy
+from pipeline.views.policies.inception import Inception
+from pipeline.views.policies.light import Light
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,7 @@ class ViewRecipe:
 # Beyer et al. 2021, section 3 and appendix; big_vision's configs/proj/distill/bigsweep_flowers_pet.py:
 # Inception crops of 5-100 %, flips, a ratio per batch of 512 folded to 0.5..1, evaluated on the central
 # 128 of a short side of 160.
-_BIT = ViewPolicy(
-    name="inception", image_size=128, area_range=(0.05, 1.0), mixup=True, mixup_fold=True, mixup_block=512
-)
+_BIT = Inception(image_size=128, area_range=(0.05, 1.0), mixup=True, mixup_fold=True, mixup_block=512)
 _BIT_EVAL = EvalCrop(kind="resize_small", scale=1.25)
 
 VIEW_RECIPES: dict[str, ViewRecipe] = {
@@ -36,7 +36,7 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     # batch of 64, central 87.5 %. Its partner is the reversed batch, which shows each pair twice;
     # ours is the next view, the one deviation kept on purpose.
     "keras_example": ViewRecipe(
-        policy=ViewPolicy(name="light", image_size=128, mixup=True, mixup_fold=False, mixup_block=64),
+        policy=Light(image_size=128, mixup=True, mixup_fold=False, mixup_block=64),
         eval_crop=EvalCrop(kind="central", scale=0.875),
         temperature=10.0,
         source="Keras example knowledge_distillation_recipes",
@@ -47,8 +47,7 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     # Chosen here for 28 x 28 digits: no flips, which would make other characters of them, and no boxes
     # under half of the picture, which hold no digit.
     "demo": ViewRecipe(
-        policy=ViewPolicy(
-            name="inception",
+        policy=Inception(
             image_size=32,
             area_range=(0.5, 1.0),
             flip_probability=0.0,

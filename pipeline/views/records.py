@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.views.batches import EXTRA_CROPS
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
-from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
+from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.source import ImageSource, LoadedImages
 
 
@@ -21,7 +21,7 @@ class ViewRecords:
 
     Attributes:
       example: int64 [n].
-      box: int32 [n, 4], y, x, height, width; see `policies.draw_boxes` for the pixels it counts.
+      box: int32 [n, 4], y, x, height, width; see `ViewPolicy.draw_boxes` for the pixels it counts.
       flip: bool [n].
       ratio: float32 [n], the mixup ratio.
       crop_hash, source_hash: int64 [n] in 0..2**32-1; 0 where not stored.
@@ -78,12 +78,12 @@ class SampledViews:
 
     def draw(self, views: np.ndarray, loaded: LoadedImages) -> ViewRecords:
         """Parameters of views int64 [n] whose images are loaded."""
-        sizes = loaded.sizes() if self.policy.name == "inception" else np.zeros((len(views), 2), np.int32)
+        sizes = loaded.sizes() if self.policy.uses_source_sizes else np.zeros((len(views), 2), np.int32)
         return _unstored(
             loaded.examples,
-            box=draw_boxes(self.policy, views, seed=self.seed, sizes=sizes),
-            flip=draw_flips(self.policy, views, seed=self.seed),
-            ratio=draw_ratios(self.policy, views, seed=self.seed),
+            box=self.policy.draw_boxes(views, seed=self.seed, sizes=sizes),
+            flip=self.policy.draw_flips(views, seed=self.seed),
+            ratio=self.policy.draw_ratios(views, seed=self.seed),
             num_classes=self.num_classes,
         )
 

@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.views.eval_crop import EvalCrop, short_side_shape
-from pipeline.views.policies import ViewPolicy
 
 # Chroma upsampling looks at neighbours outside the box: decode-and-crop of the bare box differed from
 # decode-then-slice on 426 of 900 boxes, by up to 23 levels; with 2 pixels more a side on none of 720.
@@ -210,17 +209,6 @@ class WindowRenderer:
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(region, [self.image_size, self.image_size, 3])
-
-
-def training_renderer(policy: ViewPolicy) -> Renderer:
-    """The renderer of a policy's crops."""
-    if policy.name == "inception":
-        return BoxRenderer(policy.image_size)
-    return WindowRenderer(
-        policy.image_size,
-        lambda image: resize_bilinear(image, policy.canvas_size),
-        lambda sizes: np.full_like(sizes, policy.canvas_size),
-    )
 
 
 def eval_renderer(crop: EvalCrop, image_size: int) -> Renderer:

@@ -42,7 +42,7 @@ from pipeline.store.shards import ShardInfo, ShardTask, shard_name
 from pipeline.store.spec import Spec
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
-from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
+from pipeline.views.policies.inception import Inception
 from pipeline.views.render import render_probe
 
 BYTES = 140  # of a record of `topk:16`, about
@@ -70,7 +70,7 @@ def make_spec(examples: int) -> Spec:
             name="synthetic:1.0.0", split="train", num_examples=examples, fingerprint="0" * 32
         ),
         seed=0,
-        policy=ViewPolicy(),
+        policy=Inception(),
         eval_crop=EvalCrop(),
         teacher=TeacherIdentity(fingerprint="0" * 64, value_range="0..1", signature="none", batch_size=64),
         num_classes=21_841,
@@ -112,10 +112,10 @@ def first_shard(spec: Spec, tasks: list[ShardTask]) -> None:
         sizes = np.random.default_rng(0).integers(200, 800, (len(views), 2))
         for name, work in (
             ("order", lambda v=views: example_of_view(v, num_examples=spec.num_examples, seed=0)),
-            ("boxes", lambda v=views, s=sizes: draw_boxes(spec.policy, v, seed=0, sizes=s)),
+            ("boxes", lambda v=views, s=sizes: spec.policy.draw_boxes(v, seed=0, sizes=s)),
             (
                 "flips and ratios",
-                lambda v=views: (draw_flips(spec.policy, v, seed=0), draw_ratios(spec.policy, v, seed=0)),
+                lambda v=views: (spec.policy.draw_flips(v, seed=0), spec.policy.draw_ratios(v, seed=0)),
             ),
         ):
             measured(f"{name} of {len(views):,} views, {where}", work)

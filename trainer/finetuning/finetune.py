@@ -24,9 +24,9 @@ from pipeline.inputs.labels import UNLABELED, top1
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.records import EvalViews, SampledViews, eval_planner
-from pipeline.views.render import eval_renderer, training_renderer
+from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
 from trainer.config.choices import BASE_BATCH_SIZE
 from trainer.config.run_length import RunLength
@@ -219,7 +219,7 @@ class Finetune:
             num_examples=dataset.num_examples,
             num_classes=dataset.num_classes,
         )
-        renderer = training_renderer(options.policy)
+        renderer = options.policy.renderer()
         source = ImageSource(dataset, renderer, cache_bytes=options.image_cache_bytes)
         self._input = ViewInput(records, source, options.batch_size, buffer_bytes=options.input_buffer_bytes)
         self._checkpoints = Checkpoints(

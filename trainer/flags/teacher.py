@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from pipeline.cli.parser import (
 )
 from pipeline.errors import UserError
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import POLICIES, ViewPolicy
+from pipeline.views.policies import POLICIES, change_policy
+from pipeline.views.policies.base import ViewPolicy
+from pipeline.views.policies.light import Light
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer.config import choices
 from trainer.flags.effects import FINETUNE
@@ -128,13 +129,13 @@ def _check_network_flags(flags: argparse.Namespace) -> None:
 def views_of(flags: argparse.Namespace) -> tuple[ViewPolicy, EvalCrop]:
     """Policy and evaluation crop: a recipe's or BiT's own, with the flags that override them."""
     recipe = flags.recipe or ("demo" if flags.dataset is None else None)
-    base = ViewPolicy(name="light", image_size=_IMAGE_SIZE) if recipe is None else view_recipe(recipe).policy
-    given = {
-        "name": flags.policy,
-        "image_size": flags.image_size,
-        "flip_probability": None if flags.flip is None else 0.5 * flags.flip,
-    }
-    policy = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    base = Light(image_size=_IMAGE_SIZE) if recipe is None else view_recipe(recipe).policy
+    policy = change_policy(
+        base,
+        name=flags.policy,
+        image_size=flags.image_size,
+        flip_probability=None if flags.flip is None else 0.5 * flags.flip,
+    )
     return policy, EvalCrop() if recipe is None else view_recipe(recipe).eval_crop
 
 

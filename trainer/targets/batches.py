@@ -13,7 +13,6 @@ import tensorflow as tf
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import Store
 from pipeline.views.input import Batch
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 from trainer.distribution.strategy import replica_batch_size, replica_starts
 from trainer.targets.arms import OFFLINE, Arm
@@ -72,7 +71,7 @@ class Targets:
         continued_from: int | None = None,
         with_record: bool = False,
     ) -> None:
-        source = ImageSource(dataset, training_renderer(store.spec.policy), cache_bytes=image_cache_bytes)
+        source = ImageSource(dataset, store.spec.policy.renderer(), cache_bytes=image_cache_bytes)
         records = (
             arm.records(store)
             if continued_from is None

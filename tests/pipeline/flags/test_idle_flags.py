@@ -12,7 +12,7 @@ from pipeline.cli.parser import Parser
 from pipeline.errors import UserError
 from pipeline.flags import beam, dataset, plan, precompute, verify
 from pipeline.flags import inspect as inspect_flags
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
 from trainer.config.recipes import TrainRecipe
 
 OWN = ("--dataset=d", "--teacher=teacher", "--store=s")
@@ -168,7 +168,7 @@ def test_a_data_directory_inside_the_images_is_refused() -> None:
 def test_help_says_where_a_recipe_decides() -> None:
     from trainer.flags.train import make_parser as train_parser
 
-    views = {"policy", "mixup", *ViewPolicy.__dataclass_fields__} - {"name"}
+    views = {"policy", "mixup", *Inception.__dataclass_fields__} - {"name"}
     training = {*TrainRecipe.__dataclass_fields__} - {"views", "source", "allow_short_run"}
     for parser, names in ((precompute.make_parser(), views), (train_parser(), training)):
         for action in parser._actions:

@@ -23,8 +23,7 @@ from pipeline.pages.store_page import GalleryView, Picture, make_gallery, render
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
-from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import training_renderer
+from pipeline.views.policies.light import Light
 from tests import results, stores
 from tests.browser import CUT, find_chromium, open_browser
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -55,7 +54,7 @@ def pages(
     teacher_path: Path,
 ) -> dict[str, Page]:
     """Of the published store, and of one of everything else: `light`, unmixed, `topk`, T = 1, no evaluation."""
-    policy = ViewPolicy(name="light", image_size=stores.SIZE, mixup=False)
+    policy = Light(image_size=stores.SIZE, mixup=False)
     spec = stores.make_spec(data_dir, teacher_path, policy=policy, codec="topk:3", temperature=1.0)
     other = tmp_path_factory.mktemp("light") / "store"
     worker = ShardWorker(stores.job_for(other, spec, data_dir, teacher_path))
@@ -114,9 +113,7 @@ def pixels_of(tile: str) -> np.ndarray:
 
 def test_boxes_of_light_are_drawn_on_the_resized_image(pages: dict[str, Page]) -> None:
     page = pages["light"]
-    canvas = training_renderer(ViewPolicy(name="light", image_size=stores.SIZE)).prepared_shapes(
-        np.array([[50, 70]])
-    )
+    canvas = Light(image_size=stores.SIZE).renderer().prepared_shapes(np.array([[50, 70]]))
     assert page.text.count(f'viewBox="0 0 {canvas[0, 1]} {canvas[0, 0]}"') == 5
     assert page.contents["sample"]["area"]["mean"] == pytest.approx((stores.SIZE / canvas[0, 0]) ** 2)
     words = " ".join(Reader(page.text).words.split())

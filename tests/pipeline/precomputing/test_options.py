@@ -12,7 +12,7 @@ from pipeline.flags.precompute import announce_demo, make_parser
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.teacher import fingerprint
 from pipeline.precomputing.options import PrecomputeOptions, describe_eval_splits, find_eval_splits, resolve
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
 from pipeline.views.recipes import view_recipe
 from tests.images import TRAIN_IMAGES, encoded_images
 from tests.stores import CLASSES, DATASET, SIZE, prepare_dataset
@@ -81,7 +81,7 @@ def test_the_spec_is_of_what_was_asked(data_dir: Path, teacher_path: Path) -> No
     spec = found.spec
     assert (found.epochs, found.views_per_shard, found.image_cache_bytes) == (4, 100, 0)
     assert (spec.seed, spec.codec, spec.temperature, spec.num_classes) == (7, "float32", 3.0, CLASSES)
-    expected = ViewPolicy(image_size=SIZE, area_range=(0.3, 0.9), mixup_fold=True, mixup_block=16)
+    expected = Inception(image_size=SIZE, area_range=(0.3, 0.9), mixup_fold=True, mixup_block=16)
     assert spec.policy == expected
     assert spec.dataset == Dataset(DATASET, "train", data_dir=data_dir).identity()
     assert spec.teacher.to_json() == {

@@ -21,7 +21,6 @@ from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import ShardTask, check_shard, open_shard, shard_name
 from pipeline.store.spec import Spec
 from pipeline.views.batches import partner_views
-from pipeline.views.policies import draw_ratios
 from pipeline.views.render import eval_renderer
 from tests.stores import (
     BATCH,
@@ -84,7 +83,7 @@ def test_logits_are_the_teachers_on_the_mixed_views(published_store: Path, worke
     for batch in worker.input_of("views").batches(np.arange(0, count, BATCH)):
         for view, crop in zip(batch["views"].numpy().tolist(), batch["crops"].numpy(), strict=True):
             crops[view] = crop.astype(np.float32)
-    ratio = draw_ratios(worker.spec.policy, np.arange(count), seed=0)
+    ratio = worker.spec.policy.draw_ratios(np.arange(count), seed=0)
     partner = partner_views(np.arange(count), num_examples=N)
     mixed = np.stack([ratio[v] * crops[v] + (1 - ratio[v]) * crops[int(partner[v])] for v in range(count)])
     expected = PlainTeacher()(mixed).numpy()

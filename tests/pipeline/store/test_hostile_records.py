@@ -13,7 +13,6 @@ from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 from tests import stores
 from tests.campaigns.damaged_store import campaign
@@ -22,7 +21,7 @@ from tests.runs import forge_records
 
 def source_of(store: Path, data_dir: Path, *, cache_bytes: int = 0) -> ImageSource:
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    return ImageSource(dataset, training_renderer(Store(store).spec.policy), cache_bytes=cache_bytes)
+    return ImageSource(dataset, Store(store).spec.policy.renderer(), cache_bytes=cache_bytes)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity, ViewAxis
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
+from pipeline.views.policies.light import Light
 
 DATASET = DatasetIdentity(name="d:1.0.0", split="train", num_examples=10, fingerprint="f")
 TEACHER = TeacherIdentity(fingerprint="t", value_range="0..1", signature="serving_default", batch_size=64)
-AXIS = ViewAxis(dataset=DATASET, seed=0, policy=ViewPolicy())
+AXIS = ViewAxis(dataset=DATASET, seed=0, policy=Inception())
 
 
 def test_golden_digest_of_a_view_axis() -> None:
@@ -27,9 +28,9 @@ def test_golden_digest_of_a_view_axis() -> None:
         {"seed": 1},
         {"dataset": dataclasses.replace(DATASET, split="test")},
         {"dataset": dataclasses.replace(DATASET, fingerprint="g")},
-        {"policy": ViewPolicy(mixup=False)},
-        {"policy": ViewPolicy(area_range=(0.06, 1.0))},
-        {"policy": ViewPolicy(name="light")},
+        {"policy": Inception(mixup=False)},
+        {"policy": Inception(area_range=(0.06, 1.0))},
+        {"policy": Light()},
     ],
     ids=str,
 )
@@ -39,9 +40,9 @@ def test_whatever_determines_views_counts(changes: dict[str, Any]) -> None:
 
 def test_views_do_not_depend_on_the_resolution_but_for_light() -> None:
     """Boxes of `inception` are in source pixels; those of `light` in pixels of the resized image."""
-    other = dataclasses.replace(AXIS, policy=ViewPolicy(image_size=224))
+    other = dataclasses.replace(AXIS, policy=Inception(image_size=224))
     assert other.digest() == AXIS.digest()
-    small, large = (ViewPolicy(name="light", image_size=size) for size in (128, 224))
+    small, large = (Light(image_size=size) for size in (128, 224))
     assert (
         dataclasses.replace(AXIS, policy=small).digest() != dataclasses.replace(AXIS, policy=large).digest()
     )

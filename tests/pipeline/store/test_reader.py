@@ -22,7 +22,6 @@ from pipeline.store.shards import serialize, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import ViewInput
 from pipeline.views.records import SampledViews
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 from tests.stores import BATCH, CLASSES, DATASET, N, shard_files
 
@@ -58,7 +57,7 @@ def test_replay_gives_the_drawn_views_again_bit_for_bit(published_store: Path, d
     drawn = SampledViews(policy=spec.policy, seed=spec.seed, num_examples=N, num_classes=CLASSES)
     starts = np.array([0, 18, 44, 16, 36])
     inputs = [
-        ViewInput(records, ImageSource(dataset, training_renderer(spec.policy), cache_bytes=cache), BATCH)
+        ViewInput(records, ImageSource(dataset, spec.policy.renderer(), cache_bytes=cache), BATCH)
         for records, cache in ((drawn, 0), (store.views, 0), (store.views, 1 << 30))
     ]
     for first, *replays in zip(*(views.batches(starts) for views in inputs), strict=True):
@@ -269,7 +268,7 @@ def test_swapped_pixels_are_refused_though_the_metadata_agree(
     store = Store(published_store)
     other = Dataset(DATASET, "train", data_dir=other_data_dir)
     for cache_bytes in (0, 1 << 30):
-        source = ImageSource(other, training_renderer(store.spec.policy), cache_bytes=cache_bytes)
+        source = ImageSource(other, store.spec.policy.renderer(), cache_bytes=cache_bytes)
         with pytest.raises(DataError, match=r"view 0 \(example \d+\): source fingerprint is .* in the store"):
             next(ViewInput(store.views, source, BATCH).batches(np.array([0])))
 

@@ -13,14 +13,14 @@ from pipeline.errors import DataError, UserError
 from pipeline.store.identity import TeacherIdentity
 from pipeline.store.spec import FORMAT_VERSION, SPEC_FILE, Spec, differences, flatten
 from pipeline.views.eval_crop import EvalCrop
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
 from pipeline.views.render import render_probe
 from tests.stores import ANY_DATASET
 
 SPEC = Spec(
     dataset=ANY_DATASET,
     seed=0,
-    policy=ViewPolicy(),
+    policy=Inception(),
     eval_crop=EvalCrop(),
     teacher=TeacherIdentity(fingerprint="t", value_range="0..1", signature="serving_default", batch_size=64),
     num_classes=3,
@@ -47,11 +47,11 @@ def test_json_round_trip() -> None:
 
 IDENTITY_CHANGES: list[dict[str, Any]] = [
     {"seed": 1},
-    {"policy": ViewPolicy(image_size=96)},
-    {"policy": ViewPolicy(mixup_fold=True)},
-    {"policy": ViewPolicy(mixup_block=2)},
-    {"policy": ViewPolicy(area_range=(0.06, 1.0))},
-    {"policy": ViewPolicy(flip_probability=0.4)},
+    {"policy": Inception(image_size=96)},
+    {"policy": Inception(mixup_fold=True)},
+    {"policy": Inception(mixup_block=2)},
+    {"policy": Inception(area_range=(0.06, 1.0))},
+    {"policy": Inception(flip_probability=0.4)},
     {"eval_crop": EvalCrop(scale=1.2)},
     {"codec": "float32"},
     {"temperature": 9.0},

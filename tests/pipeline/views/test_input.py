@@ -21,15 +21,18 @@ from pipeline.views.batches import plan_batch
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.order import example_of_view
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies import POLICIES
+from pipeline.views.policies.base import ViewPolicy
+from pipeline.views.policies.inception import Inception
+from pipeline.views.policies.light import Light
 from pipeline.views.records import SampledViews, ViewRecords
-from pipeline.views.render import BoxRenderer, Window, fingerprint32, training_renderer
+from pipeline.views.render import BoxRenderer, Window, fingerprint32
 from pipeline.views.source import ImageSource
 from tests.images import KINDS, TRAIN_IMAGES, ImageList, encode, encoded_images, photo
 from tests.stores import ANY_DATASET
 
 SIZE, CLASSES, SEED = 24, 5, 0
-POLICY = ViewPolicy(image_size=SIZE)
+POLICY = Inception(image_size=SIZE)
 CACHE = 1 << 30
 
 
@@ -37,7 +40,7 @@ def view_input(
     images: list[bytes], batch_size: int, *, policy: ViewPolicy = POLICY, cache_bytes: int = 0
 ) -> ViewInput:
     records = SampledViews(policy=policy, seed=SEED, num_examples=len(images), num_classes=CLASSES)
-    source = ImageSource(ImageList(images), training_renderer(policy), cache_bytes=cache_bytes)
+    source = ImageSource(ImageList(images), policy.renderer(), cache_bytes=cache_bytes)
     return ViewInput(records, source, batch_size)
 
 
@@ -61,7 +64,7 @@ def images() -> list[bytes]:
 @pytest.mark.parametrize("name", ["inception", "light"])
 def test_a_view_does_not_depend_on_batch_size_or_position(images: list[bytes], name: str) -> None:
     """Crops and mixed views of three epochs and a bit, cut into batches of 1, 3 and 8, and from view 5 on."""
-    policy = ViewPolicy(name=name, image_size=SIZE)
+    policy = POLICIES[name](image_size=SIZE)
     single = view_input(images, 1, policy=policy)
     count = 3 * len(images) + 5
     crops, mixed = crops_of(single, np.arange(count)), mixed_of(single, np.arange(count))
@@ -98,7 +101,7 @@ def test_cached_and_encoded_input_are_bit_equal(images: list[bytes]) -> None:
 
 
 def test_light_cached_and_encoded_input_are_bit_equal(images: list[bytes]) -> None:
-    policy = ViewPolicy(name="light", image_size=SIZE)
+    policy = Light(image_size=SIZE)
     starts = np.arange(0, 68, 34)
     encoded = view_input(images, 34, policy=policy)
     cached = view_input(images, 34, policy=policy, cache_bytes=CACHE)
@@ -251,7 +254,7 @@ def test_an_error_through_tf_data_is_found_by_its_text(images: list[bytes]) -> N
     """Inside somebody else's data set (the trainer's `fit`) there is no `batches` to explain it."""
     tampered = TamperedViews(policy=POLICY, seed=SEED, num_examples=len(images), num_classes=CLASSES)
     HASHES.update({v: {"crop_hash": 1, "source_hash": 2} for v in range(6)})
-    views = ViewInput(tampered, ImageSource(ImageList(images), training_renderer(POLICY)), 4)
+    views = ViewInput(tampered, ImageSource(ImageList(images), POLICY.renderer()), 4)
     with pytest.raises(tf.errors.OpError) as caught:
         next(iter(views.dataset(tf.data.Dataset.range(1))))
     found = find_error(caught.value)
@@ -276,9 +279,7 @@ def test_boxes_outside_another_data_sets_images_are_refused_by_fingerprint(cache
     small = [encode(photo(20, 30, seed=i), "jpeg_420") for i in range(5)]
     stored = StoredViews(policy=POLICY, seed=SEED, num_examples=5, num_classes=CLASSES)
     HASHES.update({v: {"crop_hash": 1, "source_hash": 2} for v in range(6)})
-    views = ViewInput(
-        stored, ImageSource(ImageList(small), training_renderer(POLICY), cache_bytes=cache_bytes), 4
-    )
+    views = ViewInput(stored, ImageSource(ImageList(small), POLICY.renderer(), cache_bytes=cache_bytes), 4)
     with pytest.raises(
         DataError, match=r"view 0 \(example \d\): source fingerprint is \w{8} here, 00000002 in"
     ):
@@ -302,7 +303,7 @@ class CountedViews(SampledViews):
 def fetched_ahead(images: list[bytes], buffer_bytes: int | None, *, threads: int = 40) -> int:
     """How many batches of 5 crops are fetched while the consumer has taken one."""
     records = CountedViews(policy=POLICY, seed=SEED, num_examples=len(images), num_classes=CLASSES)
-    source = ImageSource(ImageList(images), training_renderer(POLICY))
+    source = ImageSource(ImageList(images), POLICY.renderer())
     views = ViewInput(records, source, 3, buffer_bytes=buffer_bytes)
     CountedViews.fetched = 0
     batches = views.batches(np.arange(0, 3000, 3), threads=threads)

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.order import example_of_view
-from pipeline.views.policies import ViewPolicy, draw_boxes, draw_flips, draw_ratios
+from pipeline.views.policies import POLICIES
+from pipeline.views.policies.inception import Inception
 from pipeline.views.records import EvalViews, SampledViews, eval_planner
-from pipeline.views.render import eval_renderer, training_renderer
+from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, ImageList, encoded_images
 
@@ -21,25 +22,23 @@ VIEWS = np.array([0, 40, 3, 40, 16, 17])
 @pytest.mark.parametrize("name", ["inception", "light"])
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
 def test_sampled_views_are_drawn_for_their_own_example(name: str, cache_bytes: int) -> None:
-    policy = ViewPolicy(name=name, image_size=24)
-    source = ImageSource(
-        ImageList(encoded_images(TRAIN_IMAGES)), training_renderer(policy), cache_bytes=cache_bytes
-    )
+    policy = POLICIES[name](image_size=24)
+    source = ImageSource(ImageList(encoded_images(TRAIN_IMAGES)), policy.renderer(), cache_bytes=cache_bytes)
     sampled = SampledViews(policy=policy, seed=3, num_examples=N, num_classes=5)
     records, loaded = sampled.fetch(VIEWS, source)
     examples = example_of_view(VIEWS, num_examples=N, seed=3)
     np.testing.assert_array_equal(records.example, examples)
     np.testing.assert_array_equal(loaded.examples, examples)
-    boxes = draw_boxes(policy, VIEWS, seed=3, sizes=SIZES[examples])
+    boxes = policy.draw_boxes(VIEWS, seed=3, sizes=SIZES[examples])
     np.testing.assert_array_equal(records.box, boxes)
-    np.testing.assert_array_equal(records.flip, draw_flips(policy, VIEWS, seed=3))
-    np.testing.assert_array_equal(records.ratio, draw_ratios(policy, VIEWS, seed=3))
+    np.testing.assert_array_equal(records.flip, policy.draw_flips(VIEWS, seed=3))
+    np.testing.assert_array_equal(records.ratio, policy.draw_ratios(VIEWS, seed=3))
     assert not records.stored.any()
 
 
 def test_take_selects_rows_of_every_column() -> None:
-    sampled = SampledViews(policy=ViewPolicy(), seed=0, num_examples=N, num_classes=5)
-    source = ImageSource(ImageList(encoded_images(TRAIN_IMAGES)), training_renderer(ViewPolicy()))
+    sampled = SampledViews(policy=Inception(), seed=0, num_examples=N, num_classes=5)
+    source = ImageSource(ImageList(encoded_images(TRAIN_IMAGES)), Inception().renderer())
     records, _ = sampled.fetch(np.arange(6), source)
     rows = np.array([5, 0, 0])
     taken, _ = sampled.fetch(rows, source)

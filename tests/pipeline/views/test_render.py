@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.views.eval_crop import EvalCrop, short_side_shape
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
+from pipeline.views.policies.light import Light
 from pipeline.views.render import (
     Renderer,
     Window,
@@ -23,7 +24,6 @@ from pipeline.views.render import (
     flip,
     render_probe,
     slice_window,
-    training_renderer,
 )
 from tests.images import KINDS, encode, photo
 
@@ -69,7 +69,7 @@ def random_boxes(height: int, width: int, count: int, generator: np.random.Gener
 @pytest.mark.parametrize("kind", KINDS)
 def test_inception_crop_is_the_definition_on_both_paths(kind: str) -> None:
     """Odd sizes, a pixel high and a pixel wide; alpha is dropped and CMYK converted as TensorFlow does."""
-    fast, whole = graph_of(training_renderer(ViewPolicy(image_size=24)))
+    fast, whole = graph_of(Inception(image_size=24).renderer())
     generator = np.random.default_rng(0)
     for number, (height, width) in enumerate(SHAPES):
         encoded = encode(photo(height, width, seed=number), kind)
@@ -106,8 +106,8 @@ def test_conversions_keep_the_picture() -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg_420", "jpeg_grey", "png_rgb"])
 def test_light_crop_is_the_definition(kind: str) -> None:
-    policy = ViewPolicy(name="light", image_size=24)  # canvas 30
-    fast, whole = graph_of(training_renderer(policy))
+    policy = Light(image_size=24)  # canvas 30
+    fast, whole = graph_of(policy.renderer())
     for number, (height, width) in enumerate([*SHAPES, (30, 30)]):
         encoded = encode(photo(height, width, seed=number), kind)
         canvas = reference_resize(reference_decode(encoded), (30, 30))
@@ -189,7 +189,7 @@ def test_golden_hashes() -> None:
     """May change only with pipeline.store.spec.FORMAT_VERSION: of source bytes, and of a constant crop."""
     assert fingerprint32(tf.constant([b"", b"abc"])).numpy().tolist() == [797982799, 1961358185]
     # A constant image renders to itself on any machine.
-    renderer = training_renderer(ViewPolicy(image_size=8))
+    renderer = Inception(image_size=8).renderer()
     encoded = tf.io.encode_png(tf.fill([13, 11, 3], tf.constant(100, tf.uint8)))
     crop = renderer.finish(renderer.cut(encoded, Window.of([2, 1, 9, 7])))
     assert (crop.numpy() == 100).all()

@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import DataError
-from pipeline.views.policies import ViewPolicy
-from pipeline.views.render import fingerprint32, training_renderer
+from pipeline.views.policies import POLICIES
+from pipeline.views.policies.inception import Inception
+from pipeline.views.render import fingerprint32
 from pipeline.views.source import ImageSource, LoadedImages
 from tests.images import TRAIN_IMAGES, ImageList, encoded_images
 
-RENDERER = training_renderer(ViewPolicy(image_size=24))
+RENDERER = Inception(image_size=24).renderer()
 SIZES = np.array([size for _, *size in TRAIN_IMAGES])
 BYTES = int(SIZES.prod(axis=1).sum()) * 3
 
@@ -74,7 +75,7 @@ def test_a_set_that_is_far_too_large_is_not_read_through(images: ImageList) -> N
 
 @pytest.mark.parametrize("name", ["inception", "light"])
 def test_room_is_what_the_decoded_images_need(images: ImageList, name: str) -> None:
-    renderer = training_renderer(ViewPolicy(name=name, image_size=24))
+    renderer = POLICIES[name](image_size=24).renderer()
     source = ImageSource(images, renderer, cache_bytes=1 << 30)
     loaded = source.load(np.arange(len(TRAIN_IMAGES)))
     ends = loaded.places[:, 0] + loaded.places[:, 1]

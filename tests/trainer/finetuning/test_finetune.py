@@ -12,9 +12,9 @@ from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import ViewInput
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.inception import Inception
+from pipeline.views.policies.light import Light
 from pipeline.views.records import SampledViews
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images
@@ -52,9 +52,9 @@ def test_example_without_a_label_is_named():
 
 def test_batches_are_a_function_of_the_step_and_carry_both_labels(data_dir: Path):
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    policy = ViewPolicy(name="light", image_size=12, mixup=False)
+    policy = Light(image_size=12, mixup=False)
     records = SampledViews(policy=policy, seed=0, num_examples=stores.N, num_classes=stores.CLASSES)
-    view_input = ViewInput(records, ImageSource(dataset, training_renderer(policy)), 5)
+    view_input = ViewInput(records, ImageSource(dataset, policy.renderer()), 5)
 
     def batches(start: int, stop: int) -> list[dict[str, np.ndarray]]:
         made = labelled_batches(view_input, Labels(dataset), start=start, stop=stop, seed=0, alpha=0.1)
@@ -128,11 +128,11 @@ def test_unlabeled_images_do_not_count(tmp_path: Path):
 
 
 def test_options_turn_the_policy_s_own_mixup_off():
-    options = FinetuneOptions(policy=ViewPolicy(mixup=True), eval_crop=EvalCrop(), steps=5)
+    options = FinetuneOptions(policy=Inception(mixup=True), eval_crop=EvalCrop(), steps=5)
     assert not options.policy.mixup
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "checkpoint_every"])
 def test_options_out_of_range_are_refused(name: str):
     with pytest.raises(UserError, match=f"--{name}=0: expected 1 or more"):
-        FinetuneOptions(**{"policy": ViewPolicy(), "eval_crop": EvalCrop(), "steps": 5, name: 0})
+        FinetuneOptions(**{"policy": Inception(), "eval_crop": EvalCrop(), "steps": 5, name: 0})
