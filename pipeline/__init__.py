@@ -12,20 +12,26 @@ if TYPE_CHECKING:
     from pipeline.api import Store, View, open_store, sample_views
     from pipeline.errors import DataError, UserError
     from pipeline.inputs.teacher import Teacher
-    from pipeline.views.policies import ViewPolicy
+    from pipeline.views.policies.base import ViewPolicy
+    from pipeline.views.policies.inception import Inception
+    from pipeline.views.policies.light import Light
 
 _MODULES = {
     "DataError": "pipeline.errors",
+    "Inception": "pipeline.views.policies.inception",
+    "Light": "pipeline.views.policies.light",
     "Store": "pipeline.api",
     "Teacher": "pipeline.inputs.teacher",
     "UserError": "pipeline.errors",
     "View": "pipeline.api",
-    "ViewPolicy": "pipeline.views.policies",
+    "ViewPolicy": "pipeline.views.policies.base",
     "open_store": "pipeline.api",
     "sample_views": "pipeline.api",
 }
 __all__ = [
     "DataError",
+    "Inception",
+    "Light",
     "Store",
     "Teacher",
     "UserError",

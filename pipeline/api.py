@@ -35,9 +35,9 @@ from pipeline.store.codecs import log_softmax
 from pipeline.views.batches import partner_views
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
-from pipeline.views.policies import ViewPolicy
+from pipeline.views.policies.base import ViewPolicy
+from pipeline.views.policies.inception import Inception
 from pipeline.views.records import RecordSource, SampledViews, ViewRecords
-from pipeline.views.render import training_renderer
 from pipeline.views.source import ImageSource
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Images:
 
     def __init__(self, records: RecordSource, dataset: Dataset, policy: ViewPolicy) -> None:
         self.dataset = dataset
-        self._renderer = training_renderer(policy)
+        self._renderer = policy.renderer()
         self._input = ViewInput(records, ImageSource(dataset, self._renderer), 1)
 
     def render(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -319,7 +319,7 @@ class Store:
         self, batch_size: int, epochs: int | None, first_step: int, image_cache_bytes: int
     ) -> tuple[ViewInput, tf.data.Dataset, range]:
         starts = self._starts(batch_size, epochs, first_step)
-        source = ImageSource(self.dataset, training_renderer(self.spec.policy), cache_bytes=image_cache_bytes)
+        source = ImageSource(self.dataset, self.spec.policy.renderer(), cache_bytes=image_cache_bytes)
         view_input = ViewInput(self.reader.views, source, batch_size)
 
         def select(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -396,7 +396,7 @@ def sample_views(
       split: split or slice to draw from, such as `train[:90%]`.
       data_dir: TFDS data directory; TFDS's own by default.
       seed: random seed for all augmentations.
-      policy: view policy; `ViewPolicy()` by default.
+      policy: view policy; `Inception()` by default.
 
     Returns:
       Views without logits.
@@ -410,9 +410,9 @@ def sample_views(
     if dataset is None:
         dataset, data_dir = embedded.DATASET, embedded.prepare_dataset()
     opened = Dataset(dataset, split, data_dir=data_dir)
-    policy = policy or ViewPolicy()
+    policy = policy or Inception()
     drawn = SampledViews(
         policy=policy, seed=seed, num_examples=opened.num_examples, num_classes=opened.num_classes
     )
-    records, _ = drawn.fetch(numbers, ImageSource(opened, training_renderer(policy)))
+    records, _ = drawn.fetch(numbers, ImageSource(opened, policy.renderer()))
     return _Images(drawn, opened, policy).views(numbers, records)

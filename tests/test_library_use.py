@@ -74,6 +74,8 @@ except AttributeError as error:
 PUBLIC = {
     "pipeline": [
         "DataError",
+        "Inception",
+        "Light",
         "Store",
         "Teacher",
         "UserError",

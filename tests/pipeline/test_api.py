@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import DataError, Store, Teacher, UserError, ViewPolicy, open_store, sample_views
+from pipeline import DataError, Inception, Store, Teacher, UserError, open_store, sample_views
 from pipeline.pages.views import replay_views
 from tests import stores
 
@@ -187,7 +187,7 @@ def test_sampled_views_are_those_of_the_store(opened: Store, data_dir: Path):
         [0, 16, 50, 51],
         dataset=stores.DATASET,
         data_dir=data_dir,
-        policy=ViewPolicy(image_size=stores.SIZE),
+        policy=Inception(image_size=stores.SIZE),
     )
     for found, stored in zip(drawn, [opened[0], opened[16], opened[50]], strict=False):
         for name in ("index", "example", "box", "flip", "ratio", "partner", "label"):
