@@ -29,7 +29,7 @@ from pipeline.cli.parser import make_directory
 from pipeline.errors import UserError
 from pipeline.inputs import embedded
 from pipeline.inputs.dataset import Dataset
-from pipeline.storage.files import remove_temporaries, replace_directory, write_json
+from pipeline.storage.files import atomic_directory, remove_temporaries, write_json
 from pipeline.storage.lock import writer_lock
 from pipeline.store.splits import may_overlap
 from trainer import models
@@ -88,16 +88,14 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"logits": tf.cast(model(image, training=False), tf.float32)}
 
-    def write(temporary: Path) -> None:
-        # A trace of each layer by itself would take minutes for a BiT; layers without a config need them.
-        traces = any(type(layer).__module__.endswith("saved_model.load") for layer in model.submodules)
-        signatures = {DEFAULT_SIGNATURE: serve}
-        model.save(temporary, include_optimizer=False, save_traces=traces, signatures=signatures)
-
+    # A trace of each layer by itself would take minutes for a BiT; layers without a config need them.
+    traces = any(type(layer).__module__.endswith("saved_model.load") for layer in model.submodules)
+    signatures = {DEFAULT_SIGNATURE: serve}
     logger, level = tf.get_logger(), tf.get_logger().level
     logger.setLevel("ERROR")  # Keras warns that a model without metrics has none
     try:
-        replace_directory(path, write)
+        with atomic_directory(path, replace=True) as fresh:
+            model.save(fresh, include_optimizer=False, save_traces=traces, signatures=signatures)
     finally:
         logger.setLevel(level)
 

@@ -153,9 +153,6 @@ class Dataset:
         named = [name for name in self.split_names if re.search(rf"\b{re.escape(name)}\b", split)]
         self._num_bytes = {name: int(info.splits[name].num_bytes) for name in named}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.name, self.split, self.data_dir, self.data_cache_bytes)
-
     def identity(self) -> DatasetIdentity:
         """Name, split, N and a fingerprint of TFDS's metadata. The images are checked view by view."""
         facts = {
@@ -276,7 +273,3 @@ def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:
         if (found := of_the_system(error)) is not None:
             return found
     return DataError(f"{path}: not a whole ArrayRecord file; prepare the data set again")
-
-
-def _reopen(name: str, split: str, data_dir: str | None, data_cache_bytes: int) -> Dataset:
-    return Dataset(name, split, data_dir=data_dir, data_cache_bytes=data_cache_bytes)

@@ -37,7 +37,7 @@ from pipeline.flags.dataset import CHANGES
 from pipeline.inputs.builder import find_builder, image_and_label, load_builder, quiet_tfds
 from pipeline.inputs.image_files import Changes, Examined, change, examine
 from pipeline.inputs.image_folder import Folder, scan, shown
-from pipeline.storage.files import put_directory, remove_directory
+from pipeline.storage.files import move_directory, remove_directory
 from pipeline.storage.lock import LOCK_FILE, writer_lock
 
 VERSION = "1.0.0"
@@ -164,7 +164,7 @@ def published(data_dir: Path, path: Path) -> Iterator[Path]:
                     remove_directory(leftover)
             yield aside
             target.parent.mkdir(parents=True, exist_ok=True)
-            put_directory(aside / path, target)
+            move_directory(aside / path, target)
         finally:
             remove_directory(aside)
 

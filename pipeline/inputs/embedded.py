@@ -8,7 +8,6 @@ convolutional network that is trained on them once, in about 40 s on 2 cores. No
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import sys
 import time
@@ -24,7 +23,8 @@ from tqdm.keras import TqdmCallback
 from pipeline.errors import UserError
 from pipeline.inputs.builder import quiet_tfds
 from pipeline.storage.cache import cache_dir
-from pipeline.storage.files import put_directory
+from pipeline.storage.files import atomic_directory
+from pipeline.storage.lock import flock
 
 DATASET: Final = "mnist_5k"
 IMAGE_SIZE: Final = 32
@@ -60,13 +60,14 @@ def prepare_dataset(data_dir: Path | None = None) -> Path:
         if partial is not None:
             _say(f"preparing the embedded default's data set in {data_dir} (once) ...")
             with quiet_tfds():
-                # TFDS appends name and version itself.
-                builder = _builder_class()(data_dir=partial.parent / f"{partial.name}.tfds")
+                builder = _builder_class()(data_dir=partial)
                 builder.download_and_prepare(
                     file_format="array_record",
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 )
-            Path(builder.data_dir).rename(partial)
+            for file in Path(builder.data_dir).iterdir():  # TFDS appends name and version itself
+                file.rename(partial / file.name)
+            shutil.rmtree(partial / DATASET)
     return data_dir
 
 
@@ -286,17 +287,8 @@ def _publish(path: Path, *, complete: str) -> Iterator[Path | None]:
         if _is_complete(path, complete):  # by the previous owner of the lock
             yield None
             return
-        partial = path.parent / f".{path.name}.partial"
-        # May remain from an interrupted process.
-        leftovers = (partial, path.parent / f"{partial.name}.tfds")
-        try:
-            for leftover in leftovers:
-                shutil.rmtree(leftover, ignore_errors=True)
+        with atomic_directory(path) as partial:
             yield partial
-            put_directory(partial, path)
-        finally:
-            for leftover in leftovers:
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -311,9 +303,7 @@ def _lock(path: Path) -> Iterator[None]:
             f"{path.parent}: not writable ({error.strerror}); set VIEW_DISTILL_CACHE to a writable directory"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not flock(file, wait=False):
             _say(f"waiting for another process to make {path} ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file)
         yield

@@ -8,7 +8,6 @@ knows that it is gone, however it ended. What there is to tell, the command tell
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import runpy
 import signal
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from pipeline.cli.logs import show_warnings
 from pipeline.errors import Interrupted
 from pipeline.errors.causes import find_reason
+from pipeline.storage.lock import flock
 
 BEAM_COMMAND = "apache_beam.runners.worker.sdk_worker_main"
 _LOCK = "VIEW_DISTILL_COMMAND_LOCK"  # environment variable of the workers
@@ -42,14 +42,14 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
       Interrupted: at SIGTERM, exit code 143; at SIGHUP, as of a dropped ssh connection, 129, unless it is ignored (nohup).
     """
     with tempfile.NamedTemporaryFile(prefix="precompute-", suffix=".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        flock(lock)
         os.environ[_LOCK] = lock.name
 
         stops: list[BaseException] = []
 
         def end(number: int, frame: FrameType | None) -> None:
             del frame
-            fcntl.flock(lock, fcntl.LOCK_UN)
+            lock.file.close()  # which releases it
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             stops.append(
@@ -83,7 +83,7 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
 def _end_with_command() -> None:
     """Ends this process when the command that started it has ended, or is about to."""
     with contextlib.suppress(FileNotFoundError), Path(os.environ[_LOCK]).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        flock(lock, shared=True)
     os._exit(0)  # any other code is a crash to the runner, and told
 
 

@@ -94,21 +94,11 @@ class BucketDirectory:
     def __init__(self, url: str) -> None:
         check_url(url)
         self.url = url.rstrip("/")
-        self._scheme = self.url.partition("://")[0]
-        self._connect()
-
-    def _connect(self) -> None:
-        self._files = _filesystem(self._scheme)
+        scheme = self.url.partition("://")[0]
+        self._files = _filesystem(scheme)
         self.conditional: ConditionalObjects = (
-            GcsObjects(self._files) if self._scheme == "gs" else S3Objects(self._files)
+            GcsObjects(self._files) if scheme == "gs" else S3Objects(self._files)
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_scheme": self._scheme}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._connect()
 
     def place(self, name: str) -> str:
         """The URL of an object."""

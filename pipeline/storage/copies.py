@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,8 @@ from pipeline.errors import TryAgainError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.storage.bucket import BucketDirectory, Object
 from pipeline.storage.cache import DATA_CACHE_BYTES, cache_dir
-from pipeline.storage.files import TEMPORARY, put_directory, remove_directory
+from pipeline.storage.files import TEMPORARY, atomic_directory, remove_directory
+from pipeline.storage.lock import flock
 
 _DOWNLOADS = 8  # at a time
 
@@ -64,17 +64,15 @@ def local_copy(
         with contextlib.ExitStack() as refused:
             lock = refused.enter_context(_lock_path(path).open("w"))
             while True:
-                fcntl.flock(lock, fcntl.LOCK_SH)  # which all who read the copy hold, as long as they run
+                flock(lock, shared=True)  # held by every process that reads the copy
                 if path.is_dir():
                     break
-                fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes the first copies, the others wait
+                flock(lock)  # the first of several processes copies, the others wait
                 if not path.is_dir():
-                    fresh = path.with_name(f"{TEMPORARY}{path.name}")
-                    remove_directory(fresh)  # of a process that died; its lock is ours now
-                    _make_room(root, needed, limit=limit, flag=flag)
-                    _download(bucket, objects, fresh)
-                    put_directory(fresh, path)
-                # Between the two locks is a moment with none, in which another may make room: looked at once more.
+                    with atomic_directory(path) as fresh:
+                        _make_room(root, needed, limit=limit, flag=flag)
+                        _download(bucket, objects, fresh)
+                # While the kind of the lock changes there is none, and another process may remove the copy: look again.
             os.utime(path)
             _in_use[path] = lock
             refused.pop_all()
@@ -91,15 +89,11 @@ def _lock_path(copy: Path) -> Path:
 
 
 def _download(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Path) -> None:
-    """Copies objects into a directory that is not there; nothing is left of it if one cannot be copied."""
-    try:
-        for name in objects:
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-        _download_all(bucket, objects, fresh)
-        _check_unchanged(bucket, objects)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    """Copies objects into a new directory."""
+    for name in objects:
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+    _download_all(bucket, objects, fresh)
+    _check_unchanged(bucket, objects)
 
 
 def _check_unchanged(bucket: BucketDirectory, objects: Mapping[str, Object]) -> None:
@@ -182,12 +176,7 @@ def _size(copy: Path) -> int:
 def _unused(copy: Path) -> Iterator[bool]:
     """Whether no process holds the lock of a copy; if so, none can take it meanwhile."""
     with _lock_path(copy).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield flock(lock, wait=False)
 
 
 def copied_teacher(url: str) -> Path:

@@ -1,23 +1,21 @@
-"""One writer per store in a bucket: a lock object that its owner keeps renewing, since no kernel watches over it.
+"""Exclusive lock of a store in a bucket: an object that its owner keeps renewing, since no kernel watches over it.
 
-The lock changes hands by conditional writes alone: it is created, renewed, taken over and released only over the version
-that the writer has seen. Of several runs that find a dead owner, one takes the lock over; a renewal that arrives after
-that changes nothing. A released lock stays as an object that says so, since few servers have conditional removals.
+The lock changes hands only by conditional writes: it is created, renewed, taken over and released over the version that the
+writer has read. Of several runs that find a dead owner, one takes over the lock; a later renewal by the old owner changes
+nothing. A released lock remains as an object that says so, since few servers support conditional removals.
 
-A lock whose owner is a process of this machine that has ended is taken over at once. Another is watched: one that is
-not renewed for `PATIENCE` seconds has no owner any more. No two machines' clocks are compared.
+A lock is taken over at once if its owner is a process of this machine that has ended. Other locks are watched: a lock that is not
+renewed for `PATIENCE` seconds has no owner any more. The clocks of two machines are never compared.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,30 +24,30 @@ from pathlib import Path
 from pipeline.errors import DataError, TryAgainError, UserError
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.conditional import unsupported
-from pipeline.storage.lock import LOCK_FILE, LOCK_LIMIT, Owner, owner_text, read_owner
+from pipeline.storage.lock import LOCK_FILE, LOCK_LIMIT, Owner, owner_text, read_owner, this_process
 from pipeline.storage.retry import with_retries
 
-RENEWAL, PATIENCE = 20.0, 90.0  # seconds; a renewal may be late by three of them
-_POLL = 2.0
+RENEWAL, PATIENCE = 20.0, 90.0  # seconds; three renewals may fail
+_POLL = 2.0  # seconds
 _RELEASED = b'{"released": true}'
 
 
 def machine_of_processes() -> str:
-    """What this machine's process numbers are numbers in: its boot, and the container's namespace."""
+    """Identifies the machine, or container, in which process numbers are valid: its boot and its process namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     started = boot.read_text().strip() if boot.exists() else socket.gethostname()
     return f"{started} {Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _read(bucket: BucketDirectory) -> tuple[Owner | None, str | None]:
-    """The lock's owner, None where it is free, and its version, None where there is no lock object."""
+    """The owner, None if the lock is free, and the version of the lock object, None if there is none."""
     try:
         data, version = bucket.read_version(LOCK_FILE, limit=LOCK_LIMIT)
     except FileNotFoundError:
         return None, None
     except ValueError as error:
         raise DataError(
-            f"{bucket.place(LOCK_FILE)}: not a lock ({error}); remove it if no run is writing the store"
+            f"{bucket.place(LOCK_FILE)}: not a lock ({error}); if no run is writing the store, remove it"
         ) from error
     if data == _RELEASED:
         return None, version
@@ -57,15 +55,15 @@ def _read(bucket: BucketDirectory) -> tuple[Owner | None, str | None]:
 
 
 def lease_owner(bucket: BucketDirectory) -> Owner | None:
-    """What the lock says of its owner, who may have ended without a word; None where the lock is free.
+    """The owner of the lock, which may have been killed; None if the lock is free.
 
-    Two calls more than `PATIENCE` seconds apart that return the same have found a dead owner.
+    If two calls more than `PATIENCE` seconds apart return the same owner, it is dead.
     """
     return _read(bucket)[0]
 
 
 def is_dead(owner: Owner) -> bool:
-    """Whether the owner is known to have ended: a process number of this very machine that nobody has, or that is ours."""
+    """Whether the owner is known to have ended: no process of this machine has its number, or this process has it."""
     if owner.get("machine") != machine_of_processes() or "pid" not in owner:
         return False
     if owner["pid"] == os.getpid():
@@ -80,24 +78,28 @@ def is_dead(owner: Owner) -> bool:
 
 
 def check_lease(bucket: BucketDirectory, lease: str) -> None:
-    """Whether the lock is still the one that was taken; for workers, before they write.
+    """Checks that this run still holds the lock. Workers call it before they write.
 
     Raises:
-      TryAgainError: another run has taken it over.
+      TryAgainError: another run has taken over the lock.
     """
     if (found := lease_owner(bucket)) is None or found.get("lease") != lease:
         raise TryAgainError(
-            f"--store={bucket.url}: another run has taken the store over, for this one's lock was not renewed for "
-            f"{PATIENCE:.0f} s; wait for it, then run the same command again: what it published is kept"
+            f"--store={bucket.url}: another run has taken over the store, because this run did not renew its lock for "
+            f"{PATIENCE:.0f} s; wait for the other run, then rerun the same command (published data is safe)"
         )
 
 
 @contextlib.contextmanager
 def hold_lease(bucket: BucketDirectory, *, patience: float = PATIENCE) -> Iterator[str]:
-    """Holds the lock of a store in a bucket; gives the text by which its workers know it.
+    """Holds the lock of a store in a bucket. Yields the lease, by which workers recognize the lock.
+
+    Args:
+      bucket: directory of the store.
+      patience: seconds without a renewal after which an owner counts as dead.
 
     Raises:
-      UserError: somebody else holds it; says who and since when. Or the server ignores preconditions.
+      UserError: another process holds the lock; the message names it. Or the server ignores preconditions.
     """
     lock = _take(bucket, patience=patience)
     ended = threading.Event()
@@ -108,8 +110,8 @@ def hold_lease(bucket: BucketDirectory, *, patience: float = PATIENCE) -> Iterat
     finally:
         ended.set()
         thread.join()
-        # Where the link is down the lock stays, and the next run sees that it is not renewed. The error that ended the
-        # work is the one to report.
+        # If the connection is down, the lock remains and the next run notices that it is not renewed. The error to report is the
+        # one that ended the work.
         with contextlib.suppress(UserError, DataError):
             lock.write(_RELEASED)
 
@@ -118,9 +120,9 @@ class _HeldLock:
     """The lock object while this process owns it.
 
     Args:
-      bucket: of the store.
-      owner: the lock's content but its count of renewals.
-      version: that is there.
+      bucket: directory of the store.
+      owner: content of the lock, without the number of renewals.
+      version: version of the lock object.
     """
 
     def __init__(self, bucket: BucketDirectory, owner: Owner, version: str) -> None:
@@ -128,7 +130,7 @@ class _HeldLock:
         self.lease: str = owner["lease"]
 
     def write(self, data: bytes) -> bool:
-        """Replaces the lock if it is still this owner's; whether it was."""
+        """Replaces the lock if it still belongs to this owner; returns whether it did."""
         for _ in range(2):
             try:
                 self._version = self._bucket.replace(LOCK_FILE, data, version=self._version)
@@ -136,17 +138,17 @@ class _HeldLock:
                 found, version = _read(self._bucket)
                 if found is None or version is None or found.get("lease") != self.lease:
                     return False
-                self._version = version  # of an earlier renewal, which was thought to have failed
+                self._version = version  # written by an earlier renewal that seemed to fail
             else:
                 return True
         return False
 
     def keep_renewing(self, ended: threading.Event) -> None:
-        """Renews the lock from time to time, until another run has taken it over."""
+        """Renews the lock periodically until `ended` is set or another run has taken over the lock."""
         renewals = 0
         while not ended.wait(RENEWAL):
             renewals += 1
-            # The link is down: workers find out before they write. Whatever it is, a later renewal may succeed.
+            # Workers check the lock before they write. After any error, a later renewal may succeed.
             with contextlib.suppress(Exception):
                 if not self.write(_text(self._owner, renewals)):
                     return
@@ -163,26 +165,24 @@ def _take(bucket: BucketDirectory, *, patience: float) -> _HeldLock:
       UserError: its owner lives, another run was faster, or the server ignores preconditions.
     """
     owner: Owner = {
-        "lease": secrets.token_hex(8),  # by which an attempt whose answer was lost is known to be ours
-        "pid": os.getpid(),
+        "lease": secrets.token_hex(8),  # identifies an attempt whose response was lost as this run's own
         "machine": machine_of_processes(),
-        "host": socket.gethostname(),
-        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        **this_process(),
     }
     while True:
         dead, free = _wait_for_owner(bucket, patience=patience)
         try:
             version = bucket.replace(LOCK_FILE, _text(owner, 0), version=free)
         except FileExistsError as error:
-            if (found := lease_owner(bucket)) is None:  # another run has taken and released it meanwhile
+            if (
+                found := lease_owner(bucket)
+            ) is None:  # another run has taken and released it in the meantime
                 continue
             raise _held(bucket, found) from error
         break
     if dead is not None:
         print(
-            f"--store={bucket.url}: the lock of {owner_text(dead)} has no owner any more: taken over",
-            flush=True,
+            f"--store={bucket.url}: took over the lock; its owner has ended: {owner_text(dead)}", flush=True
         )
     lock = _HeldLock(bucket, owner, version)
     if not _honors_preconditions(bucket, owner):
@@ -192,9 +192,9 @@ def _take(bucket: BucketDirectory, *, patience: float) -> _HeldLock:
 
 
 def _honors_preconditions(bucket: BucketDirectory, owner: Owner) -> bool:
-    """Whether the server refuses to write the lock, which is there, as absent and as of another version.
+    """Whether the server refuses to write the existing lock under the condition that it is absent, or has another version.
 
-    Private S3 servers may ignore the conditions, and so does a botocore older than them.
+    Private S3 servers may ignore the conditions, and so do old versions of botocore.
     """
     place, text = bucket.place(LOCK_FILE), _text(owner, 0)
     for version in (None, "1"):
@@ -208,16 +208,19 @@ def _honors_preconditions(bucket: BucketDirectory, owner: Owner) -> bool:
 
 
 def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner | None, str | None]:
-    """Returns when the lock is free or its owner has ended: the dead owner, if any, and the version to be replaced.
+    """Waits until the lock is free or its owner has ended.
+
+    Returns:
+      The dead owner, None if the lock was free, and the version to replace, None if there is no lock object.
 
     Raises:
-      UserError: its owner lives.
+      UserError: the owner lives.
     """
     first, version = _read(bucket)
     if first is None or is_dead(first):
         return first, version
     print(
-        f"--store={bucket.url}: locked by {owner_text(first)}; watching for {patience:.0f} s whether it lives",
+        f"--store={bucket.url}: locked by {owner_text(first)}; checking for {patience:.0f} s whether it is alive",
         flush=True,
     )
     end = time.monotonic() + patience
@@ -232,4 +235,6 @@ def _wait_for_owner(bucket: BucketDirectory, *, patience: float) -> tuple[Owner 
 
 
 def _held(bucket: BucketDirectory, owner: Owner) -> UserError:
-    return UserError(f"--store={bucket.url}: {owner_text(owner)} is writing it; wait for it, or end it there")
+    return UserError(
+        f"--store={bucket.url}: locked by {owner_text(owner)}; wait for it to finish, or end it on that host"
+    )

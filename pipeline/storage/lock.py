@@ -1,4 +1,8 @@
-"""One writer a store: a lock that survives nothing but its owner."""
+"""Exclusive lock of a directory that one process writes. The kernel releases it when its owner ends.
+
+The library filelock does not fit: it empties the file that it locks, where the owner's name is; it has no shared locks, by which
+readers look without keeping a writer out; and where flock is missing, it falls back to a file that outlives its owner.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,34 @@ from pipeline.errors.text import printable
 from pipeline.storage.checked_json import Positive, build, parse_json
 
 LOCK_FILE = ".lock"
-LOCK_LIMIT = 1 << 16  # of a lock's text
+LOCK_LIMIT = 1 << 16  # largest size of a lock's text in bytes
 _ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held holds it for microseconds
 
 
+def flock(file: IO[str] | IO[bytes] | int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Locks an open file, or changes the kind of its lock. Closing the file, or the end of the process, releases it.
+
+    Args:
+      file: open file or its descriptor.
+      shared: whether other processes may hold a shared lock at the same time.
+      wait: whether to wait for other processes.
+
+    Returns:
+      True if the file is locked; False if another process holds it, and `wait` is False.
+
+    Raises:
+      OSError: the file system has no locks.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def is_locked(directory: Path) -> bool:
-    """Whether a process holds the lock of a store.
+    """Whether a process holds the lock of a directory.
 
     Raises:
       UserError: the lock cannot be read, or the file system has no locks.
@@ -34,47 +60,42 @@ def is_locked(directory: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not flock(descriptor, shared=True, wait=False)
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be asked for its owner ({error.strerror}); use a file system with locks"
+            f"{path}: cannot check the lock ({error.strerror}); use a file system with locks"
         ) from error
-    return False
-
-
-def _lock(descriptor: int) -> None:
-    for attempt in range(_ATTEMPTS):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            time.sleep(_PAUSE)
-        else:
-            return
 
 
 class Owner(TypedDict, total=False):
-    """What a lock says of its owner; of one that cannot be read, nothing."""
+    """The owner as recorded in a lock; empty if the lock is damaged."""
 
     pid: Positive
     host: str
     since: str
     command: str
-    # Of a lock in a bucket.
+    # Only in a bucket.
     lease: str
     machine: str
     renewals: int
 
 
+def this_process() -> Owner:
+    """This process as the owner of a lock."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
 def read_owner(text: str) -> Owner:
-    """The owner that a lock's text names; an empty one where it is damaged, which is a lock all the same."""
+    """The owner in a lock's text; empty if the text is damaged, which does not make the lock invalid."""
     try:
         return build(Owner, parse_json(text))
     except ValueError:
@@ -82,7 +103,7 @@ def read_owner(text: str) -> Owner:
 
 
 def owner_text(owner: Owner) -> str:
-    """The owner, for people."""
+    """The owner as messages name it."""
     if not {"pid", "host", "since"} <= owner.keys():
         return "another process"
     return printable(f"process {owner['pid']} on {owner['host']:.200} since {owner['since']:.50}")
@@ -90,23 +111,21 @@ def owner_text(owner: Owner) -> str:
 
 @contextlib.contextmanager
 def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
-    """Holds the lock of a store, or of another directory that `flag` names.
+    """Holds the exclusive lock of a directory.
 
-    The kernel releases it when the owner ends, however it ends, so there is no stale lock to clean up.
+    The kernel releases the lock when the process ends, however it ends, so there are no stale locks.
+
+    Args:
+      directory: existing directory.
+      flag: flag that names it, for errors.
 
     Raises:
-      UserError: somebody else holds it; says who, since when, and how to break it. Or the directory cannot be
-        written, or its file system has no locks.
+      UserError: another process holds the lock; the message names the process, its host and how to break the lock. Or the
+        directory cannot be written, or its file system has no locks.
     """
     with _locked_file(directory, flag) as file:
         file.truncate(0)
-        owner = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
-        }
-        file.write(json.dumps(owner))
+        file.write(json.dumps(this_process()))
         file.flush()
         try:
             yield
@@ -115,11 +134,11 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
 
 
 def _locked_file(directory: Path, flag: str) -> IO[str]:
-    """The lock's file, open and locked, and still the one at its path."""
+    """The lock file, open and locked, and verified to be still the one at its path."""
     path = directory / LOCK_FILE
     while True:
         try:
-            # A link would have another file emptied.
+            # O_NOFOLLOW: through a link, another file would be emptied.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise UserError(
@@ -128,18 +147,27 @@ def _locked_file(directory: Path, flag: str) -> IO[str]:
         with contextlib.ExitStack() as refused:
             file = refused.enter_context(os.fdopen(descriptor, "a+", errors="replace"))
             try:
-                _lock(file.fileno())
-            except BlockingIOError as error:
-                raise _held(file, path, f"{flag}={directory}") from error
+                if not _locked_soon(file):
+                    raise _held(file, path, f"{flag}={directory}")
             except OSError as error:
                 raise UserError(
-                    f"{flag}={directory}: its file system has no locks ({error.strerror}), which keep two runs from writing "
-                    "it at once; mount it with locks, or name a directory on another"
+                    f"{flag}={directory}: the file system has no locks ({error.strerror}), so two runs could write the directory "
+                    "at once; mount it with locks, or use a directory on another file system"
                 ) from error
             if _is_at(path, file):
                 refused.pop_all()
                 return file
-            # Removed or replaced between the two calls: this lock would keep no other writer out.
+            # The file was removed or replaced between the two calls, so this lock would not keep other writers out.
+
+
+def _locked_soon(file: IO[str]) -> bool:
+    """Takes an exclusive lock, in several attempts; False if another process holds it."""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE)
+        if flock(file, wait=False):
+            return True
+    return False
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:
@@ -150,8 +178,8 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 
 def _held(file: IO[str], path: Path, place: str) -> UserError:
-    """Who holds a lock, by what is in its file, and what to do."""
+    """The error that names the holder of a lock, as recorded in its file."""
     file.seek(0)
     owner = read_owner(file.read(LOCK_LIMIT))
-    how = f"`kill {owner['pid']}` there" if "pid" in owner else f"end it (`fuser {path}` names it)"
-    return UserError(f"{place}: {owner_text(owner)} is writing it; wait for it, or break the lock: {how}")
+    how = f"run `kill {owner['pid']}` on that host" if "pid" in owner else f"end it (`fuser {path}` shows it)"
+    return UserError(f"{place}: locked by {owner_text(owner)}; wait for it to finish, or {how}")

@@ -19,7 +19,7 @@ from tensorflow_datasets.core import file_adapters, naming
 
 from pipeline.errors import DataError
 from pipeline.storage.checked_json import build, read_json
-from pipeline.storage.files import publish, write_text
+from pipeline.storage.files import atomic_file, write_text
 from pipeline.store.codecs import Codec
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import INFO_LIMIT, MANIFEST_LIMIT, VIEWS_SPLIT, split_name
@@ -190,7 +190,7 @@ def publish_metadata(
     with tempfile.TemporaryDirectory() as scratch:
         _write_tfds_metadata(Path(scratch), directory, splits, codec)
         for file in (FEATURES_FILE, INFO_FILE):
-            with publish(directory / file) as temporary:
+            with atomic_file(directory / file) as temporary:
                 shutil.copyfile(Path(scratch) / file, temporary)
 
 

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line, of_the_system
 from pipeline.storage.checked_json import build, is_whole, read_json
-from pipeline.storage.files import publish, sha256_of, write_text
+from pipeline.storage.files import atomic_file, sha256_of, write_text
 from pipeline.store.codecs import Codec, Column, Encoded
 from pipeline.store.layout import NOTE_LIMIT, PENDING
 from pipeline.store.splits import file_split
@@ -254,7 +254,7 @@ def write_shard(
     """
     size, sha256 = 0, ""
     try:
-        with publish(path, replace=replace) as temporary:
+        with atomic_file(path, replace=replace) as temporary:
             size, sha256 = _write_records(temporary, path, chunks, records, expected)
     except FileExistsError:
         if not sha256 or sha256_of(path) != sha256:

@@ -287,7 +287,7 @@ def at_once(campaign: Campaign, *, pairs: int, seed: int) -> dict[str, int]:
         texts = [log.read_text() for log in logs]
         for code, text in zip(codes, texts, strict=True):
             words = (
-                "is writing it",
+                "locked by",
                 "was made from another spec",
                 "is not empty",
                 "not a store and not empty",

@@ -69,7 +69,7 @@ def test_a_second_writer_is_refused_before_it_changes_anything(asked: Asked) -> 
     asked.store.mkdir()
     with (
         writer_lock(asked.store),
-        pytest.raises(UserError, match=f"process {os.getpid()} on .* is writing it"),
+        pytest.raises(UserError, match=f"process {os.getpid()}"),
     ):
         main(asked.flags())
     assert [p.name for p in asked.store.iterdir()] == [".lock"]

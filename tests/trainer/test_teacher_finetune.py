@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_second_run_in_a_work_directory_is_refused(
     (tmp_path / "run").mkdir()
     with writer_lock(tmp_path / "run", flag="--workdir"):
         code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
-    assert (code, "is writing it" in line) == (2, True)
+    assert (code, f"process {os.getpid()}" in line) == (2, True)
 
 
 def test_split_without_another_to_evaluate_on_is_said(

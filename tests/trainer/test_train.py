@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_workdir_that_holds_something_else_is_refused_and_left_alone(
 def test_second_trainer_in_a_workdir_is_refused(finished: Finished):
     with (
         writer_lock(finished.workdir, flag="--workdir"),
-        pytest.raises(UserError, match=f"--workdir={finished.workdir}: process .* is writing it"),
+        pytest.raises(UserError, match=f"--workdir={finished.workdir}: .*process {os.getpid()}"),
     ):
         main(finished.argv)
 

@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
 from pipeline.pages.views import replay_views
 from pipeline.storage.checked_json import build, parse_json
-from pipeline.storage.files import publish
+from pipeline.storage.files import atomic_file
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
 from trainer.comparison.result_schema import ShownFacts
@@ -73,7 +73,7 @@ def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) ->
         )
     text = PngImagePlugin.PngInfo()
     text.add_itxt(_TEXT, json.dumps(facts))
-    with publish(path) as temporary:
+    with atomic_file(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG", pnginfo=text, optimize=True)
     return path
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.labels import UNLABELED, top1
-from pipeline.storage.files import publish
+from pipeline.storage.files import atomic_file
 from pipeline.store.reader import Store
 from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
@@ -139,7 +139,7 @@ class Evaluator:
     def write_predictions(self, student: tf.keras.Model, path: Path) -> None:
         """Writes what a student takes each image for: `top1` and `labels`, int32 [n] each, in the split's order."""
         top1 = np.concatenate([ours.argmax(axis=1) for ours, _ in self.logits(student)])
-        with publish(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
 
     def evaluate(self, student: tf.keras.Model) -> Evaluation:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from pipeline.storage.files import remove_directory, replace_directory, write_json
+from pipeline.storage.files import atomic_directory, remove_directory, write_json
 from trainer.config.run_files import RESULT_FILE, read_result
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back"
 
 def export_student(student: tf.keras.Model, path: Path) -> Path:
     """Writes a student as a SavedModel, whole or not at all."""
-    replace_directory(path, lambda temporary: student.save(temporary, include_optimizer=False))
+    with atomic_directory(path, replace=True) as fresh:
+        student.save(fresh, include_optimizer=False)
     return path
 
 
@@ -106,7 +107,8 @@ def _export_best(run: Run) -> dict[str, Any] | None:
         return None
     step, evaluation = found
     if step == run.options.length.steps:  # the same weights, and the same files
-        replace_directory(path, lambda temporary: shutil.copytree(run.workdir / STUDENT_DIRECTORY, temporary))
+        with atomic_directory(path, replace=True) as fresh:
+            shutil.copytree(run.workdir / STUDENT_DIRECTORY, fresh)
     else:
         run.checkpoints.restore_best(run.student)
         export_student(run.student, path)

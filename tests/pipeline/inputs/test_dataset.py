@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import resource
 import shutil
@@ -128,14 +127,6 @@ def test_identity_tells_data_sets_and_splits_apart(data_dir: Path, other_data_di
 def test_identity_does_not_depend_on_where_the_data_set_lies(data_dir: Path, copy: Path) -> None:
     there, here = (Dataset(DATASET, "train", data_dir=d).identity() for d in (data_dir, copy))
     assert there == here
-
-
-def test_a_data_set_can_be_shipped_to_a_worker(data_dir: Path) -> None:
-    dataset = Dataset(DATASET, "train[2:]", data_dir=data_dir)
-    dataset.read(np.array([0]))
-    again = pickle.loads(pickle.dumps(dataset))
-    assert again.identity() == dataset.identity()
-    assert again.read(np.array([1])) == [TRAIN[3]]
 
 
 def test_an_unknown_name_is_refused_and_says_how_to_prepare(tmp_path: Path) -> None:

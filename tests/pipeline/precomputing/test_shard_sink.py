@@ -83,7 +83,7 @@ def test_what_an_ended_worker_leaves_is_in_the_commands_directory(
 
 
 def test_nothing_is_written_once_the_lock_is_lost(bucket: BucketDirectory) -> None:
-    with pytest.raises(TryAgainError, match="another run has taken the store over"):
+    with pytest.raises(TryAgainError):
         BucketShardSink(bucket, "digest", "lost").write(TASK, CHUNKS)
     assert bucket.objects() == {}
     bucket.write(TASK.name, b"published since")
@@ -106,7 +106,7 @@ def test_a_removal_that_is_tried_again_needs_the_lock_again(
     with hold_lease(bucket) as lease, FaultyLink(s3_port, faults) as link:
         bucket.write(TASK.name, b"published since")
         point_at(link.port, monkeypatch)
-        with pytest.raises(TryAgainError, match="taken the store over"):
+        with pytest.raises(TryAgainError):
             BucketShardSink(BucketDirectory(bucket.url), "digest", lease).remove(TASK)
     assert bucket.read(TASK.name, limit=100) == b"published since"
 
@@ -145,7 +145,7 @@ def test_who_slept_before_an_upload_does_not_replace_what_was_published_since(
     monkeypatch.setattr("pipeline.precomputing.shard_sink.check_lease", sleep)
     with (
         hold_lease(bucket) as lease,
-        pytest.raises(TryAgainError, match="another run has taken the store over"),
+        pytest.raises(TryAgainError),
     ):
         BucketShardSink(bucket, "digest", lease).write(TASK, CHUNKS)
     assert bucket.read(TASK.name, limit=100) == b"published since"

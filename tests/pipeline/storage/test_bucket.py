@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import pickle
 import time
 from pathlib import Path
 
@@ -214,12 +213,6 @@ def test_a_missing_extra_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("fsspec.filesystem", missing)
     with pytest.raises(UserError, match=r"s3:// needs the extra `s3`: pip install 'view-distill\[s3\]'"):
         BucketDirectory(s3)
-
-
-def test_crosses_processes_as_its_url(s3: str) -> None:
-    bucket = BucketDirectory(s3)
-    bucket.write("a", b"1")
-    assert pickle.loads(pickle.dumps(bucket)).read("a", limit=1) == b"1"
 
 
 CONTENT = bytes(range(256)) * 40_000

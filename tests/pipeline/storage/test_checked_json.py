@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage.checked_json import MAX_TEXT, ShapeError, build
+from pipeline.storage.checked_json import (
+    MAX_TEXT,
+    ShapeError,
+    build,
+    is_whole,
+    parse_json,
+    read_text,
+    scalars,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +97,48 @@ def test_what_is_missing_is_named(name: str) -> None:
 def test_a_file_that_is_no_object_is_refused(tree: Any) -> None:
     with pytest.raises(ShapeError, match="expected an object"):
         build(File, tree)
+
+
+def test_text_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("ä" * 5)
+    assert read_text(path, limit=10) == "ä" * 5
+    with pytest.raises(ValueError, match="longer than 9 bytes"):
+        read_text(path, limit=9)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        read_text(path, limit=10)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="not a file"):
+            read_text(path, limit=10)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "absent", limit=10)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "[" * 100_000, "", "{"])
+def test_what_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not JSON|nested too deeply|Expecting"):
+        parse_json(text)
+
+
+def test_json_is_what_it_is() -> None:
+    assert parse_json('{"a": [1, 2.5, null, "x"]}') == {"a": [1, 2.5, None, "x"]}
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, 0, 4])
+def test_only_a_whole_number_in_its_range_is_one(value: Any) -> None:
+    assert not is_whole(value, 1, 3)
+    assert is_whole(1, 1, 3)
+    assert is_whole(3, 1, 3)
+
+
+def test_mappings_of_scalars_are_no_deeper_than_allowed() -> None:
+    tree = {"a": {"b": 1}, "c": "text", "d": None}
+    assert scalars(tree, nested=1) == tree
+    for wrong, nested in ((tree, 0), ({"a": [1]}, 1), ([], 1), ({"a": {"b": {"c": 1}}}, 1)):
+        with pytest.raises(TypeError, match="expected"):
+            scalars(wrong, nested=nested)

@@ -6,16 +6,17 @@ import contextlib
 import errno
 import hashlib
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.storage.files import (
     TEMPORARY,
-    publish,
+    atomic_directory,
+    atomic_file,
+    check_links,
     remove_temporaries,
-    replace_directory,
     sha256_of,
     write_text,
 )
@@ -23,7 +24,7 @@ from pipeline.storage.files import (
 
 def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with publish(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == tmp_path
         assert temporary.name.startswith(TEMPORARY)
@@ -44,9 +45,9 @@ def test_publish_without_replacing_keeps_what_is_there(
 
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     path = tmp_path / "file"
-    with publish(path, replace=False) as temporary:
+    with atomic_file(path, replace=False) as temporary:
         temporary.write_text("first")
-    with pytest.raises(FileExistsError), publish(path, replace=False) as temporary:
+    with pytest.raises(FileExistsError), atomic_file(path, replace=False) as temporary:
         temporary.write_text("second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
@@ -73,7 +74,7 @@ def test_of_several_writers_without_hard_links_one_publishes(
 
     def write(number: int) -> None:
         try:
-            with publish(path, replace=False) as temporary:
+            with atomic_file(path, replace=False) as temporary:
                 temporary.write_text(str(number))
         except FileExistsError:
             refused.append(number)
@@ -88,7 +89,7 @@ def test_of_several_writers_without_hard_links_one_publishes(
 
 
 def publish_half(path: Path, error: BaseException) -> None:
-    with publish(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("half")
         raise error
 
@@ -110,13 +111,13 @@ def test_publish_leaves_the_old_file_when_raising(tmp_path: Path) -> None:
 
 
 def test_publish_of_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), publish(tmp_path / "file"):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_of_one_file_do_not_share_a_temporary(tmp_path: Path) -> None:
-    with publish(tmp_path / "file") as first, publish(tmp_path / "file") as second:
+    with atomic_file(tmp_path / "file") as first, atomic_file(tmp_path / "file") as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -136,26 +137,49 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
-def write_version(number: int, *, error: BaseException | None = None) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        (path / "below").mkdir(parents=True)
-        (path / "below" / "file").write_text(f"version {number}")
+def write_version(path: Path, number: int, *, replace: bool, error: BaseException | None = None) -> None:
+    with atomic_directory(path, replace=replace) as fresh:
+        (fresh / "below").mkdir(parents=True)
+        (fresh / "below" / "file").write_text(f"version {number}")
         if error is not None:
             raise error
 
-    return write
 
-
-def test_replace_directory_leaves_the_new_one_alone(tmp_path: Path) -> None:
-    (tmp_path / ".old-student").mkdir()  # of a run that died
+def test_a_directory_replaces_another_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for leftover in (".old-student", ".tmp-student"):  # of a killed process
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "half").touch()
     for number in (1, 2):
-        replace_directory(tmp_path / "student", write_version(number))
+        write_version(tmp_path / "student", number, replace=True)
         assert (tmp_path / "student" / "below" / "file").read_text() == f"version {number}"
         assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
-def test_replace_directory_leaves_the_old_one_when_raising(tmp_path: Path) -> None:
-    replace_directory(tmp_path / "student", write_version(1))
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_directory_that_fails_leaves_the_old_one(tmp_path: Path, replace: bool) -> None:
+    write_version(tmp_path / "student", 1, replace=False)
     with pytest.raises(KeyboardInterrupt):
-        replace_directory(tmp_path / "student", write_version(2, error=KeyboardInterrupt()))
+        write_version(tmp_path / "student", 2, replace=replace, error=KeyboardInterrupt())
     assert (tmp_path / "student" / "below" / "file").read_text() == "version 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_directory_replaces_none_unless_told_to(tmp_path: Path) -> None:
+    write_version(tmp_path / "student", 1, replace=False)
+    with pytest.raises(OSError, match="not empty"):
+        write_version(tmp_path / "student", 2, replace=False)
+    assert (tmp_path / "student" / "below" / "file").read_text() == "version 1"
+
+
+def test_links_may_lead_about_but_not_out(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "eval").mkdir(parents=True)
+    (store / "file").touch()
+    (store / "eval" / "inside").symlink_to(store / "file")
+    check_links(store, "eval", "absent")
+    (store / "eval" / "outside").symlink_to(tmp_path)
+    with pytest.raises(DataError) as caught:
+        check_links(store, "eval")
+    assert "eval/outside" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    check_links(store)  # nothing is read there

@@ -51,7 +51,7 @@ def test_the_lock_is_there_while_it_is_held_and_free_after(bucket: BucketDirecto
         assert owner["pid"] == os.getpid()
     assert list(bucket.objects()) == [LOCK_FILE]
     assert lease_owner(bucket) is None
-    with pytest.raises(TryAgainError, match="another run has taken the store over"):
+    with pytest.raises(TryAgainError, match=bucket.url):
         check_lease(bucket, lease)
     with hold_lease(bucket) as other:
         assert lock_of(bucket)["lease"] == other != lease
@@ -69,7 +69,7 @@ def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
     begun = time.monotonic()
     with hold_lease(bucket):
         assert time.monotonic() - begun < 20
-    assert f"the lock of process {process.pid} on " in capfd.readouterr().out
+    assert f"process {process.pid} on " in capfd.readouterr().out
 
 
 HIDDEN = """
@@ -105,7 +105,7 @@ def test_a_living_owner_is_named(bucket: BucketDirectory, monkeypatch: pytest.Mo
     with hold_lease(bucket):
         monkeypatch.setattr(module, "is_dead", lambda owner: False)  # it is this very process
         with (
-            pytest.raises(UserError, match=r"process \d+ on .* since .* is writing it; wait for it"),
+            pytest.raises(UserError, match=f"{bucket.url}.*process {os.getpid()}"),
             hold_lease(bucket, patience=30),
         ):
             pass
@@ -142,7 +142,7 @@ def test_who_lost_the_lock_finds_out_and_leaves_the_new_one(
     with hold_lease(bucket) as lease:
         bucket.write(".lock", json.dumps({"lease": "another"}).encode())
         time.sleep(0.5)
-        with pytest.raises(TryAgainError, match="another run has taken the store over"):
+        with pytest.raises(TryAgainError, match=bucket.url):
             check_lease(bucket, lease)
     assert lock_of(bucket) == {"lease": "another"}
 
@@ -340,7 +340,7 @@ def test_a_server_that_ignores_preconditions_is_refused(
         for url in (s3, gcs):
             bucket = BucketDirectory(url)
             with (
-                pytest.raises(UserError, match="does not support conditional writes") as caught,
+                pytest.raises(UserError, match=f"{url}.*If-None-Match") as caught,
                 hold_lease(bucket),
             ):
                 pass
@@ -354,7 +354,7 @@ def test_a_server_that_refuses_preconditions_is_refused(
     with FaultyLink(s3_port, lambda m, p, n: Fault(status=501 if m == "PUT" else 0)) as link:
         point_at(link.port, monkeypatch)
         with (
-            pytest.raises(UserError, match="does not support conditional writes") as caught,
+            pytest.raises(UserError, match=f"{s3}.*If-None-Match") as caught,
             hold_lease(BucketDirectory(s3)),
         ):
             pass
@@ -379,11 +379,11 @@ def test_a_damaged_lock_is_watched_and_taken_over(
     with hold_lease(bucket, patience=0.1) as lease:
         check_lease(bucket, lease)
     out = capfd.readouterr().out
-    assert "the lock of another process" in out
+    assert "another process" in out
     assert "\x1b" not in out
 
 
 def test_a_lock_without_end_is_refused(bucket: BucketDirectory) -> None:
     bucket.write(LOCK_FILE, b" " * (1 << 17))
-    with pytest.raises(DataError, match=r"\.lock: not a lock"), hold_lease(bucket, patience=0.1):
+    with pytest.raises(DataError, match=r"/\.lock"), hold_lease(bucket, patience=0.1):
         pass

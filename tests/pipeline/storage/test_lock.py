@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,9 +54,13 @@ def test_second_writer_is_refused_with_the_owner_and_the_lock_ends_with_it(tmp_p
         with pytest.raises(UserError) as caught, writer_lock(tmp_path):
             pass
         message = str(caught.value)
-        assert f"--store={tmp_path}: process {owner.pid} on " in message
-        assert f"since {datetime.datetime.now(datetime.UTC).date()}" in message
-        assert f"break the lock: `kill {owner.pid}`" in message
+        for text in (
+            f"--store={tmp_path}",
+            socket.gethostname(),
+            f"{datetime.datetime.now(datetime.UTC).date()}",
+        ):
+            assert text in message
+        assert f"`kill {owner.pid}`" in message
         # Being refused takes nothing from the owner.
         with pytest.raises(UserError, match=f"process {owner.pid}"), writer_lock(tmp_path):
             pass
@@ -82,7 +87,7 @@ def test_a_lock_file_of_an_owner_that_died_is_no_lock(tmp_path: Path) -> None:
 def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         (tmp_path / LOCK_FILE).write_text("")
-        with pytest.raises(UserError, match=r"another process is writing it.*fuser"), writer_lock(tmp_path):
+        with pytest.raises(UserError, match=f"fuser {tmp_path / LOCK_FILE}"), writer_lock(tmp_path):
             pass
 
 
@@ -118,7 +123,7 @@ def test_a_file_system_without_locks_is_refused(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match="has no locks") as caught, writer_lock(tmp_path, flag="--workdir"):
+    with pytest.raises(UserError, match=os.strerror(code)) as caught, writer_lock(tmp_path, flag="--workdir"):
         pass
     assert caught.value.exit_code == 2
     assert str(tmp_path) in str(caught.value)
@@ -137,7 +142,7 @@ def test_what_a_foreign_lock_file_says_is_neither_a_command_nor_a_control_code(
 ) -> None:
     with another_writer(tmp_path):
         (tmp_path / LOCK_FILE).write_text(json.dumps(owner))
-        with pytest.raises(UserError, match="is writing it") as caught, writer_lock(tmp_path):
+        with pytest.raises(UserError) as caught, writer_lock(tmp_path):
             pass
     assert is_printable(str(caught.value))
     assert "rm -rf" not in str(caught.value)
@@ -148,7 +153,7 @@ def test_a_lock_that_is_not_text_still_names_its_file(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         for content in (b"\xff\xfe", b"[" * 100_000, b'{"pid": {}, "host": "\\u001b[2J", "since": ""}'):
             (tmp_path / LOCK_FILE).write_bytes(content)
-            with pytest.raises(UserError, match="another process is writing it"), writer_lock(tmp_path):
+            with pytest.raises(UserError, match="another process"), writer_lock(tmp_path):
                 pass
 
 
