@@ -37,6 +37,7 @@ from pipeline.flags.plan import CALIBRATE_SECONDS, parse
 from pipeline.flags.precompute import announce_demo, view_recipe_of
 from pipeline.inputs.dataset import Dataset
 from pipeline.pages.figures import bytes_text, error_text, kept_logits, kl_text
+from pipeline.precomputing.break_even import break_even_students
 from pipeline.precomputing.options import find_eval_splits, resolve
 from pipeline.precomputing.shard_tasks import SHARD_SECONDS, cut_shards
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker, Totals
@@ -158,7 +159,8 @@ def make_plan(
         cut_shards(VIEWS_SPLIT, published=[], total=task.views, views_per_shard=task.views_per_shard)
     )
     all_views = task.views + task.eval_views
-    break_even = all_views / rates.precompute / (task.views / rates.teacher)
+    saved_seconds = task.views / rates.teacher
+    break_even = break_even_students(all_views / rates.precompute, saved_seconds=saved_seconds) or 1.0
     return {
         "dataset": task.dataset,
         "num_examples": task.num_examples,

@@ -1,14 +1,14 @@
-"""Stands in front of `gcloud`, and of `sudo` and `docker` on its machines: records each command, and plays a cloud.
+"""Replaces `gcloud`, and `sudo` and `docker` on its machines: records each command and simulates a cloud.
 
-A TPU VM is a home directory whose processes are real; a bucket is a directory. `Cloud` is the test's side. What is to
-go wrong is in `plan.json`: a list of objects, of which the first whose `match` is part of a command is taken out
-and happens, once `after` others like it went well:
+A TPU VM is a home directory with real processes; a bucket is a directory. Tests use `Cloud`. Faults are in `plan.json`, a
+list of objects. The first one whose `match` is part of a command is removed from the list and takes effect, after
+`after` other matching commands have succeeded:
 
-  {"match": TEXT, "code": N, "stderr": TEXT}   the command is refused
-  {"match": TEXT, "interrupt": true}           Ctrl-C, while the command is under way
+  {"match": TEXT, "code": N, "stderr": TEXT}   the command fails
+  {"match": TEXT, "interrupt": true}           Ctrl-C during the command
   {"match": TEXT, "line": TEXT, "saved": NAME, "then": "preempt" | "terminate" | "delete" | "drop" | "interrupt"}
-                                               when the command has printed a line that begins so, and the bucket has a file NAME;
-                                               the trainer is let go on then
+                                               happens when the command has printed a line with this prefix and the bucket
+                                               contains a file NAME; then the trainer may pass step 5
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Cloud:
     """A cloud in a directory.
 
     Attributes:
-      root: with `node.json`, `queue.json`, `vm/`, `bucket/`, `bin/` and `calls.jsonl`.
+      root: Directory with `node.json`, `queue.json`, `vm/`, `bucket/`, `bin/` and `calls.jsonl`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def build(self) -> Cloud:
-        """An empty cloud with its programs."""
+        """Creates an empty cloud with its programs."""
         (self.root / "bin").mkdir(parents=True)
         (self.root / "bucket").mkdir()
         for name in PROGRAMS:
             program = self.root / "bin" / name
-            # -S -E: nothing of the environment is needed, and starting is most of what it does.
+            # -S -E: faster start; the environment is not needed.
             program.write_text(
                 f'#!/bin/sh\nexec {sys.executable} -S -E {Path(__file__).resolve()} {name} "$@"\n'
             )
@@ -52,16 +52,16 @@ class Cloud:
         return self
 
     def expect(self, *events: dict[str, Any]) -> None:
-        """Sets what is to go wrong."""
+        """Sets the faults."""
         self.write("plan.json", list(events))
 
     def calls(self) -> list[list[str]]:
-        """Every command that gcloud was asked for, from this machine and from the VM."""
+        """All gcloud commands, from this machine and from the VM."""
         path = self.root / "calls.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def verbs(self) -> list[str]:
-        """The commands from this machine, in short, such as `tpu-vm create`; ssh with the host script's verb."""
+        """The commands from this machine in short form, such as `tpu-vm create`; ssh with the host script's verb."""
         out = []
         for call in self.calls():
             if call[1:3] == ["compute", "tpus"]:
@@ -71,33 +71,33 @@ class Cloud:
         return out
 
     def read(self, name: str) -> Any:
-        """A JSON file; None where there is none."""
+        """Reads a JSON file; None if it does not exist."""
         path = self.root / name
         return json.loads(path.read_text()) if path.exists() else None
 
     def write(self, name: str, value: Any) -> None:
-        """A JSON file, by rename."""
+        """Writes a JSON file atomically."""
         path = self.root / f"{name}.{os.getpid()}"
         path.write_text(json.dumps(value))
         path.rename(self.root / name)
 
     def bucket(self, url: str) -> Path:
-        """Where an object or a directory of a bucket is."""
+        """The path of an object or directory of a bucket."""
         return self.root / "bucket" / url.removeprefix("gs://").rstrip("/")
 
     def create_node(self, kind: str) -> None:
-        """A ready node with an empty disk."""
+        """Creates a ready node with an empty disk."""
         (self.root / "vm").mkdir()
         self.write("node.json", {"state": "READY", "acceleratorType": kind, "health": "HEALTHY"})
 
     def end_machine(self, *, state: str | None) -> None:
-        """Kills what runs on the node and removes its disk; without a state, the node too."""
+        """Kills the processes of the node and deletes its disk; without a state, also the node."""
         home = f"HOME={self.root / 'vm'}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if home in (process / "environ").read_bytes().split(b"\0"):
                     os.kill(int(process.name), signal.SIGKILL)
-            except OSError:  # ended meanwhile, or not ours
+            except OSError:  # ended, or of another user
                 continue
         shutil.rmtree(self.root / "vm", ignore_errors=True)
         node = self.read("node.json")
@@ -107,16 +107,16 @@ class Cloud:
             self.write("node.json", {**node, "state": state})
 
     def preempt(self) -> None:
-        """Takes the machine away: of a queued resource the node too, else it stays as PREEMPTED."""
+        """Preempts the machine: the node of a queued resource disappears, another one stays as PREEMPTED."""
         queue = self.read("queue.json")
         self.end_machine(state=None if queue else "PREEMPTED")
         if queue:
             self.write("queue.json", {**queue, "states": ["SUSPENDED"]})
 
-    # --- the programs' side ---------------------------------------------------------------------------------
+    # --- the programs ---------------------------------------------------------------------------------------
 
     def due(self, text: str) -> dict[str, Any]:
-        """What is to happen to a command, taken out of the plan."""
+        """The fault of a command, removed from the plan; empty if there is none."""
         events = self.read("plan.json") or []
         for event in events:
             if event["match"] in text:
@@ -130,7 +130,7 @@ class Cloud:
         return {}
 
     def gcloud(self, argv: list[str]) -> int:
-        """gcloud."""
+        """Runs a gcloud command."""
         with (self.root / "calls.jsonl").open("a") as file:
             file.write(json.dumps(["gcloud", *argv]) + "\n")
         event = self.due(" ".join(argv))
@@ -142,6 +142,8 @@ class Cloud:
             return int(event["code"])
         flags = dict(a.removeprefix("--").partition("=")[::2] for a in argv if a.startswith("--"))
         plain = [a for a in argv if not a.startswith("--")]
+        if plain[:3] == ["storage", "objects", "list"]:
+            return self.list_objects(plain[3], flags)
         if plain[0] == "storage":
             return self.storage(plain[1], plain[2:], flags)
         if plain[:2] == ["auth", "configure-docker"]:
@@ -152,7 +154,7 @@ class Cloud:
     def tpus(
         self, kind: str, verb: str, rest: list[str], flags: dict[str, str], event: dict[str, Any]
     ) -> int:
-        """gcloud compute tpus."""
+        """Runs a command of `gcloud compute tpus`."""
         name = "queue.json" if kind == "queued-resources" else "node.json"
         found = self.read(name)
         if verb in ("ssh", "scp"):
@@ -165,17 +167,17 @@ class Cloud:
         elif verb == "create":
             states = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
             self.write(name, {"states": states, "type": flags["accelerator-type"]})
-        elif found is None:
-            print(f"ERROR: (gcloud.compute.tpus.{kind}.{verb}) NOT_FOUND: Resource 'x'", file=sys.stderr)
-            return 1
-        elif verb == "describe" and kind == "tpu-vm":
-            print(json.dumps(found))
-        elif verb == "describe":
+        elif verb == "list" and (found is None or kind == "tpu-vm"):
+            print(json.dumps([] if found is None else [found]))
+        elif verb == "list":
             state, *later = found["states"]
             self.write(name, {**found, "states": later or [state]})
             if state == "ACTIVE" and self.read("node.json") is None:
                 self.create_node(found["type"])
-            print(json.dumps({"state": {"state": state, **found.get("data", {})}}))
+            print(json.dumps([{"state": {"state": state, **found.get("data", {})}}]))
+        elif found is None:
+            print(f"ERROR: (gcloud.compute.tpus.{kind}.{verb}) NOT_FOUND: Resource 'x'", file=sys.stderr)
+            return 1
         elif verb == "start":
             self.create_node(found["acceleratorType"])
         elif verb == "delete":
@@ -184,7 +186,7 @@ class Cloud:
         return 0
 
     def connect(self, verb: str, rest: list[str], flags: dict[str, str], event: dict[str, Any]) -> int:
-        """Runs a shell command on the machine, or copies files there."""
+        """Runs a shell command on the machine, or copies files to it."""
         if (self.read("node.json") or {}).get("state") != "READY":
             print("ERROR: ssh: connect to host port 22: No route to host", file=sys.stderr)
             return 255
@@ -208,10 +210,10 @@ class Cloud:
         return process.returncode
 
     def happen(self, what: str) -> int:
-        """What becomes of a connection."""
+        """Ends a connection with an event; returns the exit code of gcloud."""
         if what == "preempt":
             self.preempt()
-        if what == "terminate":  # as a machine that shuts down does
+        if what == "terminate":  # by a shutdown of the machine
             os.kill(int((self.root / "container").read_text()), signal.SIGTERM)
             os.kill(int((self.root / "vm" / "view-distill" / "pid").read_text()), signal.SIGTERM)
         if what == "delete":
@@ -222,14 +224,17 @@ class Cloud:
             return 130
         return 255
 
+    def list_objects(self, url: str, flags: dict[str, str]) -> int:
+        """Runs `gcloud storage objects list`, which succeeds without output if nothing matches."""
+        path = self.bucket(url.removesuffix("/**"))
+        found = path.is_file() or (path.is_dir() and any(path.iterdir()))
+        names = [path.name] if found else []
+        print(json.dumps([{"name": name} for name in names]) if "json" in flags["format"] else "".join(names))
+        return 0
+
     def storage(self, verb: str, places: list[str], flags: dict[str, str]) -> int:
-        """gcloud storage; gs:// is a directory."""
+        """Runs a copying command of `gcloud storage`."""
         paths = [self.bucket(p) if p.startswith("gs://") else Path(p) for p in places]
-        if verb == "ls":
-            if paths[0].is_file() or (paths[0].exists() and any(paths[0].iterdir())):
-                return 0
-            print("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.", file=sys.stderr)
-            return 1
         source, target = paths
         if not source.exists():
             print(f"ERROR: (gcloud.storage.{verb}) {places[0]} matched no objects", file=sys.stderr)
@@ -239,7 +244,7 @@ class Cloud:
             return 0
         wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
         if "exclude" in flags:
-            # From the beginning of the path, as gcloud's `storage/regex_util.py` does.
+            # gcloud matches from the beginning of the path (`storage/regex_util.py`).
             wanted = {path for path in wanted if not re.match(flags["exclude"], str(path))}
         for path in wanted:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +256,7 @@ class Cloud:
         return 0
 
     def docker(self, argv: list[str]) -> int:
-        """docker: an image is nothing, a container a process in the mounted directory."""
+        """Runs a docker command; a container is a process in the mounted directory."""
         with (self.root / "docker.jsonl").open("a") as file:
             file.write(json.dumps(argv) + "\n")
         pid = self.root / "container"
@@ -270,7 +275,7 @@ class Cloud:
 
 
 def main(program: str, argv: list[str]) -> int:
-    """One of the programs."""
+    """Runs one of the programs."""
     cloud = Cloud(Path(os.environ[CLOUD]))
     if program == "sudo":
         os.execvp(argv[0], argv)

@@ -1,4 +1,4 @@
-"""gcloud's own parser of its commands, which works offline: `gcloud meta lint-gcloud-commands`."""
+"""gcloud's own command parser, which works offline: `gcloud meta lint-gcloud-commands`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import pytest
 
 
 def refused_by_gcloud(commands: list[str], directory: Path) -> dict[str, str]:
-    """Which of the command lines gcloud would refuse, and why; skips the test where there is no gcloud.
+    """Finds the command lines that gcloud would refuse; skips the test where gcloud is not installed.
 
     Args:
-      commands: as typed; all are given to one process, since each start takes seconds.
-      directory: for the file that they are given in.
+      commands: Command lines. A single process parses all of them, because each start takes seconds.
+      directory: Directory for the file of commands.
+
+    Returns:
+      gcloud's message by command line.
     """
     program = shutil.which("gcloud")
     if program is None:

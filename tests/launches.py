@@ -1,4 +1,4 @@
-"""Launches of a job on the fake cloud: flags, a trainer that takes no time, and how a command ended."""
+"""Launches of a job on the simulated cloud: flags, a trainer without work, and the end of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP = "python -m trainer.launch stop --tpu=flowers --zone=us-central1-a --proje
 
 HOST_SCRIPT = Path(tpu_job.__file__).parent / "templates" / "tpu_host.sh"
 
-# In place of the trainer: ten steps, each saved; at step 5 it waits for a file `go`.
+# Replaces the trainer: ten steps, each saved. At step 5 it waits for a file `go`.
 TRAINER = """#!/usr/bin/env bash
 [[ -f inputs/store/spec.json && -d inputs/data_dir ]] || { echo "error: no store"; exit 2; }
 [[ "$*" != *--seed=13* ]] || { echo "error: unlucky"; exit 3; }
@@ -58,7 +58,7 @@ def launch(*extra: str, trainer: tuple[str, ...] = ()) -> list[str]:
 
 
 def ended(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, output and the last line on standard error of the command."""
+    """Runs the command; returns exit code, output, and the last line of standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         run_command(main, argv)
@@ -69,7 +69,7 @@ def ended(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str
 
 
 def run_check_here(argv: list[str]) -> tuple[int, str, str]:
-    """`trainer.cloud.preflight.run_check` without a process of its own."""
+    """Replaces `trainer.cloud.preflight.run_check` without starting a process."""
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),

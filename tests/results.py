@@ -101,7 +101,7 @@ def make_other_pair(other: str) -> dict[str, Any]:
 
 def make_result(runs: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """A whole result of runs and pairs."""
-    from trainer.comparison.result_file import summarise
+    from trainer.comparison.summary import arm_rows
 
     return {
         "format": 1,
@@ -146,7 +146,7 @@ def make_result(runs: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict
         "classes": 102,
         "runs": runs,
         "pairs": pairs,
-        "arms": summarise(runs),
+        "arms": arm_rows(runs),
         "cost": {
             "seconds_a_step": {
                 "teacher": 0.1412,

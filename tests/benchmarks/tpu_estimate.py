@@ -1,25 +1,21 @@
-"""What a TPU's step needs: `python -m tests.benchmarks.tpu_estimate`. An estimate: nothing here has run on a TPU.
+"""Estimates what a train step and its input need on a TPU. Nothing here has run on a TPU.
 
-Lowers the real train step of one replica for XLA (mix, student, loss, gradients, AdamW), counts its arithmetic from
-the shapes of its convolutions and matrix products, and works out from published figures of the chips how fast steps
-can be, how many of the host's cores the input needs then, and what goes over the link to the device.
+    python -m tests.benchmarks.tpu_estimate                              # one minute; no data, no accelerator
+    python -m tests.benchmarks.tpu_estimate --student=bit_r101x3 --sizes=224 --types=v5e-8 --utilization=0.5
 
-    python -m tests.benchmarks.tpu_estimate                                          # a minute; no data, no accelerator
-    python -m tests.benchmarks.tpu_estimate --student=bit_r101x3 --sizes=224 --types=v5e-8 --utilisation=0.5
+Lowers the train step of one replica for XLA (mix, student, loss, gradients, AdamW) and counts its arithmetic from the
+shapes of the convolutions and matrix products. Published figures of the chips then give the step time, the host cores
+that the input needs at that rate, and the traffic between host and device.
 
-TensorFlow 2.15 has no public cost analysis of a compiled program, and that of a program compiled for a CPU would
-count the CPU's fusions. So the arithmetic is counted as XLA's own HloCostAnalysis does it, from the program before it
-is optimised, where every convolution is still there with its shapes; what else a step computes is below a percent.
-Bytes are those that no fusion can save: operands and results of convolutions and products, and the optimizer's state.
+TensorFlow 2.15 has no public cost analysis of a compiled program, and a program compiled for a CPU contains the CPU's
+fusions. So arithmetic is counted as XLA's HloCostAnalysis does, in the program before optimization, in which every
+convolution is present with its shapes; other operations are below one percent. Memory traffic counts only what no
+fusion can avoid: operands and results of convolutions and products, and the optimizer state.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from pipeline.cli.main import run_module
-
-    run_module("tests.benchmarks.tpu_estimate", flags="tests.benchmarks.tpu_estimate_flags")
-
+import argparse
 import dataclasses
 import math
 import re
@@ -27,9 +23,13 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from pipeline.cli.main import run_command
+from pipeline.cli.parser import Parser, batch_size, output_path, positive, positive_number
+from pipeline.errors import UserError
 from pipeline.storage.files import write_json
-from tests.benchmarks.tpu_estimate_flags import SLICES, parse
 from trainer import models
+from trainer.config.choices import PRECISIONS, STUDENTS, check_student
+from trainer.config.tpu_slices import check_type
 from trainer.distribution.strategy import replica_batch_size
 from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
@@ -44,15 +44,41 @@ _INSTRUCTION = re.compile(rf"= {_SHAPE} (convolution|dot)\({_SHAPE} [^,]+, {_SHA
 
 
 @dataclasses.dataclass(frozen=True)
-class StepCost:
-    """Arithmetic and memory traffic of one replica's step.
+class Slice:
+    """Published figures of a single-host slice.
 
     Attributes:
-      flops: of convolutions and matrix products; a multiplication and an addition are two.
-      bytes: read and written, at least.
-      parameters: of the student.
-      batch_size: views of the replica, b.
-      crops: K, that go to the device for them.
+      replicas: Number of replicas of TPUStrategy.
+      flops: Peak of one replica in bfloat16, 1/s.
+      bandwidth: Memory bandwidth of one replica, bytes/s.
+      host_cpus: Number of vCPUs of the host.
+    """
+
+    replicas: int
+    flops: float
+    bandwidth: float
+    host_cpus: int
+
+
+# Chips: cloud.google.com/tpu/docs/v3 (123 Tflop/s bfloat16, 900 GB/s, two cores per chip, one replica each) and .../v5e
+# (197 Tflop/s bfloat16, 819 GB/s). Hosts: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, machine types
+# ct3-hightpu-4t (96 vCPUs) and ct5lp-hightpu-8t (224 vCPUs), the hosts of v3-8 and of v5litepod-8.
+SLICES = {
+    "v3-8": Slice(replicas=8, flops=123e12 / 2, bandwidth=900e9 / 2, host_cpus=96),
+    "v5litepod-8": Slice(replicas=8, flops=197e12, bandwidth=819e9, host_cpus=224),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """Arithmetic and memory traffic of one step on one replica.
+
+    Attributes:
+      flops: Arithmetic of convolutions and matrix products; a multiplication and an addition count as two.
+      bytes: Lower bound of the bytes read and written.
+      parameters: Number of trainable parameters of the student.
+      batch_size: Views per replica, b.
+      crops: Crops sent to the device for them, K.
     """
 
     flops: float
@@ -64,17 +90,19 @@ class StepCost:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a slice does with a step.
+    """Step time on a slice, and what the step needs from the host.
 
     Attributes:
-      type, image_size, batch_size: of all replicas.
-      step_seconds: the longer of arithmetic at the stated utilisation and memory traffic at full bandwidth.
-      bound: which one that is.
-      images_per_second: views.
-      cores: of the host that are busy with the input then, by kind of input.
-      host_cpus: that it has.
-      link_bytes_per_second: crops, partners, ratios and logits, host to device.
-      gflops_an_image: arithmetic.
+      type: Type of the slice.
+      image_size: S.
+      batch_size: Views per step of all replicas.
+      step_seconds: The longer of arithmetic at the given utilization and memory traffic at full bandwidth.
+      bound: `arithmetic` or `memory`, whichever takes longer.
+      images_per_second: Views per second.
+      cores: Busy host cores by kind of input.
+      host_cpus: Number of vCPUs of the host.
+      link_bytes_per_second: Crops, partners, ratios and logits, from host to device.
+      gflops_an_image: Arithmetic per view.
     """
 
     type: str
@@ -94,10 +122,10 @@ def _dimensions(text: str) -> list[int]:
 
 
 def _find(pattern: str, attributes: str) -> tuple[str, ...]:
-    """The groups of a pattern in an instruction's attributes.
+    """The groups of a pattern in the attributes of an instruction.
 
     Raises:
-      ValueError: they are spelled otherwise; XLA's text is no interface, and may change with TensorFlow.
+      ValueError: the pattern does not occur. The text of HLO is no interface and may change with TensorFlow.
     """
     if (found := re.search(pattern, attributes)) is None:
         raise ValueError(f"HLO that is not TensorFlow 2.15's: no {pattern} in {attributes}")
@@ -105,16 +133,16 @@ def _find(pattern: str, attributes: str) -> tuple[str, ...]:
 
 
 def _window(attributes: str, name: str, default: int, rank: int) -> list[int]:
-    """One number of a convolution's window for each spatial dimension."""
+    """A number of a convolution's window for each spatial dimension."""
     found = re.search(rf"[{{ ]{name}=([\dx]+)", attributes)
     return [int(size) for size in found.group(1).split("x")] if found else [default] * rank
 
 
 def _convolution_flops(out: list[int], lhs: list[int], rhs: list[int], attributes: str) -> float:
-    """Arithmetic of a convolution without what falls on padding, or between the elements of a dilated operand.
+    """Arithmetic of a convolution, without padding and without the gaps of a dilated operand.
 
-    As XLA's HloCostAnalysis: for each spatial dimension, how many pairs of a window's and an output's position meet an
-    element.
+    The same as XLA's HloCostAnalysis: for each spatial dimension, the number of pairs of a window position and an output
+    position that meet an element.
     """
     lhs_labels, rhs_labels, out_labels = _find(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     rank = sum(label.isdigit() for label in out_labels)
@@ -136,16 +164,16 @@ def _convolution_flops(out: list[int], lhs: list[int], rhs: list[int], attribute
 
 
 def count(hlo: str) -> tuple[float, float]:
-    """Arithmetic and bytes of the convolutions and matrix products in an HLO program.
+    """Counts arithmetic and bytes of the convolutions and matrix products in an HLO program.
 
     Args:
-      hlo: text, stage `hlo` of `experimental_get_compiler_ir`.
+      hlo: Text of stage `hlo` of `experimental_get_compiler_ir`.
 
     Returns:
-      Flops, and bytes of their operands and results.
+      Flops, and bytes of operands and results.
 
     Raises:
-      ValueError: an instruction is not written as TensorFlow 2.15 does.
+      ValueError: an instruction has another syntax than that of TensorFlow 2.15.
     """
     flops = size = 0.0
     for line in hlo.splitlines():
@@ -164,14 +192,14 @@ def count(hlo: str) -> tuple[float, float]:
 
 
 def step_cost(student: str, image_size: int, *, classes: int, batch_size: int, precision: str) -> StepCost:
-    """Lowers a replica's train step, and counts.
+    """Lowers the train step of a replica and counts its cost.
 
     Args:
-      student: name.
+      student: Name of a built-in student.
       image_size: S.
       classes: C.
-      batch_size: b.
-      precision: of the convolutions.
+      batch_size: Views per replica, b.
+      precision: Precision of the convolutions.
     """
     model = models.build_student(student, num_classes=classes, image_size=image_size, precision=precision)
     optimizer = make_optimizer(
@@ -205,21 +233,21 @@ def estimate(
     *,
     image_size: int,
     classes: int,
-    utilisation: float,
+    utilization: float,
     milliseconds: dict[str, float],
 ) -> Estimate:
-    """What a slice does with a step.
+    """Estimates the step time on a slice.
 
     Args:
-      cost: of a replica's step.
-      kind: key of `SLICES`.
+      cost: Cost of the step on one replica.
+      kind: Type of the slice, a key of `SLICES`.
       image_size: S.
       classes: C.
-      utilisation: share of the peak that convolutions reach.
-      milliseconds: of a host core for a crop, by kind of input.
+      utilization: Fraction of the peak that convolutions reach.
+      milliseconds: Time of one host core per crop, by kind of input.
     """
     chip = SLICES[kind]
-    arithmetic, traffic = cost.flops / (chip.flops * utilisation), cost.bytes / chip.bandwidth
+    arithmetic, traffic = cost.flops / (chip.flops * utilization), cost.bytes / chip.bandwidth
     seconds = max(arithmetic, traffic)
     crops_per_second = cost.crops * chip.replicas / seconds
     # crops uint8; partner int32, ratio and logits float32
@@ -238,15 +266,50 @@ def estimate(
     )
 
 
+def _sizes(text: str) -> list[int]:
+    return [positive(size) for size in text.split(",")]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parses the flags; `types` are keys of `SLICES`.
+
+    Raises:
+      UserError: a flag is unknown or out of range.
+    """
+    parser = Parser(prog="python -m tests.benchmarks.tpu_estimate", description="Estimates a step on a TPU.")
+    add = parser.add_argument
+    add("--student", default="bit_r50x1", help=f"Name of a student: {', '.join(sorted(STUDENTS))}.")
+    add("--sizes", type=_sizes, default="128,224", help="Image sizes.")
+    add("--types", default="v3-8,v5e-8", help=f"TPU types: {', '.join(SLICES)}.")
+    add("--classes", type=positive, default=1000, help="Number of classes.")
+    add("--batch_size", type=batch_size, default=512, help="Views per step, of all replicas.")
+    add("--precision", default="bfloat16", choices=PRECISIONS, help="Precision of the convolutions.")
+    add("--utilization", type=positive_number, default=0.4, help="Fraction of the peak that a step reaches.")
+    # Flowers102 originals at 128 x 128, on a core of an AMD EPYC; tests/benchmarks/replay_rate.py.
+    add("--decode_ms", type=positive_number, default=0.68, help="Core time of decode_and_crop per crop.")
+    add("--uncached_ms", type=positive_number, default=1.0, help="Core time of the whole replay per crop.")
+    add("--cached_ms", type=positive_number, default=0.3, help="The same with decoded images in memory.")
+    # Measured on two cores: 7,000 to 14,000.
+    add("--python_views_per_second", type=positive, default=14_000, help="Limit of the input's Python calls.")
+    add("--json", type=output_path, help="File for the figures.")
+    flags = parser.parse_strictly(argv)
+    flags.types = [check_type(name) for name in flags.types.split(",")]
+    if unknown := set(flags.types) - set(SLICES):
+        raise UserError(f"--types={min(unknown)}: expected types out of {', '.join(SLICES)}")
+    check_student(flags.student)
+    if flags.utilization > 1:
+        raise UserError(f"--utilization={flags.utilization}: expected a number above 0 and at most 1")
+    return flags
+
+
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Prints a row for each image size and slice."""
     flags = parse(argv)
-    kinds = flags.types
     milliseconds = {"decode": flags.decode_ms, "replay": flags.uncached_ms, "cached": flags.cached_ms}
     print(
-        f"{flags.student}, {flags.precision}, {flags.batch_size} views a step, {flags.classes} classes; "
-        f"{flags.utilisation:.0%} of peak; estimated, not measured\n"
-        f"host cores: {', '.join(f'{name} {ms:g} ms a crop' for name, ms in milliseconds.items())}\n"
+        f"{flags.student}, {flags.precision}, {flags.batch_size} views per step, {flags.classes} classes; "
+        f"{flags.utilization:.0%} of peak; estimated, not measured\n"
+        f"host cores: {', '.join(f'{name} {ms:g} ms per crop' for name, ms in milliseconds.items())}\n"
     )
     print(
         "type         size  GFLOP/image  step ms  bound       images/s  "
@@ -256,7 +319,7 @@ def main(argv: list[str]) -> int:
     rows = []
     for size in flags.sizes:
         costs: dict[int, StepCost] = {}
-        for kind in kinds:
+        for kind in flags.types:
             batch = replica_batch_size(flags.batch_size, SLICES[kind].replicas)
             if batch not in costs:
                 costs[batch] = step_cost(
@@ -267,22 +330,29 @@ def main(argv: list[str]) -> int:
                 kind,
                 image_size=size,
                 classes=flags.classes,
-                utilisation=flags.utilisation,
+                utilization=flags.utilization,
                 milliseconds=milliseconds,
             )
             rows.append(row)
-            print(
-                f"{row.type:<12} {row.image_size:>4}  {row.gflops_an_image:>11.1f}  {row.step_seconds * 1e3:>7.1f}  "
-                f"{row.bound:<10}  {row.images_per_second:>8,.0f}  "
-                + "  ".join(f"{cores:>6.1f}" for cores in row.cores.values())
-                + f"  {row.host_cpus:>8}  {row.link_bytes_per_second / 1e6:>9,.0f}"
-                + ("  *" if row.images_per_second > flags.python_views_per_second else ""),
-                flush=True,
-            )
+            print(_line(row, python_views_per_second=flags.python_views_per_second), flush=True)
     print(
-        f"\n* more than the {flags.python_views_per_second:,} views/s that the input's one Python call a batch lets "
-        "through: the step would wait for it"
+        f"\n* above {flags.python_views_per_second:,} views/s, the limit of the input's Python call per batch"
     )
     if flags.json is not None:
         write_json(flags.json, [dataclasses.asdict(row) for row in rows])
     return 0
+
+
+def _line(row: Estimate, *, python_views_per_second: int) -> str:
+    """A line of the table."""
+    return (
+        f"{row.type:<12} {row.image_size:>4}  {row.gflops_an_image:>11.1f}  {row.step_seconds * 1e3:>7.1f}  "
+        f"{row.bound:<10}  {row.images_per_second:>8,.0f}  "
+        + "  ".join(f"{cores:>6.1f}" for cores in row.cores.values())
+        + f"  {row.host_cpus:>8}  {row.link_bytes_per_second / 1e6:>9,.0f}"
+        + ("  *" if row.images_per_second > python_views_per_second else "")
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

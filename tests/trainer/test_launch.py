@@ -1,4 +1,4 @@
-"""trainer.launch: whole lives of a job, with a recording program in front of gcloud; processes on the `TPU VM` are real."""
+"""trainer.launch: jobs from start to end, with a simulated gcloud; processes on the `TPU VM` are real."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from tests.fake_cloud import Cloud
 from tests.launches import DATA, HOST_SCRIPT, PLACE, RUN, STOP, STORE, ended, launch
 
 
-def let_go(cloud: Cloud) -> None:
-    """The trainer goes past step 5."""
+def release(cloud: Cloud) -> None:
+    """Lets the trainer pass step 5."""
     (cloud.root / "go").touch()
 
 
 def test_job_is_created_trained_and_deleted(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
-    let_go(cloud)
+    release(cloud)
     code, out, _ = ended(launch("--spot", "--delete"), capsys)
     assert code == 0
-    assert (
-        out.index("from step 0") < out.index("step 10") < out.index("exit code 0") < out.index("is deleted")
-    )
+    assert out.index("from step 0") < out.index("step 10") < out.index("exit code 0")
     assert cloud.verbs() == [
-        *("tpu-vm describe", "tpu-vm create", "tpu-vm describe", "tpu-vm scp"),
+        *("tpu-vm list", "tpu-vm create", "tpu-vm list", "tpu-vm scp"),
         *("tpu-vm ssh pull", "tpu-vm ssh start", "tpu-vm ssh follow"),
-        *("queued-resources describe", "tpu-vm describe", "tpu-vm delete"),
+        *("queued-resources list", "tpu-vm list", "tpu-vm delete"),
     ]
     assert cloud.read("node.json") is None
     saved = cloud.bucket(RUN)
@@ -42,7 +40,7 @@ def test_job_is_created_trained_and_deleted(cloud: Cloud, capsys: pytest.Capture
     ]
 
 
-def test_a_streamed_store_is_not_copied(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+def test_streamed_store_is_not_copied(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
     code, out, _ = ended(["launch", "--dry_run", "--stream_store", *launch()[1:]], capsys)
     assert code == 0
     assert f"-- --store={STORE} --data_dir=inputs/data_dir" in out
@@ -68,26 +66,25 @@ def test_preempted_job_is_created_again_and_resumed(
             "after": 1,
             "code": 255,
             "stderr": "ssh: Connection refused",
-        },  # the next is slow to boot
+        },  # the next machine boots slowly
     )
     code, out, _ = ended(launch("--spot", "--delete", *extra), capsys)
     assert code == 0
-    assert out.index("from step 0") < out.index("deleting what is left") < out.index("from step 5")
+    assert out.index("from step 0") < out.index("from step 5")
     assert "step 10" in out
     made = "queued-resources create" if queued else "tpu-vm create"
     assert cloud.verbs().count(made) == (2 if queued else 3)
-    assert "us-central1-a has no more capacity; nothing costs meanwhile" in out or queued
     assert cloud.verbs().count("tpu-vm ssh pull") == 3
     assert cloud.read("node.json") is None
     assert cloud.read("queue.json") is None
-    assert "in the queue: WAITING_FOR_RESOURCES" in out or not queued
+    assert "WAITING_FOR_RESOURCES" in out or not queued
     lines = [
         json.loads(line)["step"] for line in (cloud.bucket(RUN) / "metrics.jsonl").read_text().splitlines()
     ]
     assert lines == list(range(1, 11))
 
 
-def test_dropped_connection_is_made_again_and_no_line_shown_twice(
+def test_dropped_connection_is_restored_and_no_line_is_printed_twice(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ):
     cloud.expect({"match": "follow 1", "line": "step 5", "then": "drop"})
@@ -96,84 +93,97 @@ def test_dropped_connection_is_made_again_and_no_line_shown_twice(
     assert [line for line in out.splitlines() if line.startswith("step")] == [
         f"step {i}" for i in range(1, 11)
     ]
-    assert "connection lost; connecting again" in out
     assert cloud.verbs().count("tpu-vm ssh start") == 1
-    assert out.splitlines()[-1] == f"flowers is still there and costs; delete it: {STOP}"
+    assert STOP in out.splitlines()[-1]
 
 
-def test_detached_job_is_found_again_asked_after_and_stopped(
+def test_short_outage_of_the_service_does_not_end_the_launch(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ):
-    code, out, _ = ended(launch("--detach"), capsys)
-    assert (code, out.splitlines()[-1]) == (
-        0,
-        f"flowers is there and costs, the trainer goes on there; delete it: {STOP}",
+    unavailable = {"code": 1, "stderr": "ERROR: gcloud crashed: HTTPError 503: Unavailable"}
+    cloud.expect(
+        {"match": "follow 1", "line": "step 5", "then": "drop"},
+        {"match": "tpu-vm list", **unavailable},  # before the node exists
+        {"match": "tpu-vm list", "after": 2, **unavailable},  # after the connection was lost
     )
+    code, out, _ = ended(launch("--delete"), capsys)
+    assert code == 0
+    assert "step 10" in out
+    assert cloud.read("node.json") is None
+
+
+@pytest.mark.parametrize("extra", [("--stream_store",), ("--store=/mnt/disks/store",)])
+def test_growing_store_can_be_followed_at_its_own_place(
+    extra: tuple[str, ...], cloud: Cloud, capsys: pytest.CaptureFixture[str]
+):
+    argv = launch(*extra, trainer=("--follow", "--epochs=3"))
+    code, out, message = ended(["launch", "--dry_run", *argv[1:]], capsys)
+    assert code == 0, message
+    assert "--follow" in out
+
+
+def test_detached_job_is_found_again_shown_and_stopped(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    code, out, _ = ended(launch("--detach"), capsys)
+    assert code == 0
+    assert STOP in out.splitlines()[-1]
     code, out, _ = ended(launch("--detach"), capsys)
     assert (code, cloud.verbs().count("tpu-vm create")) == (0, 1)
-    assert "the trainer was running already" in out
 
-    code, _, told = ended(launch(trainer=("--seed=7",)), capsys)
+    code, _, message = ended(launch(trainer=("--seed=7",)), capsys)
     assert code == EXIT_USER_ERROR
-    assert "another job runs there: gs://bucket/runs/one 1 store=" in told
+    assert f"{RUN} 1 store=" in message
 
     code, out, _ = ended(["status", *PLACE], capsys)
     assert code == 0
     assert "node: READY, v3-8, HEALTHY\ntrainer: running\n" in out
-    assert f"it costs until it is deleted: {STOP}" in out
+    assert STOP in out
 
     code, out, _ = ended(["stop", *PLACE], capsys)
     assert code == 0
-    assert f"trainer: exit {EXIT_TERMINATED} stopped; flowers is there and costs; delete it: {STOP}" in out
+    assert f"trainer: exit {EXIT_TERMINATED} stopped" in out
+    assert STOP in out
     code, out, _ = ended(["logs", *PLACE, "--lines=1"], capsys)
     assert (code, out) == (0, "saved\n")
     assert (cloud.bucket(RUN) / "host.log").read_text().endswith("saved\n")
 
-    let_go(cloud)
+    release(cloud)
     code, out, _ = ended(launch("--delete"), capsys)  # the same command: it continues where it was stopped
     assert code == 0
     assert "from step 0" not in out
     assert "step 10" in out
     code, out, _ = ended(["status", *PLACE], capsys)
-    assert (code, out) == (0, "node: there is none, and nothing costs\n")
-    assert ended(["stop", *PLACE, "--delete"], capsys)[:2] == (
-        0,
-        "there is nothing to delete, and nothing costs\n",
-    )
+    assert code == 0
+    assert "READY" not in out
+    assert ended(["stop", *PLACE, "--delete"], capsys)[0] == 0
+    assert "tpu-vm delete" not in cloud.verbs()[-2:]
 
 
-def test_trainer_that_is_terminated_with_its_machine_left_is_started_again(
+def test_trainer_terminated_on_a_machine_that_stays_is_restarted(
     cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ):
-    # As by a host's maintenance: nobody has said stop.
+    # For example by maintenance of the host, without `stop`.
     cloud.expect({"match": "follow 1", "line": "step 5", "then": "terminate"})
     code, out, _ = ended(launch(), capsys)
     assert code == 0
-    assert "the trainer was terminated and has saved" in out
     assert cloud.verbs().count("tpu-vm ssh start") == 2
     assert "step 10" in out
 
 
-def test_trainers_own_error_is_this_commands(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+def test_exit_code_and_error_are_the_trainers_own(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
     code, out, _ = ended(launch("--delete", trainer=("--seed=13",)), capsys)
     assert code == 3
     assert "error: unlucky" in out
-    assert "flowers is deleted" in out
+    assert cloud.read("node.json") is None
 
 
-def test_trainer_that_is_killed_is_reported_with_its_exit_code(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-):
+def test_killed_trainer_is_reported_with_its_exit_code(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
     code, out, _ = ended(launch("--delete", trainer=("--seed=9",)), capsys)
     assert code == 137
-    assert "killed by SIGKILL" in out
-    assert "memory" in out
+    assert "SIGKILL" in out
 
 
-def test_bucket_that_does_not_answer_is_not_taken_for_a_new_run(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-):
-    cloud.expect({"match": f"storage ls {RUN}/", "code": 1, "stderr": "ERROR: 503 try later"})
+def test_unreachable_bucket_is_not_taken_for_a_new_run(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    cloud.expect({"match": f"objects list {RUN}/", "code": 1, "stderr": "ERROR: 503 try later"})
     code, out, _ = ended(launch(), capsys)
     assert code == 74
     assert "ERROR: 503 try later" in out
@@ -181,8 +191,8 @@ def test_bucket_that_does_not_answer_is_not_taken_for_a_new_run(
     assert not cloud.bucket(RUN).exists()
 
 
-def test_what_names_a_checkpoint_is_copied_after_it(cloud: Cloud):
-    """A machine that goes between the two copies leaves a bucket in which every file that is named is whole."""
+def test_checkpoint_state_is_copied_after_its_checkpoint(cloud: Cloud):
+    """If the machine disappears between the two copies, every checkpoint named in the bucket is complete."""
     home = cloud.root / "vm"
     for name in ("work/checkpoints/ckpt-5.index", "work/checkpoints/checkpoint", "log"):
         path = home / "view-distill" / name
@@ -199,15 +209,12 @@ def test_what_names_a_checkpoint_is_copied_after_it(cloud: Cloud):
 
 
 @pytest.mark.slow
-def test_work_that_could_not_be_saved_is_saved_by_the_next_start(
-    cloud: Cloud, capsys: pytest.CaptureFixture[str]
-):
-    let_go(cloud)
+def test_unsaved_work_is_saved_by_the_next_start(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    release(cloud)
     refused = {"match": "snapshot gs://", "code": 1, "stderr": "ERROR: 503 try later"}
     cloud.expect(*[refused] * 20)
     code, out, _ = ended(launch("--save_seconds=600"), capsys)
     assert code == 74
-    assert "kept on this machine, and copied at the next start" in out
     cloud.expect()
     code, out, _ = ended(launch("--save_seconds=600"), capsys)
     assert (code, (cloud.bucket(RUN) / "step").read_text()) == (0, "10\n")

@@ -38,7 +38,7 @@ from tests.runs import (
 )
 from tests.trainer.conftest import MakeStore
 from trainer.comparison.finished import FinishedRun
-from trainer.comparison.result_file import summarise
+from trainer.comparison.summary import arm_rows
 from trainer.train import main
 
 STEPS = 3 * stores.N // 5
@@ -316,7 +316,7 @@ def test_a_split_without_labels_is_evaluated_without_an_accuracy(
     history = metrics(tmp_path / "run", "eval_test")
     assert result["best"]["agreement"] == max(line["agreement"] for line in history)
     row = FinishedRun.load(tmp_path / "run").to_json(relative_to=tmp_path)
-    assert (row["top1"], summarise([row])[0]["top1_mean"]) == (None, None)
+    assert (row["top1"], arm_rows([row])[0]["top1_mean"]) == (None, None)
 
 
 def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_given(

@@ -1,1 +1,1 @@
-"""Launching runs on TPU VMs."""
+"""Training runs on TPU VMs."""

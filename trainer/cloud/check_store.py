@@ -1,7 +1,7 @@
-"""Resolves a trainer's flags against the metadata of its store: `python -m trainer.cloud.check_store --store=DIR ...`.
+"""Resolves the flags of a trainer against the metadata of its store: `python -m trainer.cloud.check_store --store=DIR ...`.
 
-Takes the flags of `trainer.train`. `trainer.launch` runs it as a child process, since it needs TensorFlow: before a
-TPU is created, with a copy of the store's metadata. No shard is opened.
+Takes the flags of `trainer.train`. `trainer.launch` runs it in a child process, because it needs TensorFlow, on a copy of
+the store's metadata before a TPU is created. It opens no shard.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from trainer.run.options import resolve
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Prints the description of the run that the flags give."""
     parser = make_parser()
-    parser.prog, parser.description = "python -m trainer.cloud.check_store", "Resolves a trainer's flags."
-    parser.add_argument("--fewest_replicas", type=positive, default=1, help="of the strategy")
+    parser.prog, parser.description = (
+        "python -m trainer.cloud.check_store",
+        "Resolves the flags of a trainer.",
+    )
+    parser.add_argument(
+        "--fewest_replicas", type=positive, default=1, help="Minimum number of replicas of the strategy."
+    )
     flags = parser.parse_strictly(argv)
     check_flags(flags)
     store = Store(flags.store)

@@ -1,12 +1,14 @@
-"""The `gcloud` command: what is asked of it, word for word, and what its answers mean.
+"""Commands for `gcloud`, and their answers.
 
-Credentials are its own business; nothing here reads, holds or passes any.
+State is read as JSON. Only failures are classified by text, because gcloud prints no structured errors. Credentials are
+gcloud's own: nothing here reads, stores or passes any.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,55 +19,28 @@ from pipeline.errors import TryAgainError, UserError
 
 Command = list[str]
 
-# Part of what gcloud prints to standard error where a service does not answer: nothing is wrong with the command.
-_UNREACHABLE = (
-    *(
-        "unavailable",
-        "deadline_exceeded",
-        "timed out",
-        "connection reset",
-        "connection aborted",
-        "network is unreachable",
-    ),
-    *("failed to establish a new connection", "name resolution", "name or service not known"),
-    *(
-        "http 500",
-        "http 502",
-        "http 503",
-        "http 504",
-        "httperror 500",
-        "httperror 502",
-        "httperror 503",
-        "httperror 504",
-    ),
+_UNREACHABLE = re.compile(
+    r"unavailable|deadline_exceeded|timed out|connection (reset|aborted)|network is unreachable|"
+    r"failed to establish a new connection|name resolution|name or service not known|http(error)? 50[0234]"
 )
-# Part of what gcloud prints to standard error, and what the user can do; the first that fits is told.
-_REMEDIES = {
-    "quota": "ask for quota in the console (IAM & Admin, Quotas, TPU), or take another --type or --zone",
-    "no more capacity": "the zone has none left: try --queued, which waits for some, --spot, or another --zone",
-    "already_exists": "the name is taken: `status` says by what; take another --tpu, or delete it with `stop --delete`",
-    "already exists": "the name is taken: `status` says by what; take another --tpu, or delete it with `stop --delete`",
-    "unauthenticated": "run `gcloud auth login`",
-    "reauthentication": "run `gcloud auth login`",
-    "do not currently have an active account": "run `gcloud auth login`",
-    "permission_denied": "this account may not do that in --project; ask its owner for the role TPU Admin",
-    "invalid_argument": "see `gcloud compute tpus tpu-vm create --help` for what the zone offers",
-    "service_disabled": "run `gcloud services enable tpu.googleapis.com`",
-}
+_DENIED = re.compile(r"httperror 40[13]|permission_denied|does not have permission")
+# The message of the failed operation; gcloud does not print its code.
+_NO_CAPACITY = "no more capacity"
+_MAX_REASON = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeRequest:
-    """What a TPU VM is created as.
+    """Configuration of a TPU VM to create.
 
     Attributes:
-      type: accelerator type, such as `v3-8`.
-      runtime_version: of the TPU VM's software.
-      queued: ask by a queued resource, which waits for capacity.
+      type: Accelerator type, such as `v3-8`.
+      runtime_version: Software version of the TPU VM.
+      queued: Request the VM through a queued resource, which waits for capacity.
       capacity: `on-demand`, `spot` or `reserved`.
-      service_account: that the VM reads and writes buckets as; None for the project's default.
+      service_account: Account with which the VM accesses buckets; None for the project's default.
       network, subnetwork: None for gcloud's default.
-      internal_ips: the VM gets no external address.
+      internal_ips: Create the VM without an external address.
     """
 
     type: str
@@ -78,9 +53,9 @@ class NodeRequest:
     internal_ips: bool
 
     def flags(self) -> list[str]:
-        """What both ways of creation share."""
+        """The flags shared by both ways of creation."""
         out = [f"--accelerator-type={self.type}", "--labels=view-distill=trainer"]
-        # Without it, the VM's own scopes may not let it write to a bucket; what it may do is its account's roles.
+        # The default scopes of a VM may exclude writing to buckets. The roles of the account are what limits it.
         out.append("--scopes=https://www.googleapis.com/auth/cloud-platform")
         if self.capacity != "on-demand":
             out.append(f"--{self.capacity}")
@@ -94,11 +69,11 @@ class NodeRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tpu:
-    """A TPU VM, and the queued resource of the same name if it was asked for by one: commands about them.
+    """Commands for a TPU VM, and for the queued resource of the same name.
 
     Attributes:
-      name, zone, project: of the node.
-      internal_ip: connect by the internal address.
+      name, zone, project: Name and place of the node.
+      internal_ip: Connect to the internal address.
     """
 
     name: str
@@ -110,30 +85,34 @@ class Tpu:
         place = [f"--zone={self.zone}", f"--project={self.project}", "--quiet"]
         return ["gcloud", "compute", "tpus", kind, verb, *arguments, *place]
 
-    def describe(self) -> Command:
-        """The node as JSON."""
-        return self._command("tpu-vm", "describe", self.name, "--format=json")
+    def _list(self, kind: str) -> Command:
+        # A list is empty where nothing has the name; `describe` would fail with a text.
+        return self._command(kind, "list", f"--filter=name~/{self.name}$", "--format=json")
+
+    def list_nodes(self) -> Command:
+        """Lists the node: a JSON list of one entry or none."""
+        return self._list("tpu-vm")
 
     def create(self, node: NodeRequest) -> Command:
-        """Creates the node, and waits until it is ready."""
+        """Creates the node and waits until it is ready."""
         return self._command(
             "tpu-vm", "create", self.name, f"--version={node.runtime_version}", *node.flags()
         )
 
     def start(self) -> Command:
-        """Starts a node that was stopped."""
+        """Starts a stopped node."""
         return self._command("tpu-vm", "start", self.name)
 
     def delete(self) -> Command:
         """Deletes the node."""
         return self._command("tpu-vm", "delete", self.name)
 
-    def describe_queued(self) -> Command:
-        """The queued resource as JSON."""
-        return self._command("queued-resources", "describe", self.name, "--format=json")
+    def list_queued(self) -> Command:
+        """Lists the queued resource: a JSON list of one entry or none."""
+        return self._list("queued-resources")
 
     def create_queued(self, node: NodeRequest) -> Command:
-        """Puts a request for the node into the queue."""
+        """Adds a request for the node to the queue."""
         return self._command(
             "queued-resources",
             "create",
@@ -145,11 +124,11 @@ class Tpu:
         )
 
     def delete_queued(self) -> Command:
-        """Deletes the queued resource, and its node with it."""
+        """Deletes the queued resource together with its node."""
         return self._command("queued-resources", "delete", self.name, "--force")
 
     def copy(self, files: Sequence[Path]) -> Command:
-        """Copies files to the home directory on the node."""
+        """Copies files to the home directory of the node."""
         return self._command("tpu-vm", "scp", *map(str, files), f"{self.name}:", *self._address())
 
     def run(self, command: str) -> Command:
@@ -160,82 +139,89 @@ class Tpu:
         return ["--internal-ip"] if self.internal_ip else []
 
 
+def list_objects(url: str) -> Command:
+    """Lists an object below a URL, or the `.keras` file itself: a JSON list of one entry or none."""
+    pattern = url if url.endswith(".keras") else f"{url}/**"
+    return ["gcloud", "storage", "objects", "list", pattern, "--limit=1", "--format=json(name)", "--quiet"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a command ended in."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
     stderr: str
 
     @property
-    def not_found(self) -> bool:
-        """Whether there is no such thing."""
-        text = self.stderr.lower()
-        missing = ("not_found", "matched no objects", "httperror 404", "not found: 404")
-        return self.code != 0 and any(part in text for part in missing)
+    def denied(self) -> bool:
+        """Whether the account lacks a permission."""
+        return self.code != 0 and _DENIED.search(self.stderr.lower()) is not None
 
     @property
-    def denied(self) -> bool:
-        """Whether this account may not do that."""
-        text = self.stderr.lower()
-        return self.code != 0 and any(
-            part in text
-            for part in ("httperror 403", "permission_denied", "does not have permission", "httperror 401")
-        )
+    def no_capacity(self) -> bool:
+        """Whether the zone has no capacity left."""
+        return self.code != 0 and _NO_CAPACITY in self.stderr.lower()
 
 
 def ask(command: Command) -> Answer:
     """Runs a command to its end.
 
     Raises:
-      UserError: there is no gcloud.
+      UserError: gcloud is not installed.
     """
     with _start(command) as process:
         stdout, stderr = process.communicate()
     return Answer(process.returncode, stdout, stderr)
 
 
-def ask_for(command: Command) -> Any:
-    """The JSON that a command answers; None where there is no such thing.
-
-    Raises:
-      UserError: it failed in any other way.
-      TryAgainError: the service does not answer.
-    """
-    answer = ask(command)
-    if answer.not_found:
-        return None
-    return json.loads(succeed(command, answer).stdout)
-
-
 def succeed(command: Command, answer: Answer | None = None) -> Answer:
-    """Runs a command that has to end well.
+    """Runs a command that must succeed.
+
+    Args:
+      command: The command.
+      answer: Its answer if it has run already.
 
     Raises:
-      UserError: it did not; in one line, with what to do.
+      UserError: it failed.
+      TryAgainError: the service did not respond.
     """
     answer = answer or ask(command)
     if answer.code != 0:
-        raise unreadable(command, answer)
+        raise failure(command, answer)
     return answer
 
 
-def unreadable(command: Command, answer: Answer) -> UserError:
-    """The error of a command that failed: to be tried again where the service did not answer."""
-    text = answer.stderr.lower()
-    if any(part in text for part in _UNREACHABLE):
+def find(command: Command) -> dict[str, Any] | None:
+    """The entry that a list command prints; None if the list is empty. Raises as `succeed` does."""
+    entries: list[dict[str, Any]] = json.loads(succeed(command).stdout)
+    return entries[0] if entries else None
+
+
+def failure(command: Command, answer: Answer) -> UserError:
+    """The error of a failed command; a TryAgainError if the service did not respond."""
+    if _UNREACHABLE.search(answer.stderr.lower()):
         return TryAgainError(
-            f"{refusal(command, answer)}; the service does not answer, run the same command again"
+            f"{describe_failure(command, answer)}; the service does not respond: rerun the same command later"
         )
-    return UserError(refusal(command, answer))
+    return UserError(describe_failure(command, answer))
+
+
+def describe_failure(command: Command, answer: Answer) -> str:
+    """The command and gcloud's own reason, with its remedy, in one line."""
+    lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    first = next((i for i, line in enumerate(lines) if line.startswith("ERROR")), 0)
+    reason = " ".join(lines[first:]).removeprefix("ERROR: ") or f"exit code {answer.code}"
+    remedy = "; try --queued, --spot or another --zone" if answer.no_capacity else ""
+    what = " ".join(command[3:5] if command[1] == "compute" else command[1:3])
+    return f"gcloud {what}: {reason[:_MAX_REASON]}{remedy}"
 
 
 class Lines:
-    """Output of a command, line by line as it comes.
+    """Output of a command, line by line.
 
     Attributes:
-      answer: how it ended, without the lines; None before.
+      answer: Exit code and standard error, without the lines; None until the command has ended.
     """
 
     def __init__(self, command: Command) -> None:
@@ -248,23 +234,12 @@ class Lines:
             try:
                 for line in process.stdout:
                     yield line.rstrip("\n")
-            except GeneratorExit:  # not listened to until the end
+            except GeneratorExit:  # the caller stops before the end
                 process.terminate()
                 raise
             process.wait()
             stderr.seek(0)
             self.answer = Answer(process.returncode, "", stderr.read())
-
-
-def refusal(command: Command, answer: Answer) -> str:
-    """One line: what was asked, gcloud's own reason, and what to do."""
-    told = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR: ") for line in told if line.startswith("ERROR")]
-    reason = (errors or told or [f"exit code {answer.code}"])[0][:300]
-    text = answer.stderr.lower()
-    remedy = next((words for part, words in _REMEDIES.items() if part in text), None)
-    what = " ".join(command[3:5] if command[1] == "compute" else command[1:3])
-    return f"gcloud {what}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
 def _start(command: Command, *, stderr: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
@@ -274,5 +249,5 @@ def _start(command: Command, *, stderr: int | IO[str] = subprocess.PIPE) -> subp
         )
     except FileNotFoundError as error:
         raise UserError(
-            "gcloud: no such command; install the Google Cloud SDK (cloud.google.com/sdk), then `gcloud auth login`"
+            "gcloud: command not found; install the Google Cloud SDK (cloud.google.com/sdk), then run `gcloud auth login`"
         ) from error

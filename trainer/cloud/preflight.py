@@ -1,12 +1,13 @@
-"""What `trainer.launch` checks before it creates anything: the trainer's flags, and that its inputs are there.
+"""Checks of `trainer.launch` before it creates anything: the trainer's flags, and the existence of its inputs.
 
-Most mistakes show without reading anything, and without TensorFlow. What depends on the store is resolved by a child
-process (`trainer.cloud.check_store`), from a copy of the store's metadata.
+Most mistakes are found from the flags alone, without TensorFlow. A child process (`trainer.cloud.check_store`) resolves
+those that depend on the store, from a copy of the store's metadata.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -15,32 +16,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
-from trainer.cloud.gcloud import Command, ask, refusal, unreadable
+from pipeline.storage.bucket import is_url
+from trainer.cloud.gcloud import Command, ask, describe_failure, failure, list_objects
 from trainer.cloud.tpu_job import Job
 from trainer.config.choices import DEFAULT_ARM
 from trainer.config.tpu_slices import fewest_replicas
 from trainer.run.child_runs import ChildError, exit_code
 
-_SET_BEFORE = ("--store", "--workdir", "--data_dir", "--teacher")
+_RSYNC = ["gcloud", "storage", "rsync"]
+_FLAGS_OF_LAUNCH = ("--store", "--workdir", "--data_dir", "--teacher")
 
 
 def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: str) -> int:
     """Checks the trainer's flags without reading anything.
 
     Args:
-      own: flags that the launch makes itself.
-      given: flags of the user.
-      node_type: accelerator type of the node, as `check_type` returns it.
+      own: Flags made by the launch.
+      given: Flags of the user.
+      node_type: Accelerator type of the node, as returned by `check_type`.
 
     Returns:
-      The fewest replicas that the trainer will have.
+      The minimum number of replicas of the trainer.
 
     Raises:
-      UserError: `trainer.train` would refuse them, or they cannot work on this node.
+      UserError: `trainer.train` would refuse the flags, or they cannot work on this node.
     """
     for flag in given:
-        if flag.split("=")[0] in _SET_BEFORE:
-            raise UserError(f"{flag}: give it before `--`: launch hands it on as the host sees it")
+        if flag.split("=")[0] in _FLAGS_OF_LAUNCH:
+            raise UserError(
+                f"{flag}: pass it before `--`; launch translates it to a path or URL for the TPU VM"
+            )
     from pipeline.cli.effects import parse_effective
     from trainer.flags.effects import TRAIN
     from trainer.flags.train import check_flags, make_parser
@@ -49,13 +54,13 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     check_flags(flags)
     if flags.strategy == "multiworker":
         raise UserError(
-            "--strategy=multiworker: the node has one host; leave it out, the TPU's cores are used by default"
+            "--strategy=multiworker: the node has a single host; leave the flag out to use all cores of the TPU"
         )
     if flags.strategy == "tpu" and flags.tpu != "local":
-        raise UserError(f"--tpu={flags.tpu}: the trainer runs on the TPU's own host; pass --tpu=local")
+        raise UserError(f"--tpu={flags.tpu}: the trainer runs on the host of the TPU; pass --tpu=local")
     replicas = fewest_replicas(node_type) if flags.strategy == "tpu" else 1
     _check_numbers(flags, replicas=replicas, node_type=node_type)
-    _check_online(flags, replicas=replicas)
+    _check_growth(flags, replicas=replicas)
     return replicas
 
 
@@ -67,7 +72,8 @@ def _check_numbers(flags: argparse.Namespace, *, replicas: int, node_type: str) 
     batch_size = flags.batch_size or (None if recipe is None else recipe.batch_size)
     if batch_size is not None and batch_size % replicas:
         raise UserError(
-            f"--batch_size={batch_size}: not a multiple of the {replicas} replicas that a {node_type} has at least"
+            f"--batch_size={batch_size}: expected a multiple of {replicas}, the minimum number of replicas of a {node_type} "
+            f"({replicas} replicas)"
         )
     warmup_steps = flags.warmup_steps
     if warmup_steps is None and recipe is not None:
@@ -75,67 +81,76 @@ def _check_numbers(flags: argparse.Namespace, *, replicas: int, node_type: str) 
     short = flags.allow_short_run or (recipe is not None and recipe.allow_short_run)
     if flags.steps is not None and warmup_steps is not None and warmup_steps >= flags.steps and not short:
         raise UserError(
-            f"--warmup_steps={warmup_steps}: the run has {flags.steps} steps and would never leave its warm-up; train "
-            "longer, warm up shorter, or pass --allow_short_run"
+            f"--warmup_steps={warmup_steps}: the run has only {flags.steps} steps, so the learning rate never reaches its "
+            "peak; train longer, use a shorter warm-up, or pass --allow_short_run"
         )
 
 
-def _check_online(flags: argparse.Namespace, *, replicas: int) -> None:
-    """Checks what goes on past the store's end."""
+def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:
+    """Checks runs that go past the end of the store, or whose store grows."""
     if flags.epochs == math.inf and flags.teacher is None and flags.arm == DEFAULT_ARM:
-        raise UserError("--epochs=inf: a run without an end goes on online, give --teacher before `--`")
+        raise UserError("--epochs=inf: an endless run continues online; pass --teacher before `--`")
+    if flags.follow and not is_url(flags.store) and not flags.store.startswith("/"):
+        raise UserError(
+            "--follow: the store is copied to the TPU VM once, and the copy does not grow; add --stream_store before `--`, "
+            "or leave --follow out"
+        )
     if not flags.write_back:
         return
     if replicas > 1:
         raise UserError(
-            f"--write_back: with {replicas} replicas or more; it takes a step's logits in the order of its views, which one "
-            "replica gives: leave it out, or precompute the epochs"
+            f"--write_back: requires a single replica, which has the logits of a step in the order of its views; this node "
+            f"has at least {replicas}; leave the flag out, or precompute the epochs"
         )
     if not flags.store.startswith("/"):
         raise UserError(
-            "--write_back: would append to the host's copy of the store, which ends with the node; leave it out, or give a "
-            "--store on a disk of the VM"
+            "--write_back: would append to a copy of the store that is deleted with the node; leave the flag out, or pass a "
+            "--store on a disk of the TPU VM"
         )
 
 
 def read_commands(job: Job, directory: str) -> Iterator[tuple[str, str, Command]]:
-    """Commands that read what the job needs from its buckets: flag, what for, command.
+    """Commands that check the job's inputs in buckets.
 
     Args:
-      job: the job.
-      directory: for the copy of the store's metadata.
+      job: The job.
+      directory: Target directory for the store's metadata.
+
+    Yields:
+      The flag with its value, the purpose of the command, and the command.
     """
-    storage = ["gcloud", "storage"]
     if (url := job.store_url) is not None:
-        copy = [*storage, "rsync", url, directory, "--recursive", "--exclude=.+array_record.+", "--quiet"]
-        yield f"--store={url}", "the store's metadata, against which the trainer's flags are resolved", copy
+        yield (
+            f"--store={url}",
+            "copy the store's metadata, to check the trainer's flags against it",
+            [*_RSYNC, url, directory, "--recursive", "--exclude=.+array_record.+", "--quiet"],
+        )
     for name, url in job.inputs.items():
         if name != "store":
-            yield f"--{name}={url}", f"is --{name} there?", [*storage, "ls", url, "--quiet"]
+            yield f"--{name}={url}", f"check that --{name} exists", list_objects(url)
 
 
 def check_job(job: Job) -> None:
-    """Checks that the job's inputs are there, and resolves the trainer's flags against the store's metadata.
+    """Checks that the job's inputs exist, and the trainer's flags against the store's metadata.
 
     Raises:
       UserError: an input is missing, or the trainer would refuse its flags.
+      TryAgainError: the service does not respond.
       ChildError: the store is damaged; exit code 3.
     """
     with tempfile.TemporaryDirectory() as directory:
         for flag, _, command in read_commands(job, directory):
             answer = ask(command)
-            if answer.not_found:
-                raise UserError(f"{flag}: there is nothing; {refusal(command, answer)}")
-            if answer.code == 0 and command[2] == "rsync":
-                _resolve(job, flag, directory)
-            elif answer.code != 0 and not answer.denied:
-                raise unreadable(command, answer)
+            if answer.denied:
+                # The service account of the node may have access.
+                print(f"{flag}: not checked, no access ({describe_failure(command, answer)})", flush=True)
             elif answer.code != 0:
-                # The node's service account may read what this one may not.
-                print(
-                    f"{flag}: not checked, this account may not read it ({refusal(command, answer)})",
-                    flush=True,
-                )
+                error = failure(command, answer)
+                raise type(error)(f"{flag}: {error}")
+            elif command[:3] == _RSYNC:
+                _resolve(job, flag, directory)
+            elif not json.loads(answer.stdout):
+                raise UserError(f"{flag}: no such object or directory in the bucket")
 
 
 def _resolve(job: Job, flag: str, directory: str) -> None:
@@ -154,7 +169,7 @@ def _resolve(job: Job, flag: str, directory: str) -> None:
 
 
 def run_check(argv: list[str]) -> tuple[int, str, str]:
-    """Runs `trainer.cloud.check_store`: exit code, output, standard error."""
+    """Runs `trainer.cloud.check_store`; returns exit code, output and standard error."""
     command = [sys.executable, "-m", "trainer.cloud.check_store", *argv]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return exit_code(done.returncode), done.stdout, done.stderr

@@ -1,7 +1,7 @@
-"""The life of a training job on a TPU VM: node, trainer, log, preemption, end.
+"""A training job on a TPU VM from start to end: node, trainer, log, preemption.
 
-Nothing is remembered here: the node, the host and the bucket say how far the job has come, so the same command
-after any interruption goes on from there. `templates/tpu_host.sh` is the part of it that runs on the host.
+The job keeps no state of its own. Node, host and bucket show its progress, so the same command continues after any
+interruption. `templates/tpu_host.sh` is the part of the job that runs on the host.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
-from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, ask_for, refusal, succeed
+from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, describe_failure, find, succeed
 from trainer.run.child_runs import ended_by_signal
 
-_MARK = "view-distill: "  # begins what the host's script says to us
-_TRIES = 5  # of a connection: a new machine's ssh server takes a while
-_RESTARTS = 3  # of a trainer that was terminated, on a machine that stayed
+_MARK = "view-distill: "  # prefix of the host script's answers in its output
+_NOTHING = "this command has created nothing"
+_TRIES = 5  # attempts to connect: the ssh server of a new machine starts late
+_RESTARTS = 3  # of a terminated trainer on a machine that stayed
+_SSH_FAILED = 255  # ssh's own exit code; others come from the host script
 
 _SCRIPT = Path(__file__).parent / "templates" / "tpu_host.sh"
 _CHECKOUT = Path(__file__).parents[2]
-# What installing a wheel on the host takes beside it.
+# Files that the installation of a wheel on the host needs.
 INSTALL_FILES = tuple(
     _CHECKOUT / name for name in ("docker/install.sh", "requirements.lock", "pyproject.toml")
 )
@@ -41,22 +43,22 @@ _QUEUE_WAIT = {
 
 
 class _HostLostError(Exception):
-    """The node is not ready any more."""
+    """The node is no longer ready."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is run on the host.
+    """A training job.
 
     Attributes:
-      setup: verb of the host's script that makes the trainer ready, and of what.
-      files: to be copied there for it.
-      workdir: `gs://` URL.
-      inputs: name to `gs://` URL of what is copied to the host's disk first.
-      flags: of the trainer, all of them.
-      save_seconds: between copies of the work directory to the bucket.
-      store_url: `gs://` URL of the store, copied or streamed; None where it lies on a disk of the VM.
-      fewest_replicas: that the trainer will have.
+      setup: Verb of the host script that prepares the trainer, and its argument.
+      files: Files to copy to the host for it.
+      workdir: `gs://` URL of the work directory.
+      inputs: `gs://` URLs of the inputs that are copied to the host's disk, by name.
+      flags: All flags of the trainer.
+      save_seconds: Seconds between copies of the work directory to the bucket.
+      store_url: `gs://` URL of the store, copied or streamed; None for a store on a disk of the VM.
+      fewest_replicas: Minimum number of replicas of the trainer.
     """
 
     setup: tuple[str, str]
@@ -69,38 +71,38 @@ class Job:
     fewest_replicas: int = 1
 
     def copied(self) -> list[Path]:
-        """What is copied to the host."""
+        """The files to copy to the host."""
         return [_SCRIPT, *self.files]
 
     def start(self) -> str:
-        """The host's command that starts the trainer."""
+        """The shell command that starts the trainer on the host."""
         inputs = [f"{name}={url}" for name, url in self.inputs.items()]
         return host("start", self.workdir, str(self.save_seconds), *inputs, "--", *self.flags)
 
 
 def host(*arguments: str) -> str:
-    """A shell command for the host's script."""
+    """A shell command that runs the host script."""
     return shlex.join(["bash", _SCRIPT.name, *arguments])
 
 
 def marked(text: str) -> list[str]:
-    """What the host's script says to us in its output: the words after each mark."""
+    """The host script's answers in its output, without their mark."""
     return [line.removeprefix(_MARK) for line in text.splitlines() if line.startswith(_MARK)]
 
 
 class TpuRun:
-    """Brings a job to its end.
+    """Runs a job to its end.
 
     Args:
-      tpu: where.
-      node: what it is created as.
-      job: what runs there.
-      poll_seconds: between questions to something that takes its time.
-      delete: the node when the trainer has ended.
-      stop_command: what the user types to delete the node.
+      tpu: Commands for the node.
+      node: Configuration of the node.
+      job: The job.
+      poll_seconds: Seconds between two requests for the state of something.
+      delete: Delete the node when the trainer has ended.
+      stop_command: Command line with which the user deletes the node.
 
     Attributes:
-      left: what is left behind if this ends now, in words for the user.
+      left: Description of what exists and is billed if the command ends now.
     """
 
     def __init__(
@@ -111,14 +113,24 @@ class TpuRun:
         self._stop_command = stop_command
         self._has_been_ready = False
         self._recreating = False  # after a preemption
-        self.left = "nothing was created"
+        self.left = _NOTHING
 
     def go(self, *, detach: bool) -> int:
-        """From wherever the job is to its end, or with `detach` until it has started; the trainer's exit code.
+        """Continues the job from its present state to its end, or with `detach` to its start.
+
+        Returns:
+          Exit code of the trainer; 0 with `detach`.
 
         Raises:
-          UserError: gcloud refuses something, or the host cannot be reached.
+          UserError: gcloud refuses a command; the message includes `left`.
+          TryAgainError: a service or the host does not respond; the message includes `left`.
         """
+        try:
+            return self._go(detach=detach)
+        except UserError as error:
+            raise type(error)(f"{error}; {self.left}") from error
+
+    def _go(self, *, detach: bool) -> int:
         restarts = 0
         while True:
             self.provide_node()
@@ -135,35 +147,32 @@ class TpuRun:
             if code is None:
                 if restarts > _RESTARTS:
                     raise TryAgainError(
-                        f"--tpu={self._tpu.name}: the trainer was lost without an exit code {restarts} times in a row; see "
-                        f"`logs`; {self.left}"
+                        f"--tpu={self._tpu.name}: the trainer ended {restarts} times in a row without an exit code; see `logs`"
                     )
             elif code == EXIT_TERMINATED and restarts <= _RESTARTS:
-                # By whoever takes the machine away; what became of it will be seen.
-                print(f"the trainer was terminated and has saved; looking at {self._tpu.name}", flush=True)
+                # Not by `stop`, so probably by a shutdown of the machine.
+                print(f"the trainer was terminated and has saved; checking {self._tpu.name}", flush=True)
             else:
                 return self._finish(abs(code))
             self._sleep()
 
     def provide_node(self) -> None:
-        """Creates the node, or takes the one that is there; returns when it is ready."""
-        tpu, said = self._tpu, ""
+        """Creates the node or takes the existing one; returns when it is ready."""
+        tpu, printed = self._tpu, ""
         while True:
-            node = ask_for(tpu.describe())
-            request = ask_for(tpu.describe_queued()) if self._node.queued else None
+            node = self._find(tpu.list_nodes())
+            request = self._find(tpu.list_queued()) if self._node.queued else None
             state = "absent" if node is None else str(node.get("state"))
-            queue_state = None if request is None else _queue_state(request)
+            queue_state = None if request is None else str(request.get("state", {}).get("state"))
             if state == "READY":
                 self._check_type(node)
                 self._has_been_ready, self._recreating = True, False
-                self._running("the trainer is not started yet")
+                self._set_left("the trainer has not been started")
                 return
-            if text := f"{tpu.name}: {state.lower()}" + (
-                f", in the queue: {queue_state}" if queue_state else ""
-            ):
-                if text != said:
-                    print(text, flush=True)
-                said = text
+            text = f"{tpu.name}: {state.lower()}" + (f", in the queue: {queue_state}" if queue_state else "")
+            if text != printed:
+                print(text, flush=True)
+            printed = text
             if state in _ENDED or (node is None and queue_state == "SUSPENDED"):
                 self._delete_node()
             elif node is None and request is not None and queue_state == "FAILED":
@@ -175,38 +184,35 @@ class TpuRun:
             elif state in _WAIT or (node is None and queue_state in _QUEUE_WAIT):
                 self._sleep()
             else:
-                raise UserError(f"--tpu={tpu.name}: its state is {state}; {self.left}")
+                raise UserError(f"--tpu={tpu.name}: unexpected state {state}")
 
     def start_trainer(self) -> None:
-        """Copies what is needed, and starts the trainer unless it runs already."""
+        """Copies the files to the host and starts the trainer, unless it is running."""
         name = self._tpu.name
         print(f"{name}: ready; setting up the trainer", flush=True)
         self._connected(self._tpu.copy(self._job.copied()))
         self._connected(self._tpu.run(host(*self._job.setup)))
-        words = marked(self._connected(self._tpu.run(self._job.start())))
-        said = words[-1] if words else "nothing"
-        if said.startswith("other "):
+        answers = marked(self._connected(self._tpu.run(self._job.start())))
+        answer = answers[-1] if answers else "nothing"
+        if answer.startswith("other "):
             raise UserError(
-                f"--tpu={name}: another job runs there: {said.removeprefix('other ')}; stop it with `stop`, or take another "
-                "--tpu"
+                f"--tpu={name}: another job is running there: {answer.removeprefix('other ')}; stop it with `stop`, or use "
+                "another --tpu"
             )
-        if said not in ("started", "already"):
-            raise UserError(
-                f"--tpu={name}: the host's script answers {said!r}, expected `started`; {self.left}"
-            )
-        self._running("the trainer goes on there")
-        print(
-            f"{name}: the trainer {'was running already' if said == 'already' else 'is started'}", flush=True
-        )
+        if answer not in ("started", "already"):
+            raise UserError(f"--tpu={name}: the host script answered {answer!r}, expected `started`")
+        self._set_left("the trainer keeps running there")
+        how = "was already running" if answer == "already" else "has started"
+        print(f"{name}: the trainer {how}", flush=True)
 
     def follow(self) -> int | None:
-        """Shows the log until the trainer ends.
+        """Prints the log until the trainer ends.
 
         Returns:
-          Its exit code, negative if `stop` has ended it; None if the trainer is lost.
+          Exit code of the trainer, negative after `stop`; None if it ended without one.
 
         Raises:
-          _HostLostError: its machine is.
+          _HostLostError: the machine is gone.
         """
         line, failures = 1, 0
         while True:
@@ -222,7 +228,7 @@ class TpuRun:
                 return -int(ending[1]) if ending[2:] == ["stopped"] else int(ending[1])
             if ending is not None:
                 print(
-                    f"{self._tpu.name}: the trainer is gone without an exit code; starting it again",
+                    f"{self._tpu.name}: the trainer ended without an exit code; restarting it",
                     flush=True,
                 )
                 return None
@@ -230,54 +236,68 @@ class TpuRun:
             failures += 1
             assert stream.answer is not None
             if failures == _TRIES:
-                self._unreachable(self._tpu.run(host("follow")), stream.answer.stderr)
-            print(f"{self._tpu.name}: connection lost; connecting again", flush=True)
+                self._refuse_connection(self._tpu.run(host("follow")), stream.answer.stderr)
+            print(f"{self._tpu.name}: connection lost; reconnecting", flush=True)
             self._sleep()
 
+    def _find(self, command: Command) -> dict[str, Any] | None:
+        """The entry that a list command prints. Repeats the command while the service does not respond.
+
+        Raises:
+          TryAgainError: it did not respond to any attempt.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return find(command)
+            except TryAgainError as error:
+                print(f"{error}; trying again", flush=True)
+                self._sleep()
+        return find(command)
+
     def _check_ready(self) -> None:
-        node = ask_for(self._tpu.describe())
+        node = self._find(self._tpu.list_nodes())
         if node is None or node.get("state") != "READY":
             raise _HostLostError
 
-    def _check_type(self, node: dict[str, Any]) -> None:
-        if (found := node.get("acceleratorType")) not in (None, self._node.type):
+    def _check_type(self, node: dict[str, Any] | None) -> None:
+        found = None if node is None else node.get("acceleratorType")
+        if found not in (None, self._node.type):
             raise UserError(
-                f"--tpu={self._tpu.name}: the name is taken by a {found}, asked for {self._node.type}; take another --tpu, "
-                f"or delete it: {self._stop_command}"
+                f"--tpu={self._tpu.name}: exists with type {found}, expected {self._node.type}; use another --tpu, or delete "
+                f"it: {self._stop_command}"
             )
 
     def _create(self) -> None:
         tpu, node = self._tpu, self._node
         if self._has_been_ready and not self._recreating:
+            self.left = "nothing is billed"
             raise TryAgainError(
-                f"--tpu={tpu.name}: it is gone: somebody has deleted it; the work directory is whole up to its last copy, "
-                "and the same command continues on a new node"
+                f"--tpu={tpu.name}: was deleted by someone else; the work directory is complete up to its last copy, and the "
+                "same command continues on a new node"
             )
         print(f"creating {tpu.name}: {node.type}, {node.capacity}, in {tpu.zone}", flush=True)
         self.left = (
-            f"{tpu.name} was asked for and may come into being, and then costs; what became of it: `status`; delete "
-            f"it: {self._stop_command}"
+            f"{tpu.name} was requested and may still be created and billed; check it with `status`; delete it: "
+            f"{self._stop_command}"
         )
         command = tpu.create_queued(node) if node.queued else tpu.create(node)
         answer = ask(command)
         if answer.code == 0:
             return
-        if self._recreating and "no more capacity" in answer.stderr.lower():
-            print(f"{tpu.zone} has no more capacity; nothing costs meanwhile; trying again", flush=True)
+        if self._recreating and answer.no_capacity:
+            print(f"{tpu.zone} has no capacity; nothing is billed meanwhile; trying again", flush=True)
             self._sleep()
             return
-        self.left = "nothing was created"
+        self.left = _NOTHING
         succeed(command, answer)
 
     def _refuse_failed(self, request: dict[str, Any]) -> NoReturn:
         error = request["state"].get("failedData", {}).get("error", {}).get("message", "no reason is given")
-        raise UserError(
-            f"--tpu={self._tpu.name}: the queued resource has failed: {error}; it stays in the queue until it is deleted: "
-            f"{self._stop_command}"
-        )
+        self.left = f"it stays in the queue until it is deleted: {self._stop_command}"
+        raise UserError(f"--tpu={self._tpu.name}: the queued resource has failed: {error}")
 
     def _delete_node(self) -> None:
-        print(f"deleting what is left of {self._tpu.name}", flush=True)
+        print(f"deleting the remains of {self._tpu.name}", flush=True)
         self._recreating = True
         delete_node(self._tpu)
 
@@ -287,55 +307,48 @@ class TpuRun:
             answer = ask(command)
             if answer.code == 0:
                 return answer.stdout
-            if answer.code != 255 or attempt == _TRIES:  # 255 is ssh's own; others are the host's script's
+            if answer.code != _SSH_FAILED or attempt == _TRIES:
                 break
             self._check_ready()
             self._sleep()
-        if answer.code == 255:
-            self._unreachable(command, answer.stderr)
-        raise UserError(f"{refusal(command, answer)}; {self.left}")
+        if answer.code == _SSH_FAILED:
+            self._refuse_connection(command, answer.stderr)
+        raise UserError(describe_failure(command, answer))
 
-    def _unreachable(self, command: Command, stderr: str) -> NoReturn:
+    def _refuse_connection(self, command: Command, stderr: str) -> NoReturn:
         reason = (stderr.strip().splitlines() or ["no reason is given"])[-1]
         raise TryAgainError(
-            f"gcloud {command[3]} {command[4]}: {self._tpu.name} is ready, but ssh does not get through in {_TRIES} tries: "
-            f"{reason}; is port 22 open to this machine (--internal_ip inside the network)? {self.left}"
+            f"gcloud {command[3]} {command[4]}: {self._tpu.name} is ready, but ssh failed {_TRIES} times: {reason}; check that "
+            "port 22 is open to this machine, or use --internal_ip inside the network"
         )
 
     def _finish(self, code: int) -> int:
         name = self._tpu.name
-        how = ended_by_signal(code, less_memory="hand the trainer a smaller --image_cache_bytes")
-        print(
-            f"{name}: the trainer was {how}; its files: {self._job.workdir}"
-            if how
-            else f"{name}: the trainer has ended with exit code {code}; its files: {self._job.workdir}",
-            flush=True,
-        )
+        killed = ended_by_signal(code, less_memory="use a smaller --image_cache_bytes")
+        how = f"was {killed}" if killed else f"has ended with exit code {code}"
+        print(f"{name}: the trainer {how}; its files: {self._job.workdir}", flush=True)
+        self._set_left("the trainer has ended")
         if self._delete:
             delete_node(self._tpu)
-            self.left = "nothing is left running"
+            self.left = "nothing is billed"
             print(f"{name} is deleted", flush=True)
         else:
-            print(f"{name} is still there and costs; delete it: {self._stop_command}", flush=True)
+            print(f"{name} still exists and is billed; delete it: {self._stop_command}", flush=True)
         return code
 
-    def _running(self, what: str) -> None:
-        self.left = f"{self._tpu.name} is there and costs, {what}; delete it: {self._stop_command}"
+    def _set_left(self, trainer: str) -> None:
+        self.left = f"{self._tpu.name} exists and is billed, {trainer}; delete it: {self._stop_command}"
 
     def _sleep(self) -> None:
         time.sleep(self._poll_seconds)
 
 
-def _queue_state(request: dict[str, Any]) -> str:
-    return str(request.get("state", {}).get("state"))
-
-
 def delete_node(tpu: Tpu) -> bool:
-    """Deletes a node, by its queued resource if it has one; whether there was anything."""
-    if ask_for(tpu.describe_queued()) is not None:
+    """Deletes a node together with its queued resource, if it has one; returns whether anything existed."""
+    if find(tpu.list_queued()) is not None:
         succeed(tpu.delete_queued())
         return True
-    if ask_for(tpu.describe()) is None:
+    if find(tpu.list_nodes()) is None:
         return False
     succeed(tpu.delete())
     return True

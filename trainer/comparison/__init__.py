@@ -1,1 +1,1 @@
-"""Comparing runs: costs, results and their summary."""
+"""Comparison of finished runs: costs, results and their summary."""

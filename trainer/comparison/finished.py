@@ -1,4 +1,4 @@
-"""Finished runs as they lie in their directories: curves, predictions and weights, without building a model."""
+"""Finished runs, read from their directories: curves, predictions and weights, without building a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import tensorflow as tf
 from pipeline.errors import DataError, UserError
 from trainer.comparison.pair_figures import Curve
 from trainer.config.run_files import RESULT_FILE, RunConfig, RunResult, read_config, read_metrics, read_result
-from trainer.run.checkpoints import saved_path
+from trainer.run.checkpoints import read_run, saved_path
 from trainer.run.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
 from trainer.targets.arms import ARMS, OFFLINE
 
-_POINTS = 2000  # of a curve in result.json
-_STATISTICS = ("moving_mean", "moving_variance")  # of batch normalisation: averages, not weights
+_POINTS = 2000  # maximum number of points of a curve in result.json
+_STATISTICS = ("moving_mean", "moving_variance")  # batch normalization averages, which are no weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A run of `trainer.train` that has done all its steps.
+    """A finished and evaluated run of `trainer.train`.
 
     Attributes:
-      directory: of the run.
-      config: what config.json says, `flags`, `recipe` and `length` among it.
-      result: what result.json says.
-      lines: those of metrics.jsonl.
+      directory: Directory of the run.
+      config: Tree of config.json.
+      result: Tree of result.json.
+      lines: Lines of metrics.jsonl.
     """
 
     directory: Path
@@ -39,15 +39,15 @@ class FinishedRun:
 
     @classmethod
     def load(cls, directory: Path) -> FinishedRun:
-        """Reads a run's directory.
+        """Reads the directory of a run.
 
         Raises:
-          UserError: there is no finished run, or it was not evaluated.
-          DataError: a file of it is damaged.
+          UserError: the directory contains no finished and evaluated run.
+          DataError: a file of the run is damaged.
         """
         if not is_finished(directory):
             raise UserError(
-                f"{directory}: no finished run is there; finish it with the command that began it, or leave it out"
+                f"{directory}: contains no finished run; finish it with the command that started it, or leave it out"
             )
         try:
             run = cls(
@@ -61,9 +61,7 @@ class FinishedRun:
             if run.result["eval_split"] not in run.result["evaluation"]:
                 raise ValueError(f"no evaluation on {run.result['eval_split']} in {RESULT_FILE}")
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{directory}: cannot be read as a run ({error}); run it again elsewhere"
-            ) from error
+            raise _damaged(directory, error) from error
         return run
 
     @property
@@ -73,37 +71,42 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        """Of the student."""
+        """Random seed of the student."""
         return self.config["flags"]["seed"]
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps."""
         return self.result["steps"]
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Views per step, B."""
         return self.config["recipe"]["batch_size"]
 
     @property
     def warmup_steps(self) -> int:
-        """Of the schedule, as resolved for the run's length."""
+        """Warm-up steps of the schedule, resolved for the length of the run."""
         return self.config["warmup_steps"]
 
     @property
     def epochs(self) -> float:
-        """That were asked for, the last of which may lack views that fill no batch; of a run of `--steps`, what they are."""
-        asked = self.config["flags"]["epochs"] or self.config["recipe"].get("epochs")
-        if not self.config["flags"].get("steps") and isinstance(asked, int | float) and asked:
-            return int(asked)
-        done = self.result["epochs"]
-        return round(done) if done >= 1 else done
+        """Epochs requested, if they give the run's steps; the rounded number of trained epochs otherwise."""
+        requested = self.config["flags"]["epochs"] or self.config["recipe"].get("epochs")
+        num_examples = self.config["length"]["num_examples"]
+        # Not those of a run that kept its length when it was continued, or was given in steps.
+        if (
+            isinstance(requested, int | float)
+            and int(requested) * num_examples // self.batch_size == self.steps
+        ):
+            return int(requested)
+        trained = self.result["epochs"]
+        return round(trained) if trained >= 1 else trained
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Of the student as trained to the end, on the split of `--eval_split`."""
-        # Of metrics.jsonl the last line may be of another split: that of `--eval_split` when the run was trained.
+        """Evaluation of the final student on the split of `--eval_split`."""
+        # The last evaluation in metrics.jsonl may be on another split, the one of `--eval_split` during training.
         return {**self.result["evaluation"][str(self.result["eval_split"])]}
 
     @property
@@ -116,7 +119,7 @@ class FinishedRun:
         return [line for line in self.lines if line["kind"] == "train"]
 
     def curve(self, name: str) -> Curve:
-        """A figure of the training by step, as logged: `loss`, `learning_rate`, ..."""
+        """A logged figure of the training by step, such as `loss` or `learning_rate`."""
         lines = self._training
         return Curve(
             np.array([line["step"] for line in lines], np.int64),
@@ -125,12 +128,15 @@ class FinishedRun:
 
     @property
     def seconds_a_step(self) -> float | None:
-        """Mean over all sessions of the run, without tracing, evaluations and checkpoints."""
+        """Mean seconds per step over all sessions, excluding tracing, evaluations and checkpoints."""
         rates = [line["views_per_second"] for line in self._training if "views_per_second" in line]
         return float(self.batch_size * np.mean(1 / np.array(rates))) if rates else None
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the student takes each evaluated image for, and its label: int32 [n] each.
+        """Predicted class and label of each evaluated image.
+
+        Returns:
+          int32 [n] each.
 
         Raises:
           DataError: the file is damaged.
@@ -147,21 +153,21 @@ class FinishedRun:
                 raise ValueError(f"{found.dtype} {found.shape} and {labels.dtype} {labels.shape}")
         except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"{path}: not the predictions of a run ({error}); run it again elsewhere"
+                f"{path}: not the predictions of a run ({error}); repeat the run in another --workdir"
             ) from error
         return found, labels
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The student's weights as trained to the end, without averages of batch normalisation, by name.
+        """Weights of the final student by name, without the averages of batch normalization.
 
         Raises:
-          UserError: the checkpoint is gone.
-          DataError: it is damaged.
+          UserError: the checkpoint is missing.
+          DataError: the checkpoint is damaged.
         """
         path = saved_path(self.directory / "checkpoints")
         if path is None:
             raise UserError(
-                f"{self.directory}: its checkpoints are gone, and with them its weights; run it again"
+                f"{self.directory}: the checkpoints are missing, so weights cannot be compared; repeat the run"
             )
         try:
             reader = tf.train.load_checkpoint(path)
@@ -175,10 +181,12 @@ class FinishedRun:
             ]
             return {name: reader.get_tensor(name) for name in sorted(names)}
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            raise DataError(f"{path}: cannot be read as a checkpoint; run it again elsewhere") from error
+            raise DataError(
+                f"{path}: cannot be read as a checkpoint; repeat the run in another --workdir"
+            ) from error
 
     def to_json(self, *, relative_to: Path) -> dict[str, Any]:
-        """As the comparison's result.json holds it."""
+        """The row in `runs` of the comparison's result.json."""
         final, mean = self.evaluation, self.seconds_a_step
         losses, rates = self.curve("loss"), self.curve("learning_rate")
         return {
@@ -202,12 +210,12 @@ class FinishedRun:
 
     @property
     def teacher_passes(self) -> int:
-        """Views that a live teacher saw in training."""
+        """Number of views on which a live teacher ran during training."""
         online_from = self.config["length"]["online_from"]
         return (self.steps - online_from) * self.batch_size
 
     def _history(self, line: dict[str, Any], losses: Curve, rates: Curve) -> dict[str, Any]:
-        """An evaluation on the way: held-out figures, and the training's of the last logged step up to it."""
+        """An evaluation during training, with the training figures of the last step logged before it."""
         step = line["step"]
         row = max(int(np.searchsorted(losses.steps, step, side="right")) - 1, 0)
         logged = len(losses.steps) > 0
@@ -229,11 +237,30 @@ def _relative(path: Path, base: Path) -> str:
         return str(path)
 
 
+def _damaged(directory: Path, error: Exception) -> DataError:
+    return DataError(f"{directory}: cannot be read as a run ({error}); repeat it in another --workdir")
+
+
 def is_finished(directory: Path, *, steps: int | None = None) -> bool:
-    """Whether a run's directory holds a finished, evaluated run; of so many steps, if given."""
-    try:
-        result = read_result(directory)
-    except (OSError, ValueError):
+    """Whether a directory holds a finished and evaluated run.
+
+    A run that is being extended is not finished: config.json has the new length already. So config.json, result.json and
+    the latest checkpoint must agree on the number of steps.
+
+    Args:
+      directory: Directory of the run.
+      steps: Number of steps that the run must have; any by default.
+
+    Raises:
+      DataError: a file of the run is damaged.
+    """
+    if not all((directory / name).exists() for name in (RESULT_FILE, STUDENT_DIRECTORY, PREDICTIONS_FILE)):
         return False
-    whole = all((directory / name).exists() for name in (STUDENT_DIRECTORY, PREDICTIONS_FILE))
-    return whole and result["eval_split"] is not None and steps in (None, result["steps"])
+    try:
+        config, result = read_config(directory), read_result(directory)
+    except (OSError, ValueError) as error:
+        raise _damaged(directory, error) from error
+    found = {result["steps"], config["length"].get("steps", result["steps"])}
+    if (saved := saved_path(directory / "checkpoints")) is not None:
+        found.add(read_run(saved)["step"])
+    return result["eval_split"] is not None and found == {result["steps"] if steps is None else steps}

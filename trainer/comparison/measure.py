@@ -1,12 +1,12 @@
-"""What a step costs online and offline, measured: `python -m trainer.comparison.measure --store=DIR --output=FILE ...`.
+"""Measures the time per step, online and offline: `python -m trainer.comparison.measure --store=DIR --output=FILE ...`.
 
-Takes the flags of `trainer.train`, and is run by `trainer.compare` after the training. Five things take turns in one
-process, on the run's own batches, so that a machine whose speed drifts slows all alike: steps offline (replayed
-batches), steps online (the same batches, the live teacher), the student's update alone (one batch that stays in
-memory), the teacher alone, and the input alone.
+Takes the flags of `trainer.train`. `trainer.compare` runs it after the training. Five contenders take turns in one
+process on the run's own batches, so that a drift of the machine's speed affects all of them: steps offline (replayed
+batches), steps online (the same batches with the live teacher), the student's update alone (one batch in memory), the
+teacher alone, and the input alone.
 
-Batches are rendered ahead, in other threads. So a turn begins when they have filled their buffers, and ends when they
-have filled them again: it pays for as many batches as it takes, and for none of another turn's.
+Other threads render batches ahead. So a turn starts when their buffers are full and ends when they are full again: it
+includes the cost of the batches that it takes, and of no others.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ from trainer.run.failures import memory_remedy
 from trainer.run.options import resolve
 from trainer.run.training import Run
 
-_ROUNDS = 5  # that count, after one that does not
-_TURN_SECONDS = 2.0  # about
+_ROUNDS = 5  # after a first one that does not count
+_TURN_SECONDS = 2.0  # approximate length of a turn
 _MOST_STEPS = 20  # per turn
-_WARM_UP_STEPS, _WARM_UP_SECONDS = 3, 15.0  # of each, after the one that traces
-# A process is idle when its threads together work for less than this share of a poll.
+_WARM_UP_STEPS, _WARM_UP_SECONDS = 3, 15.0  # per contender, after the step that traces
+# A process is idle when its threads together work for less than this fraction of a poll interval.
 _POLL_SECONDS, _IDLE_SHARE, _IDLE_TIMEOUT = 0.02, 0.25, 60.0
-_READ = 256  # images at a time
+_READ = 256  # images per read
 NAMES = ("offline", "online", "student", "teacher", "input")
-TURNS = len(NAMES) * (_ROUNDS + 2)  # of a whole measurement: the warm-up, and the round that does not count
+TURNS = len(NAMES) * (_ROUNDS + 2)  # of a whole measurement, with the warm-up and the first round
 
-Work = Callable[[], object]  # a step, finished when it returns
+Work = Callable[[], object]  # does one step and returns when it is finished
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured, by contender.
+    """Measured times, by contender.
 
     Attributes:
-      seconds: per step, the median over rounds.
-      spread: the least and the most of the rounds.
-      steps: per turn.
+      seconds: Median seconds per step over the rounds.
+      spread: Minimum and maximum over the rounds.
+      steps: Steps per turn.
     """
 
     seconds: dict[str, float]
@@ -69,17 +69,22 @@ class Measured:
     steps: dict[str, int]
 
     def describe(self) -> str:
-        """How it was measured, for the report."""
+        """A description of the method, for the report."""
         low, high = min(self.steps.values()), max(self.steps.values())
         count = f"{low} to {high} steps" if low < high else f"{low} {'step' if low == 1 else 'steps'}"
         return (
             f"median of {_ROUNDS} turns of {count} each; steps offline, steps online, the student's update alone, the teacher "
-            "alone and the input alone take turns in one process, on the run's own batches"
+            "alone and the input alone take turns in one process on the run's own batches"
         )
 
 
 def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lambda: None) -> Measured:
-    """Measures the seconds per step of contenders that take turns; `on_turn` is called after each turn."""
+    """Measures the seconds per step of contenders that take turns.
+
+    Args:
+      contenders: One step of each contender, by name.
+      on_turn: Called after each turn.
+    """
     steps = {}
     for name, work in contenders.items():
         steps[name] = min(max(round(_TURN_SECONDS / _warm_up(work)), 1), _MOST_STEPS)
@@ -88,12 +93,12 @@ def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lamb
     for number in range(_ROUNDS + 1):
         for name, work in contenders.items():
             _wait_until_idle()
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(steps[name]):
                 work()
             ended = _wait_until_idle()
             if number:
-                seconds[name].append((ended - begun) / steps[name])
+                seconds[name].append((ended - started) / steps[name])
             on_turn()
     return Measured(
         {name: statistics.median(values) for name, values in seconds.items()},
@@ -103,20 +108,20 @@ def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lamb
 
 
 def _warm_up(work: Work) -> float:
-    """Seconds of the last of the first steps."""
+    """Runs the first steps; returns the seconds of the last one."""
     work()  # traces
-    begun = ended = time.perf_counter()
+    started = ended = time.perf_counter()
     seconds = 0.0
     for _ in range(_WARM_UP_STEPS):
         work()
         seconds, ended = time.perf_counter() - ended, time.perf_counter()
-        if ended - begun > _WARM_UP_SECONDS:
+        if ended - started > _WARM_UP_SECONDS:
             break
     return seconds
 
 
 def _wait_until_idle() -> float:
-    """Returns when no thread of this process works; the time (`time.perf_counter`) since which none does."""
+    """Waits until no thread of this process works; returns the time (`time.perf_counter`) at which the last one stopped."""
     deadline = time.monotonic() + _IDLE_TIMEOUT
     while True:
         since, work = time.perf_counter(), time.process_time()
@@ -127,13 +132,13 @@ def _wait_until_idle() -> float:
 
 
 def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
-    asked = copy.copy(flags)
-    asked.arm, asked.workdir, asked.steps_per_execution = arm, workdir, 1
-    return Run(resolve(asked, store), store)
+    flags = copy.copy(flags)
+    flags.arm, flags.workdir, flags.steps_per_execution = arm, workdir, 1
+    return Run(resolve(flags, store), store)
 
 
 def _batches(run: Run) -> Iterator[Any]:
-    """A run's batches, over and over."""
+    """The batches of a run, repeated without end."""
     return iter(run.targets.batches(0, int(run.options.length.steps)).repeat())
 
 
@@ -143,21 +148,21 @@ def _step(run: Run, batches: Iterator[Any]) -> Work:
 
 
 def _fill_cache(source: ImageSource) -> None:
-    """Decodes all images, if they are kept: as after the first epoch of a run."""
+    """Decodes all images if they are cached, which is the state after the first epoch of a run."""
     count = source.images.num_examples if source.cached else 0
     for start in range(0, count, _READ):
         source.load(np.arange(start, min(start + _READ, count)))
 
 
 def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Work]:
-    """What takes turns, by name."""
-    online.targets.input = offline.targets.input  # the same views; decoded images are kept once
+    """The contenders by name."""
+    online.targets.input = offline.targets.input  # the same views, and one cache of decoded images
     _fill_cache(offline.targets.input.source)
     resident = next(_batches(offline))
     alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
     views = mix(resident["crops"], resident["partner"], resident["ratio"])
     forward = tf.function(online.online_teacher, jit_compile=jit_compile)
-    drawn = _batches(offline)  # not the offline steps' own, whose buffers it would empty
+    drawn = _batches(offline)  # not those of the offline steps, whose buffers it would drain
 
     def draw() -> object:
         return next(drawn)["crops"].numpy()
@@ -173,7 +178,7 @@ def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Wo
 
 
 class _Progress:
-    """Counts turns in a file that `trainer.run.child_runs.latest_step` reads; in none without a path."""
+    """Counts turns in a file, if there is one, for `trainer.run.child_runs.latest_step`."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._turns = path, 0
@@ -190,14 +195,16 @@ def main(argv: list[str]) -> int:
     parser = make_parser()
     parser.prog, parser.description = (
         "python -m trainer.comparison.measure",
-        "Measures steps online and offline.",
+        "Measures the time per step, online and offline.",
     )
-    parser.add_argument("--output", required=True, help="JSON file of the figures")
-    parser.add_argument("--progress", type=Path, help="file to append a line to after each turn")
+    parser.add_argument("--output", required=True, help="JSON file for the figures.")
+    parser.add_argument("--progress", type=Path, help="File to which a line is appended after each turn.")
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
         if flags.strategy != "default":
-            raise UserError(f"--strategy={flags.strategy}: one device is measured, leave it out")
+            raise UserError(
+                f"--strategy={flags.strategy}: steps are measured on one device only; leave the flag out"
+            )
         if flags.deterministic:
             tf.config.experimental.enable_op_determinism()
         store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)

@@ -1,4 +1,4 @@
-"""How far two runs are apart, and what replaying saves, as numbers. NumPy alone.
+"""Figures of two runs (losses, weights, predictions) and of their costs. Uses NumPy alone.
 
 Curves are int64 steps and float64 values; predictions are int32 classes by image; weights are dicts of arrays.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.inputs.labels import UNLABELED
+from pipeline.precomputing.break_even import break_even_students
 
 _RESAMPLES = 10_000
 _COVERAGE = 0.95
@@ -18,7 +19,7 @@ _COVERAGE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A figure over steps.
+    """A figure by step.
 
     Attributes:
       steps: int64 [n], ascending.
@@ -29,7 +30,11 @@ class Curve:
     values: np.ndarray
 
     def thinned(self, count: int) -> list[list[float]]:
-        """At most `count` (2 or more) points `[step, value]`, evenly chosen, the first and the last among them."""
+        """At most `count` evenly spaced points `[step, value]`, including the first and the last.
+
+        Args:
+          count: Maximum number of points, 2 or more.
+        """
         rows = np.arange(len(self.steps))
         if len(rows) > count:
             rows = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
@@ -37,11 +42,11 @@ class Curve:
 
 
 def loss_figures(a: Curve, b: Curve) -> dict[str, Any]:
-    """How far two loss curves are apart, at the steps that both have.
+    """Compares two loss curves at their common steps.
 
     Returns:
-      `largest_loss_difference` (absolute) and `largest_loss_difference_step`, the first one where it occurs; `mean_loss`
-      of `a`. None for each if they have no step in common.
+      `largest_loss_difference` (absolute), `largest_loss_difference_step` (its first occurrence) and `mean_loss` of `a`;
+      None for each if there is no common step.
     """
     steps, ours, theirs = np.intersect1d(a.steps, b.steps, return_indices=True)
     if not len(steps):
@@ -56,14 +61,14 @@ def loss_figures(a: Curve, b: Curve) -> dict[str, Any]:
 
 
 def weight_figures(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, Any]:
-    """How far two students' weights are apart.
+    """Compares the weights of two students.
 
     Returns:
-      `weights_distance`, L2 over all of them; `weights_distance_relative`, in norms of `a`;
-      `weights_largest_difference`, absolute.
+      `weights_distance`, the L2 distance over all weights; `weights_distance_relative`, the same divided by the norm of
+      `a`; `weights_largest_difference`, absolute.
 
     Raises:
-      ValueError: they are of different networks.
+      ValueError: names or shapes differ.
     """
     if {name: array.shape for name, array in a.items()} != {name: array.shape for name, array in b.items()}:
         raise ValueError("weights of different networks")
@@ -81,14 +86,18 @@ def weight_figures(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[s
 
 
 def prediction_figures(a: np.ndarray, b: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """How far two students' predictions are apart, int32 [n] each.
+    """Compares the predictions of two students.
 
-    The interval is a paired bootstrap's over the images (percentiles; Efron and Tibshirani 1993): it says how much the
-    difference depends on which images were tested on, and nothing of what another seed of the student would give.
-    Unlabeled images are left out of both.
+    The interval is a paired bootstrap over the images (percentiles; Efron and Tibshirani 1993). It covers the choice of
+    test images, not the choice of the students' seeds. Accuracies exclude unlabeled images.
+
+    Args:
+      a, b: Predicted classes, int32 [n].
+      labels: int32 [n].
+      seed: Random seed of the bootstrap.
 
     Returns:
-      `agreement` of the two, 0 to 1; `top1_difference`, a - b; `top1_interval`, its 95 % interval; None for the last two
+      `agreement` of the two, 0 to 1; `top1_difference`, a - b; `top1_interval`, its 95 % interval. The last two are None
       if no image is labeled.
     """
     agreement = float((a == b).mean())
@@ -97,7 +106,7 @@ def prediction_figures(a: np.ndarray, b: np.ndarray, labels: np.ndarray, *, seed
         return {"agreement": agreement, "top1_difference": None, "top1_interval": None}
     difference = ((a == labels).astype(np.int64) - (b == labels))[labeled]
     count = len(difference)
-    # A resample of n differences of -1, 0 or 1 is a draw of how many of each: the same distribution, n times cheaper.
+    # A resample of n differences of -1, 0 or 1 is a draw of three counts: the same distribution at 1 / n of the cost.
     shares = [(difference == value).mean() for value in (-1, 0, 1)]
     generator = np.random.Generator(np.random.Philox(seed))
     draws = generator.multinomial(count, shares, size=_RESAMPLES)
@@ -118,30 +127,31 @@ def cost_figures(
     steps: int,
     precompute_passes: int,
 ) -> dict[str, Any]:
-    """What replaying saves.
+    """Derives the savings of replaying from measured seconds per step.
 
     Args:
-      seconds_a_step: `teacher`, `student`, `input`, `offline` and `online`.
+      seconds_a_step: Seconds of `teacher`, `student`, `input`, `offline` and `online`.
       batch_size: B.
-      teacher_rows: that the teacher computes for a step's B views; more than B where its batches are padded.
-      steps: of a run.
-      precompute_passes: images that the teacher ran on for the store, at the teacher's and the input's seconds each; its
-        batches there have no padding to speak of.
+      teacher_rows: Rows that the teacher computes for the B views of a step; more than B if its batches are padded.
+      steps: Number of steps of a run.
+      precompute_passes: Images that the teacher processed for the store. Each is charged the teacher's and the input's
+        seconds; padding is negligible there.
 
     Returns:
-      `saving`, online / offline - 1; `limit`, teacher / student, of a student that waits for nothing else;
-      `teacher_in_step`, online - offline, the seconds that the teacher adds to a step;
-      `precompute_seconds`, of the store, reckoned;
-      `break_even_students`, trained like these runs, that cost as much online as offline with the store; None if
-      online is no slower.
+      `saving`: online / offline - 1.
+      `limit`: teacher / student, the saving of a student that waits only for the teacher.
+      `teacher_in_step`: online - offline, in seconds.
+      `precompute_seconds`: Estimated cost of the store.
+      `break_even_students`: Number of students, trained like these runs, that cost as much online as offline with the
+        store; None if online is no slower.
     """
     seconds = seconds_a_step
     precompute = precompute_passes * (seconds["teacher"] / teacher_rows + seconds["input"] / batch_size)
-    saved = steps * (seconds["online"] - seconds["offline"])
+    saved = seconds["online"] - seconds["offline"]
     return {
         "saving": seconds["online"] / seconds["offline"] - 1,
         "limit": seconds["teacher"] / seconds["student"],
-        "teacher_in_step": seconds["online"] - seconds["offline"],
+        "teacher_in_step": saved,
         "precompute_seconds": precompute,
-        "break_even_students": precompute / saved if saved > 0 else None,
+        "break_even_students": break_even_students(precompute, saved_seconds=steps * saved),
     }

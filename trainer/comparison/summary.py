@@ -1,4 +1,4 @@
-"""Finished runs to the result.json of a comparison: pairs of runs, arms over seeds, and what it cost."""
+"""Builds the result.json of a comparison from finished runs, and merges the results of several comparisons."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from pipeline.store.reader import Store
 from pipeline.store.spec import differences
 from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
-from trainer.comparison.result_file import FORMAT, summarise
+from trainer.comparison.result_file import FORMAT, Result, Row
 from trainer.targets.arms import ARMS
 
-# Of a recipe, what is said of each run: its length, and the views, which are the store's.
-_OF_RUNS = ("epochs", "views", "warmup_steps")
 PAIRS = (("offline", "online"), ("consistent", "fixed"), ("consistent", "independent"))
+# Entries of a recipe that belong to a single run (its length) or to the store (its views).
+_OF_RUNS = ("epochs", "views", "warmup_steps")
+# Entries of a result's recipe that may differ: they depend on the length, or are written by older versions only.
+_OF_LENGTHS = ("warmup_steps", "epochs", "views", "source")
 
 
-def summarize(
+def make_result(
     store: Store, runs: Sequence[FinishedRun], *, workdir: Path, command: str, measured: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The result of a comparison, as JSON.
+) -> Result:
+    """Builds the result of a comparison as a JSON tree.
 
     Args:
-      store: that all runs were trained on.
-      runs: at least one.
-      workdir: of the comparison; directories of runs below it are told relative to it.
-      command: that asked for it.
-      measured: what `trainer.comparison.measure` wrote, or None.
+      store: Store that all runs were trained on.
+      runs: Finished runs, at least one.
+      workdir: Directory of the comparison; the directories of runs below it are relative to it.
+      command: Command line of the comparison.
+      measured: Tree of cost.json, or None.
 
     Raises:
-      UserError: two runs are not to be compared: of other students, data or numbers.
+      UserError: two runs differ in more than arm, seed and length.
     """
     check_comparable(store, runs)
     runs = sorted(runs, key=lambda run: (list(ARMS).index(run.arm), run.epochs, run.seed))
@@ -77,16 +79,16 @@ def summarize(
         "classes": spec.num_classes,
         "runs": rows,
         "pairs": [compare_runs(a, b) for a, b in _pairs(runs)],
-        "arms": summarise(rows),
+        "arms": arm_rows(rows),
         "cost": _cost(store, runs, measured),
     }
 
 
 def check_comparable(store: Store, runs: Sequence[FinishedRun]) -> None:
-    """Whether runs differ in nothing but arm, seed and length.
+    """Checks that runs differ only in arm, seed and length.
 
     Raises:
-      UserError: they do; both sides are shown.
+      UserError: they differ in something else, or one occurs twice; both sides are shown.
     """
     keys = [(run.arm, run.seed, run.epochs) for run in runs]
     for run, key in zip(runs, keys, strict=True):
@@ -95,19 +97,20 @@ def check_comparable(store: Store, runs: Sequence[FinishedRun]) -> None:
             raise UserError(
                 f"{' and '.join(twice)}: both are {key[0]} with seed {key[1]} and {counted(key[2], 'epoch')}; name one of them"
             )
-        here, there = _identity(run), _identity(runs[0])
+        here, there = _run_identity(run), _run_identity(runs[0])
         sides = (f"in {run.directory}", f"in {runs[0].directory}")
         if lines := differences(here, there, sides=sides):
-            raise UserError(f"runs that are not to be compared: {'; '.join(lines)}; leave one of them out")
+            raise UserError(f"runs cannot be compared: {'; '.join(lines)}; leave one of them out")
         if here["spec"] != store.spec.digest():
             raise UserError(
                 f"{run.directory}: trained on the store {here['spec'][:16]}, {store.location} is {store.spec.digest()[:16]}; "
                 "pass the --store that it was trained on"
             )
+    _check_lengths([(str(run.directory), run.epochs, run.steps) for run in runs])
 
 
-def _identity(run: FinishedRun) -> dict[str, Any]:
-    """What has to be the same in every run."""
+def _run_identity(run: FinishedRun) -> dict[str, Any]:
+    """The settings that all runs of a comparison share."""
     recipe = {k: v for k, v in run.config["recipe"].items() if k not in ("source", "epochs")}
     return {
         "spec": run.result["spec"],
@@ -116,16 +119,38 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
         **recipe,
         "temperature": run.config["temperature"],
         "precision": run.config["flags"]["precision"],
+        "sync_batch_norm": dict(run.config["flags"]).get("sync_batch_norm") or False,
     }
 
 
+def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
+    """Checks that runs with equal epochs have equal steps, since pairs and means are made of them.
+
+    Args:
+      runs: Directory, epochs and steps of each run; steps are None where an older result lacks them.
+
+    Raises:
+      UserError: two runs differ; both are named.
+    """
+    known: dict[float, tuple[str, float]] = {}
+    for directory, epochs, steps in runs:
+        if steps is None:
+            continue
+        other, expected = known.setdefault(epochs, (directory, steps))
+        if steps != expected:
+            raise UserError(
+                f"{directory} has {steps} steps and {other} has {expected} steps, both about {counted(epochs, 'epoch')}; "
+                "runs of unequal steps cannot be compared: leave one of them out"
+            )
+
+
 def _teacher_passes(store: Store) -> int:
-    """Images that the precompute ran the teacher on: views and evaluation crops."""
+    """Images that the teacher processed for the store: views and evaluation crops."""
     return store.views.num_records + sum(store.eval_reader(name).num_records for name in store.eval_splits)
 
 
 def _pairs(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, FinishedRun]]:
-    """Runs of the same seed and length whose arms are to be compared."""
+    """Pairs of runs with the same seed and length, of the arms in `PAIRS`."""
     by_key = {(run.arm, run.seed, run.epochs): run for run in runs}
     return [
         (run, by_key[b, run.seed, run.epochs])
@@ -135,8 +160,12 @@ def _pairs(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, FinishedRun]]
     ]
 
 
-def compare_runs(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
-    """How far two runs of the same seed and length are apart."""
+def compare_runs(a: FinishedRun, b: FinishedRun) -> Row:
+    """The row in `pairs` of two runs with the same seed and length.
+
+    Raises:
+      DataError: students or predictions have different shapes.
+    """
     ours, labels = a.predictions()
     theirs, _ = b.predictions()
     try:
@@ -156,15 +185,35 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> dict[str, Any]:
-    """What can be counted; with measured seconds, what follows from them for the longest online run there is."""
+def arm_rows(runs: Sequence[Row]) -> list[Row]:
+    """`arms` of a result: mean over seeds by arm and length; standard deviation from two seeds on."""
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for run in runs:
+        groups.setdefault((run["arm"], run["epochs"]), []).append(run)
+    rows = []
+    for (arm, epochs), members in groups.items():
+        row: Row = {"arm": arm, "epochs": epochs, "seeds": [run["seed"] for run in members]}
+        for name in ("top1", "agreement"):
+            values = _values(members, name)
+            row[f"{name}_mean"] = statistics.fmean(values) if values else None
+            row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        losses = _values(members, "distillation_loss")
+        row["loss_mean"] = statistics.fmean(losses) if losses else None
+        rows.append(row)
+    return rows
+
+
+def _values(rows: Sequence[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if row.get(name) is not None]
+
+
+def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> Row:
+    """`cost` of a result: counts, and with measured seconds the figures for the longest online run."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
     teacher_batch = store.spec.teacher.batch_size
-    rows = (
-        -(-size // teacher_batch) * teacher_batch
-    )  # as `trainer.targets.online_teacher.BatchedTeacher` pads
-    counted = {
+    rows = -(-size // teacher_batch) * teacher_batch  # `BatchedTeacher` pads
+    counts = {
         "batch_size": size,
         "teacher_batch_size": teacher_batch,
         "teacher_rows_a_step": rows,
@@ -175,7 +224,7 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
     }
     if measured is None:
         return {
-            **counted,
+            **counts,
             "seconds_a_step": None,
             "how": "no step was measured (--no-measure, or no online arm)",
         }
@@ -187,17 +236,17 @@ def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | 
         precompute_passes=passes,
     )
     return {
-        **counted,
+        **counts,
         "seconds_a_step": measured["seconds_a_step"],
-        "seconds_a_step_spread": measured.get("seconds_a_step_spread"),  # older measurements have none
+        "seconds_a_step_spread": measured.get("seconds_a_step_spread"),  # absent in older measurements
         **figures,
-        "how": f"{measured['how']}; the store is paid for by students of {longest.steps:,} steps each, its own cost taken "
-        f"as the teacher's and the input's seconds for {passes:,} images",
+        "how": f"{measured['how']}; break-even for students of {longest.steps:,} steps each; the store's cost is estimated as "
+        f"the teacher's and the input's seconds for {passes:,} images",
     }
 
 
 def _seconds_in_runs(runs: Sequence[FinishedRun]) -> dict[str, float]:
-    """Mean seconds per step of the runs themselves, by arm."""
+    """Mean seconds per step of the training runs, by arm."""
     found: dict[str, list[float]] = {}
     for run in runs:
         if (seconds := run.seconds_a_step) is not None:
@@ -205,8 +254,8 @@ def _seconds_in_runs(runs: Sequence[FinishedRun]) -> dict[str, float]:
     return {arm: statistics.fmean(values) for arm, values in found.items()}
 
 
-def _recipe(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The recipe as all runs had it. What depends on a run's length is given by length where lengths differ."""
+def _recipe(runs: Sequence[FinishedRun]) -> Row:
+    """The common recipe. Warm-up steps are given by length where they differ."""
     first = runs[0]
     warmup = {run.epochs: run.warmup_steps for run in runs}
     same = len({*warmup.values()}) == 1
@@ -217,4 +266,51 @@ def _recipe(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "warmup_steps": first.warmup_steps
         if same
         else {counted(epochs, "epoch"): steps for epochs, steps in sorted(warmup.items())},
+    }
+
+
+def merge_results(results: Sequence[Result]) -> Result:
+    """Merges results of several comparisons: all runs and pairs, and the first measured cost.
+
+    Raises:
+      UserError: they belong to different stores, students or evaluations, or contain a run twice with different figures.
+    """
+    first = results[0]
+    for other in results[1:]:
+        here, there = _result_identity(first), _result_identity(other)
+        if lines := differences(here, there, sides=("in the first", "in another")):
+            raise UserError(f"--from: results cannot be merged: {'; '.join(lines)}; report them separately")
+    runs: dict[tuple[Any, ...], Row] = {}
+    for run in (run for result in results for run in result["runs"]):
+        if (known := runs.setdefault((run["arm"], run["epochs"], run["seed"]), run)) != run:
+            raise UserError(
+                f"--from: {run['arm']}, {counted(run['epochs'], 'epoch')}, seed {run['seed']} is in {known.get('directory')} and "
+                f"in {run.get('directory')}, with different figures; name one of them"
+            )
+    _check_lengths([(str(run.get("directory")), run["epochs"], run.get("steps")) for run in runs.values()])
+    pairs = {
+        (pair["a"], pair["b"], pair["epochs"], pair["seed"]): pair
+        for result in results
+        for pair in result.get("pairs") or []
+    }
+    costs = [result["cost"] for result in results if (result.get("cost") or {}).get("seconds_a_step")]
+    return {
+        **first,
+        "created": max(str(result.get("created")) for result in results),
+        "command": "\n".join(dict.fromkeys(str(result.get("command")) for result in results)),
+        "runs": list(runs.values()),
+        "pairs": list(pairs.values()),
+        "arms": arm_rows(list(runs.values())),
+        "cost": costs[0] if costs else first.get("cost"),
+    }
+
+
+def _result_identity(result: Result) -> dict[str, Any]:
+    """The entries that all merged results share."""
+    names = ("student", "eval_split", "eval_images", "classes")
+    recipe = {name: value for name, value in (result.get("recipe") or {}).items() if name not in _OF_LENGTHS}
+    return {
+        "store": {"digest": (result.get("store") or {}).get("digest")},
+        "recipe": recipe,
+        **{name: result.get(name) for name in names},
     }

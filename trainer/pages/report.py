@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.template import breakable, render_page, report_extra, trusted
 from pipeline.storage.files import write_text
-from trainer.comparison.result_file import Result, Run, evidence, find, load_result, main_epochs, paired_runs
+from trainer.comparison.findings import Findings, main_epochs, offline_online_pairs, paired_runs
+from trainer.comparison.result_file import Result, Row, load_result
 from trainer.pages.arm_styles import arm_key, arm_order
 from trainer.pages.view_grid import VIEWS_FILE, ShownView, read_views
 from trainer.targets.arms import ARMS
@@ -24,12 +25,12 @@ REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
-def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, str]]:
+def _chart_figures(result: Result, runs: Sequence[Row]) -> dict[str, tuple[Any, str]]:
     """Figure, or None where there is nothing to draw, and what it shows, by name."""
     from trainer.pages import charts, cost_charts, pair_charts
 
     teacher = (result.get("teacher") or {}).get("top1")
-    arms, pairs, numbers = result.get("arms") or [], result.get("pairs") or [], evidence(result)
+    arms, pairs, numbers = result.get("arms") or [], result.get("pairs") or [], offline_online_pairs(result)
     lengths = {arm["epochs"] for arm in arms}
     patience = charts.accuracy_by_epochs(arms, result["runs"], teacher=teacher) if len(lengths) > 1 else None
     return {
@@ -67,7 +68,7 @@ def _chart_figures(result: Result, runs: Sequence[Run]) -> dict[str, tuple[Any, 
     }
 
 
-def _draw_charts(result: Result, runs: Sequence[Run]) -> dict[str, str]:
+def _draw_charts(result: Result, runs: Sequence[Row]) -> dict[str, str]:
     """Inline SVG by name, of what there is to draw."""
     from pipeline.pages.svg import inline_svg
 
@@ -87,7 +88,7 @@ def _in_order(result: Result) -> list[int]:
     )
 
 
-def _length_and_seed(run: Run) -> tuple[float, int]:
+def _length_and_seed(run: Row) -> tuple[float, int]:
     return float(run["epochs"]), int(run["seed"])
 
 
@@ -108,16 +109,16 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
         return _render(result, runs, charts, views)
 
 
-def _render(result: Result, runs: Sequence[Run], charts: dict[str, str], views: Sequence[ShownView]) -> str:
+def _render(result: Result, runs: Sequence[Row], charts: dict[str, str], views: Sequence[ShownView]) -> str:
     """The page of a result; `runs` are those of its main length."""
     return render_page(
         _TEMPLATE,
         at=functools.partial(look_up, result),
         show=functools.partial(show, result),
         leaves=functools.partial(leaves, result),
-        found=find(result),
+        found=Findings.of(result),
         main_run=result["runs"].index(runs[0]),
-        evidence=evidence(result),
+        evidence=offline_online_pairs(result),
         order=_in_order(result),
         arms=arm_order([run["arm"] for run in result["runs"]]),
         described={name: arm.summary for name, arm in ARMS.items()},

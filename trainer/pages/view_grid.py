@@ -20,7 +20,7 @@ from pipeline.storage.checked_json import build, parse_json
 from pipeline.storage.files import atomic_file
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
-from trainer.comparison.result_schema import ShownFacts
+from trainer.comparison.result_file import ShownFacts
 
 VIEWS_FILE = "views.png"
 _TEXT = "views"  # key in the file

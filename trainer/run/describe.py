@@ -1,19 +1,14 @@
-"""What a run says of itself before it begins, and a comparison when it is done."""
+"""The lines that describe a run before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from pipeline.cli.units import counted
-from pipeline.errors.text import printable
-from pipeline.pages.figures import KINDS
 from pipeline.store.reader import Store
 from pipeline.store.splits import may_overlap
 from trainer import models
 from trainer.config.run_length import count_text
 from trainer.run.begun import Schedule
-from trainer.run.evaluation import accuracy_text
 from trainer.run.options import TrainOptions
 from trainer.targets.arms import OFFLINE
 
@@ -73,66 +68,3 @@ def describe_missing_split(store: Store, split_names: Sequence[str]) -> str:
             f"--eval_splits={name}[{cut}:], for example"
         )
     return f"no accuracy will be reported: {store.location} has no evaluation logits of a held-out split; to have one, {remedy}"
-
-
-def comparison_table(result: dict[str, Any]) -> str:
-    """The figures of a comparison's result.json that answer what it is asked, for a terminal."""
-    rows = [("arm", "epochs", "runs", f"top-1 ({result.get('eval_split')})", "agreement")]
-    for arm in result["arms"]:
-        rows.append(
-            (
-                arm["arm"],
-                f"{arm['epochs']:,}",
-                KINDS["seeds"](arm["seeds"]),
-                _spread(arm["top1_mean"], arm["top1_std"]),
-                _spread(arm["agreement_mean"], arm["agreement_std"]),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
-    ]
-    if unlabeled := result.get("eval_unlabeled"):
-        lines.append(
-            f"top-1 leaves out {unlabeled:,} of {_number(result.get('eval_images'), ',')} images, which have no label"
-        )
-    lines += [_pair(pair) for pair in result["pairs"]]
-    cost = result.get("cost") or {}
-    if seconds := cost.get("seconds_a_step"):
-        parts = ", ".join(f"{name} {1000 * value:.1f}" for name, value in seconds.items())
-        lines.append(f"milliseconds per step: {parts}; online takes {_number(cost.get('saving'), '+.0%')}")
-        if (rows_a_step := cost.get("teacher_rows_a_step")) != cost.get("batch_size"):
-            lines.append(
-                f"the online teacher computes {rows_a_step} rows for {cost.get('batch_size')} views: it runs in the store's "
-                f"batches of {cost.get('teacher_batch_size')}"
-            )
-    return "\n".join(printable(line.rstrip()) for line in lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    """A figure of a result that may be older, or of another's making."""
-    return "n/a" if value is None else format(value, form)
-
-
-def _spread(mean: float | None, deviation: float | None) -> str:
-    return accuracy_text(mean) if deviation is None else f"{mean:.2%} +- {deviation:.2%}"
-
-
-def _pair(pair: dict[str, Any]) -> str:
-    loss, weights = pair.get("largest_loss_difference"), pair.get("weights_distance_relative")
-    if loss == 0 and weights == 0:
-        curves = "the same losses and weights, bit for bit"
-    elif loss is None:
-        curves = f"no step that both logged; weights differ by {_number(weights, '.3g')} of their norm"
-    else:
-        curves = f"losses differ by {loss:.3g} at most, weights by {_number(weights, '.3g')} of their norm"
-    text = (
-        f"{pair['a']} - {pair['b']}, seed {pair['seed']}, {counted(pair['epochs'], 'epoch')}: {curves}; same answer for "
-        f"{_number(pair.get('agreement'), '.2%')} of the images"
-    )
-    if pair.get("top1_interval") is None:
-        return text
-    difference, low, high = (
-        _number(value, "+.2%") for value in (pair.get("top1_difference"), *pair["top1_interval"])
-    )
-    return f"{text}, top-1 {difference} ({low} to {high})"

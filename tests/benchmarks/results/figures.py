@@ -17,7 +17,8 @@ from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser
 from pipeline.pages.svg import save_svg
 from pipeline.storage.files import write_text
-from trainer.comparison.result_file import load_result, main_epochs
+from trainer.comparison.findings import main_epochs
+from trainer.comparison.result_file import load_result
 from trainer.pages.arm_styles import arm_order
 from trainer.pages.charts import accuracy_by_epochs, over_time
 from trainer.pages.pair_charts import training_loss

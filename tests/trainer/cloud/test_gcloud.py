@@ -1,4 +1,4 @@
-"""trainer.cloud.gcloud: commands, and what answers mean; the commands' grammar is tested with trainer.launch."""
+"""trainer.cloud.gcloud: commands, answers and errors; gcloud's own parser checks the commands."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 from pipeline.errors import UserError
 from tests.gcloud_parser import refused_by_gcloud
 from tests.launches import HOST_SCRIPT, PLACE, PULLED, launch
-from trainer.cloud.gcloud import Answer, Lines, NodeRequest, Tpu, ask_for, refusal, succeed
+from trainer.cloud.gcloud import Answer, Lines, NodeRequest, Tpu, describe_failure, find, succeed
 from trainer.launch import main
 
 TPU = Tpu(name="n", zone="z", project="p")
-COMMAND = TPU.describe()
+COMMAND = TPU.list_nodes()
 
 
 def python(text: str) -> list[str]:
-    return [sys.executable, "-S", "-c", text, "describe"]
+    return [sys.executable, "-S", "-c", text, "list"]
 
 
-def test_creation_names_what_was_asked_for():
+def test_creation_has_the_requested_configuration():
     node = NodeRequest(
         type="v3-8",
         runtime_version="r",
@@ -47,10 +47,10 @@ def test_creation_names_what_was_asked_for():
         assert command[-3:] in (["--zone=z", "--project=p", "--quiet"],)
 
 
-def test_what_is_not_there_is_none_and_what_fails_is_one_line():
-    assert ask_for(python("import sys; sys.exit('ERROR: NOT_FOUND: x')")) is None
-    assert ask_for(python('print(\'{"state": "READY"}\')')) == {"state": "READY"}
-    with pytest.raises(UserError, match=r"ERROR? ?.*denied|denied"):
+def test_empty_list_is_none_and_a_failure_is_an_error():
+    assert find(python("print('[]')")) is None
+    assert find(python('print(\'[{"state": "READY"}]\')')) == {"state": "READY"}
+    with pytest.raises(UserError, match="denied"):
         succeed(python("import sys; sys.exit('WARNING: old\\nERROR: denied\\nmore')"))
 
 
@@ -59,26 +59,27 @@ def test_what_is_not_there_is_none_and_what_fails_is_one_line():
     [
         (
             "WARNING: w\nERROR: (gcloud.x) RESOURCE_EXHAUSTED: Quota",
-            "(gcloud.x) RESOURCE_EXHAUSTED: Quota; ask for quota",
+            "(gcloud.x) RESOURCE_EXHAUSTED: Quota",
         ),
-        ("ERROR: PERMISSION_DENIED: no", "PERMISSION_DENIED: no; this account may not do that"),
+        ("ERROR: no account.\n\n  $ gcloud auth login\n", "no account. $ gcloud auth login"),
+        ("ERROR: There is no more capacity", "There is no more capacity; try --queued"),
         ("something else\n", "something else"),
         ("", "exit code 1"),
     ],
 )
-def test_refusal_is_one_line_with_the_remedy(stderr: str, expected: str):
-    line = refusal(COMMAND, Answer(1, "", stderr))
-    assert line.startswith(f"gcloud tpu-vm describe: {expected}")
+def test_failure_is_described_in_one_line(stderr: str, expected: str):
+    line = describe_failure(COMMAND, Answer(1, "", stderr))
+    assert line.startswith(f"gcloud tpu-vm list: {expected}")
     assert "\n" not in line
 
 
-def test_lines_come_as_they_are_printed_and_the_end_is_told():
+def test_lines_are_followed_by_the_answer():
     lines = Lines(python("import sys; print('a', flush=True); print('b'); sys.exit('ERROR: lost')"))
     assert list(lines) == ["a", "b"]
     assert lines.answer == Answer(1, "", "ERROR: lost\n")
 
 
-def test_command_that_nobody_listens_to_any_more_is_ended():
+def test_command_is_ended_when_reading_stops():
     lines = Lines(python("import time\nprint('a', flush=True)\ntime.sleep(600)"))
     for line in lines:
         assert line == "a"
@@ -88,7 +89,7 @@ def test_command_that_nobody_listens_to_any_more_is_ended():
 def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "trainer.tar.gz"
     file.touch()
-    asked = [
+    command_lines = [
         launch("--dry_run", trainer=("--recipe=bit_flowers_fast",)),
         launch("--dry_run", "--queued", "--spot", "--teacher=gs://bucket/teacher.keras"),
         launch("--dry_run", "--reserved", "--service_account=a@mine.iam.gserviceaccount.com", "--type=v5e-8"),
@@ -107,18 +108,16 @@ def test_every_command_passes_gclouds_own_parser(tmp_path: Path, capsys: pytest.
         ["stop", *PLACE, "--dry_run", "--delete"],
     ]
     printed = []
-    for argv in asked:
+    for argv in command_lines:
         assert main(argv) == 0
         printed += [line for line in capsys.readouterr().out.splitlines() if not line.startswith("# ")]
     assert all(line.startswith(("gcloud compute tpus ", "gcloud storage ")) for line in printed)
-    # And what the host's script asks, with its own variables for arguments.
+    # Also the commands of the host script, with its variables for arguments.
     on_host = re.findall(
-        r"\bgcloud (?:storage|auth) .*?(?= \|\|| > |;|$)", HOST_SCRIPT.read_text(), re.MULTILINE
+        r"\bgcloud (?:storage|auth) .*?(?=\)? \|\|| > |;|$)", HOST_SCRIPT.read_text(), re.MULTILINE
     )
     assert len(on_host) == 8
     printed += on_host
-    wrong = (
-        "gcloud compute tpus tpu-vm create flowers --zone=z --versoin=x"  # the parser is asked, and answers
-    )
+    wrong = "gcloud compute tpus tpu-vm create flowers --zone=z --versoin=x"  # the parser refuses something
     refused = refused_by_gcloud([*printed, wrong], tmp_path)
     assert list(refused) == [wrong]

@@ -1,11 +1,11 @@
-"""trainer.cloud.tpu_job: what is copied to the host is there; lives of a job are in test_launch."""
+"""trainer.cloud.tpu_job: the files copied to the host; whole jobs are in test_launch."""
 
 from __future__ import annotations
 
 from trainer.cloud.tpu_job import INSTALL_FILES, Job
 
 
-def test_what_is_copied_to_the_host_is_in_the_checkout() -> None:
+def test_files_copied_to_the_host_are_in_the_checkout() -> None:
     job = Job(
         setup=("install", "x.whl"),
         files=INSTALL_FILES,

@@ -1,4 +1,4 @@
-"""trainer.comparison.measure: contenders take turns; what real steps cost is in test_compare."""
+"""trainer.comparison.measure: contenders take turns. test_compare measures real steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count(monkeypatch: p
     )
     steps = measured.steps["a"]
     warm_up = done.index("b")
-    assert warm_up > 2  # traced, and then steps whose time says how many a turn takes
+    assert warm_up > 2  # tracing, then the steps that determine the steps per turn
     rounds = len("ab") * (2 + 1)
     expected = [warm_up, 2 * warm_up] + [2 * warm_up + steps * turn for turn in range(1, rounds + 1)]
     assert turns == expected
@@ -33,8 +33,8 @@ def test_contenders_take_turns_and_the_first_round_does_not_count(monkeypatch: p
         assert 0 < low <= measured.seconds[name] <= high
 
 
-def test_turn_pays_for_the_batches_that_it_takes_and_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches are made ahead while others have their turn: they are not free, and not the others' either."""
+def test_turn_includes_the_cost_of_its_own_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are prefetched during the turns of others; their cost belongs to the turn that takes them."""
     monkeypatch.setattr("trainer.comparison.measure._ROUNDS", 3)
     cost = 0.005
 
@@ -64,5 +64,5 @@ def test_one_device_is_measured(
     argv = [flag for flag in argv if not flag.startswith("--workdir")]
     code, line = fail([*argv, f"--output={tmp_path / 'cost.json'}"], capsys, main=main)
     assert code == EXIT_USER_ERROR
-    assert "--strategy=mirrored: one device is measured" in line
+    assert "--strategy=mirrored" in line
     assert not (tmp_path / "cost.json").exists()

@@ -1,4 +1,4 @@
-"""trainer.comparison.pair_figures: numbers of pairs and costs, against what they are by definition."""
+"""trainer.comparison.pair_figures: figures of pairs and costs against their definitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def curve(steps: list[int], values: list[float]) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-def test_losses_are_compared_at_the_steps_that_both_logged():
+def test_losses_are_compared_at_common_steps():
     a = curve([1, 2, 3, 5], [4.0, 3.0, 2.0, 1.0])
     b = curve([2, 3, 4, 5], [3.5, 2.5, 9.0, 1.0])
     assert loss_figures(a, b) == {
@@ -30,7 +30,7 @@ def test_losses_are_compared_at_the_steps_that_both_logged():
     assert set(loss_figures(a, curve([7], [1.0])).values()) == {None}
 
 
-def test_weights_distance_is_that_of_all_weights_as_one_vector():
+def test_weights_distance_is_the_norm_over_all_weights():
     a = {"kernel": np.array([[3.0, 0.0]], np.float32), "bias": np.array([4.0], np.float32)}
     b = {"kernel": np.array([[0.0, 0.0]], np.float32), "bias": np.array([0.0], np.float32)}
     found = weight_figures(a, b)
@@ -44,7 +44,7 @@ def test_weights_distance_is_that_of_all_weights_as_one_vector():
         weight_figures(a, {"kernel": b["kernel"]})
 
 
-def test_thinned_curve_keeps_its_ends_and_every_point_of_a_short_one():
+def test_thinned_curve_keeps_its_ends():
     long = curve(list(range(1, 5001)), [float(n) for n in range(1, 5001)])
     points = long.thinned(2000)
     assert len(points) == 2000
@@ -54,7 +54,7 @@ def test_thinned_curve_keeps_its_ends_and_every_point_of_a_short_one():
     assert curve([3, 4], [1.0, 2.0]).thinned(2000) == [[3, 1.0], [4, 2.0]]
 
 
-def test_bootstrap_interval_is_that_of_resampled_images():
+def test_bootstrap_interval_matches_resampled_images():
     generator = np.random.default_rng(1)
     labels = generator.integers(0, 5, 400).astype(np.int32)
     a = np.where(generator.random(400) < 0.8, labels, 0).astype(np.int32)
@@ -63,7 +63,7 @@ def test_bootstrap_interval_is_that_of_resampled_images():
     right_a, right_b = a == labels, b == labels
     assert found["agreement"] == (a == b).mean()
     assert found["top1_difference"] == pytest.approx(right_a.mean() - right_b.mean())
-    # By definition: images are drawn with replacement, both students are asked about the same ones.
+    # By definition: images are drawn with replacement, the same ones for both students.
     rows = generator.integers(0, 400, (4000, 400))
     resampled = right_a[rows].mean(axis=1) - right_b[rows].mean(axis=1)
     np.testing.assert_allclose(found["top1_interval"], np.quantile(resampled, [0.025, 0.975]), atol=0.006)
@@ -71,7 +71,7 @@ def test_bootstrap_interval_is_that_of_resampled_images():
     assert prediction_figures(a, a, labels)["top1_interval"] == [0.0, 0.0]
 
 
-def test_unlabeled_images_are_left_out_of_accuracy_but_not_of_agreement():
+def test_unlabeled_images_count_for_agreement_only():
     labels = np.array([0, 1, -1, -1, 2], np.int32)
     a, b = np.array([0, 1, 2, 2, 0], np.int32), np.array([0, 0, 2, 1, 0], np.int32)
     found = prediction_figures(a, b, labels)
@@ -81,7 +81,7 @@ def test_unlabeled_images_are_left_out_of_accuracy_but_not_of_agreement():
     assert (none["agreement"], none["top1_difference"], none["top1_interval"]) == (3 / 5, None, None)
 
 
-def test_store_is_paid_for_when_the_saved_seconds_are_its_own():
+def test_break_even_is_precompute_seconds_over_saved_seconds():
     seconds = {"teacher": 3.0, "student": 1.0, "input": 0.5, "offline": 1.0, "online": 4.0}
     found = cost_figures(seconds, batch_size=10, teacher_rows=10, steps=100, precompute_passes=1000)
     assert found["saving"] == 3.0
@@ -89,7 +89,7 @@ def test_store_is_paid_for_when_the_saved_seconds_are_its_own():
     assert found["precompute_seconds"] == pytest.approx(100 * 3.5)
     assert found["break_even_students"] == pytest.approx(100 * 3.5 / (100 * 3.0))
     assert found["teacher_in_step"] == 3.0
-    # Ten views that the teacher pads to 40 rows: the precompute has no padding.
+    # The teacher pads ten views to 40 rows. The precompute has no padding.
     padded = cost_figures(seconds, batch_size=10, teacher_rows=40, steps=100, precompute_passes=1000)
     assert padded["precompute_seconds"] == pytest.approx(1000 * 3.0 / 40 + 100 * 0.5)
     free = cost_figures(

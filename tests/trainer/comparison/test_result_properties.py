@@ -1,4 +1,4 @@
-"""Whatever a foreign result or run holds, `trainer.compare --from` is a DataError or a correct read."""
+"""Results and runs from elsewhere: `trainer.compare --from` reads them correctly or raises DataError."""
 
 from __future__ import annotations
 
@@ -17,25 +17,18 @@ from pipeline.errors import DataError, UserError
 from tests.mutations import FAST, THOROUGH, dumps, every_mutation, mutations, printable_output
 from tests.results import full_result, sparse_result
 from tests.runs import arguments
+from trainer.comparison.findings import Findings, main_epochs, offline_online_pairs, paired_runs
 from trainer.comparison.finished import FinishedRun, is_finished
-from trainer.comparison.result_file import (
-    RESULT_FILE,
-    evidence,
-    find,
-    load_result,
-    main_epochs,
-    merge_results,
-    paired_runs,
-)
-from trainer.comparison.summary import compare_runs
+from trainer.comparison.result_file import RESULT_FILE, load_result
+from trainer.comparison.summary import compare_runs, merge_results
+from trainer.comparison.table import comparison_table
 from trainer.pages.report import render
-from trainer.run.describe import comparison_table
 from trainer.run.results import PREDICTIONS_FILE
 from trainer.train import main
 
 
 def shortened(tree: Any) -> Any:
-    """A result with two points of each curve: of those every one is changed."""
+    """A result with two points per curve, so that each of them can be changed."""
     if isinstance(tree, dict):
         return {name: shortened(branch) for name, branch in tree.items()}
     if isinstance(tree, list) and len(tree) > 4 and isinstance(tree[0], list | dict):
@@ -47,18 +40,18 @@ RESULTS = {"full": shortened(full_result()), "sparse": sparse_result()}
 
 
 def read_result_like(directory: Path, tree: Any, *, page: bool) -> None:
-    """As `--from` reads it, with or without the page."""
+    """Reads a result in the same way as `--from`, with or without the page."""
     (directory / RESULT_FILE).write_bytes(dumps(tree))
     with printable_output():
         try:
             result = merge_results([load_result(directory)])
             print(comparison_table(result))
-            find(result)
-            paired_runs(result, evidence(result))
+            Findings.of(result)
+            paired_runs(result, offline_online_pairs(result))
             main_epochs(result["runs"])
             if page:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # Matplotlib's, of axes that are empty or endless
+                    warnings.simplefilter("ignore")  # Matplotlib's, for empty or infinite axes
                     assert "\x1b" not in render(result)
         except (DataError, UserError) as error:
             print(error)
@@ -100,9 +93,9 @@ def finished(published_store: Path, data_dir: Path, tmp_path_factory: pytest.Tem
 
 def read_run_like(directory: Path, whole: FinishedRun) -> None:
     with printable_output():
-        if not is_finished(directory):
-            return
         try:
+            if not is_finished(directory):
+                return
             run = FinishedRun.load(directory)
             run.to_json(relative_to=directory)
             assert compare_runs(run, whole)["agreement"] == 1

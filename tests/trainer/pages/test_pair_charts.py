@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.pages.svg import inline_svg
 from tests import results
 from tests.results import words
-from trainer.comparison.result_file import evidence, paired_runs
+from trainer.comparison.findings import offline_online_pairs, paired_runs
 from trainer.pages import pair_charts
 
 
@@ -19,7 +19,7 @@ def test_loss_difference_is_of_steps_that_both_logged() -> None:
 
 def test_losses_that_differ_are_drawn_with_their_difference() -> None:
     result = results.full_result()
-    figure = pair_charts.training_loss(paired_runs(result, evidence(result)))
+    figure = pair_charts.training_loss(paired_runs(result, offline_online_pairs(result)))
     assert figure is not None
     assert {"offline", "online", "absolute difference"} <= set(words(inline_svg(figure, "loss", title="")))
 

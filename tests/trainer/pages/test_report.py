@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,25 +144,23 @@ def test_report_of_a_directory(views: Path, pages: dict[str, str], tmp_path: Pat
     assert (tmp_path / "report.html").read_text().count("<img ") == 3
 
 
-def test_no_result_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no result\.json there"):
+def test_missing_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "message"),
+    ("text", "error"),
     [
-        ("{", DataError, "not JSON"),
-        ("[]", UserError, "not the result of a comparison"),
-        ('{"steps": 3}', UserError, "not the result of a comparison"),
-        ('{"format": 2, "runs": [{}]}', DataError, "format 2, this version reads 1"),
+        ("{", DataError),
+        ("[]", UserError),
+        ('{"steps": 3}', UserError),
+        ('{"format": 2, "runs": [{}]}', DataError),
     ],
 )
-def test_what_is_no_result_is_refused(
-    text: str, error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_file_that_is_no_result_is_refused(text: str, error: type[Exception], tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=re.escape(str(tmp_path / "result.json"))):
         write_report(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""trainer.run.describe: what a run says before it begins, and a comparison when it is done."""
+"""trainer.run.describe: the lines that describe a run before it starts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from pipeline.store.reader import Store
-from tests import results
 from tests.runs import arguments, options
 from trainer.models import size_notice
-from trainer.run.describe import comparison_table, describe, describe_missing_split
+from trainer.run.describe import describe, describe_missing_split
 
 
 def described(store: Path, *extra: str) -> str:
@@ -63,33 +62,3 @@ def test_an_arm_says_what_it_is_trained_on(three_epochs: Path) -> None:
 def test_a_warm_up_longer_than_the_run_is_the_first_line(three_epochs: Path) -> None:
     text = described(three_epochs, "--warmup_steps=99", "--allow_short_run")
     assert text.startswith("warm-up of 99 steps is longer than this run of 10")
-
-
-def test_a_comparison_is_a_row_an_arm_and_a_line_a_pair() -> None:
-    result = results.full_result()
-    lines = comparison_table(result).splitlines()
-    assert lines[0].split() == ["arm", "epochs", "runs", "top-1", "(test)", "agreement"]
-    assert "3 (seeds 0, 1, 2)" in lines[1]
-    for line, arm in zip(lines[1:], result["arms"], strict=False):
-        assert line.split()[0] == arm["arm"]
-        assert f"{arm['top1_mean']:.2%}" in line
-    pairs = [line for line in lines if " - " in line]
-    assert len(pairs) == len(result["pairs"])
-    assert lines[-2].startswith("milliseconds per step: ")
-    assert f"online takes {result['cost']['saving']:+.0%}" in lines[-2]
-    assert "256 rows for 128 views" in lines[-1]  # the teacher's padding
-
-
-def test_a_comparison_without_labels_has_no_accuracy_and_says_so() -> None:
-    result = results.unlabeled_result()
-    text = comparison_table(result)
-    assert f"{result['eval_images']:,} of {result['eval_images']:,} images" in text
-    assert text.count("n/a") == len(result["arms"])
-
-
-def test_runs_that_do_not_differ_are_said_to_be_the_same_bit_for_bit() -> None:
-    result = results.full_result()
-    pair = result["pairs"][0] | {"largest_loss_difference": 0.0, "weights_distance_relative": 0.0}
-    result |= {"pairs": [pair], "cost": {"seconds_a_step": None}}
-    last = comparison_table(result).splitlines()[-1]
-    assert "the same losses and weights, bit for bit" in last

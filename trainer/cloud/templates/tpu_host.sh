@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# On the TPU's host: one training job, which goes on whether or not anybody is connected. `trainer.launch` copies
-# this file there and calls it; each answer for it is a line that begins with `view-distill: `.
+# Runs one training job on the host of a TPU, independent of any connection. `trainer.launch` copies this file to the
+# host and calls it; each answer to it is a line that begins with `view-distill: `.
 #
 #   tpu_host.sh pull IMAGE | load FILE | install WHEEL
 #   tpu_host.sh start WORKDIR_URL SAVE_SECONDS [NAME=URL ...] -- [TRAINER FLAG ...]
 #   tpu_host.sh follow LINE | status | logs LINES | stop
 #
-# The host's disk ends with the host. So the work directory is copied from the bucket at the start, and back every
-# SAVE_SECONDS and at the end; NAME=URL are inputs that are copied to inputs/NAME before. Credentials are the
-# machine's own service account's, as gcloud on the host finds them.
+# The disk of the host is deleted with the host. So the work directory is copied from the bucket at the start, and back
+# every SAVE_SECONDS and at the end. NAME=URL are inputs, which are copied to inputs/NAME first. Credentials are those of
+# the machine's service account, as gcloud on the host finds them.
 set -euo pipefail
 
 SCRIPT=$(realpath "$0")
@@ -24,7 +24,7 @@ running() {
     [[ -f pid ]] && grep --quiet --text tpu_host.sh "/proc/$(<pid)/cmdline" 2> /dev/null
 }
 
-# --- what the trainer runs in -------------------------------------------------------------------------------
+# --- the software of the trainer ----------------------------------------------------------------------------
 
 pull() {
     ! running || return 0
@@ -36,7 +36,7 @@ pull() {
 load() {
     ! running || return 0
     sudo docker load --input "$HOME/$1" | sed -n 's/^Loaded image: //p' > image
-    [[ -s image ]] || { echo "$1: docker found no named image in it" >&2; return 2; }
+    [[ -s image ]] || { echo "$1: contains no named image" >&2; return 2; }
 }
 
 install() {
@@ -52,11 +52,11 @@ trainer() {
         return
     fi
     local volumes=(--volume="$PWD:/job") flag
-    for flag in "$@"; do # what lies on disks of this machine
+    for flag in "$@"; do # paths on disks of this machine
         [[ $flag == --*=/* && -e ${flag#*=} ]] && volumes+=(--volume="${flag#*=}:${flag#*=}")
     done
     sudo docker rm --force "$CONTAINER" > /dev/null 2>&1 || true
-    # No health check: it would want the TPU as well.
+    # No health check: it would need the TPU as well.
     sudo docker run --rm --name="$CONTAINER" --no-healthcheck --privileged --net=host \
         --ulimit=memlock=-1:-1 --stop-timeout=120 --user="$(id -u):$(id -g)" --env=HOME=/job --workdir=/job \
         "${volumes[@]}" "$(< image)" python -m trainer.train "$@"
@@ -75,17 +75,15 @@ fetch() { # NAME URL
 }
 
 restore() { # URL
-    if [[ -f unsaved ]]; then # a run on this machine ended before it could copy its work
+    if [[ -f unsaved ]]; then # an earlier run on this machine could not copy its work directory
         save "$(< unsaved)" || return "$UNSAVED"
     fi
     rm -rf work unsaved
     mkdir work
-    if gcloud storage ls "$1/" > /dev/null 2> ls.err; then
+    local found
+    found=$(gcloud storage objects list "$1/**" --limit=1 --format='value(name)' --quiet) || return "$UNSAVED"
+    [[ -z $found ]] || # a new directory
         gcloud storage rsync "$1" work --quiet --recursive --exclude='host\.log$' || return "$UNSAVED"
-    elif ! grep --quiet 'matched no objects' ls.err; then # not a new directory, but no answer
-        cat ls.err >&2
-        return "$UNSAVED"
-    fi
 }
 
 save() { # URL
@@ -93,12 +91,12 @@ save() { # URL
         flock 9
         rm -rf snapshot
         mkdir snapshot
-        # Files named `checkpoint` say which checkpoint is the latest. They are linked before the checkpoints and
-        # copied after them, so that what they name is whole; what no file names any more goes last. gcloud matches a
-        # pattern from the beginning of the path.
+        # Files named `checkpoint` contain the name of the latest checkpoint. They are linked before the checkpoints
+        # and copied after them, so that the named checkpoint is complete. Old files are deleted last. gcloud matches
+        # a pattern from the beginning of the path.
         (cd work && find . -name checkpoint -type f -exec cp --parents --link -t ../snapshot {} +)
         whole=yes
-        cp --archive --link --no-clobber work/. snapshot/ 2> /dev/null || whole=no # a file went meanwhile
+        cp --archive --link --no-clobber work/. snapshot/ 2> /dev/null || whole=no # a file was deleted meanwhile
         rm -f snapshot/.lock
         ln --force log snapshot/host.log
         gcloud storage rsync snapshot "$1" --quiet --recursive --exclude='(.*/)?checkpoint$' || exit 1
@@ -133,7 +131,7 @@ train() { # URL SECONDS [NAME=URL ...] -- [FLAG ...]
     if save "$url"; then
         rm -f unsaved
     else
-        echo "the work directory could not be copied to $url; it is kept on this machine, and copied at the next start" >&2
+        echo "the work directory could not be copied to $url; it stays on this machine and is copied at the next start" >&2
         [[ $code != 0 ]] || code=$UNSAVED
     fi
     return "$code"
@@ -141,7 +139,7 @@ train() { # URL SECONDS [NAME=URL ...] -- [FLAG ...]
 
 run() {
     local code=0
-    trap : TERM # the trainer saves and ends; this waits for it
+    trap : TERM # the trainer saves and ends; this shell waits for it
     train "$@" || code=$?
     [[ $code == 0 || ! -f stopped ]] || code=$STOPPED
     echo "$code" > code.new
