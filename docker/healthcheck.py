@@ -1,9 +1,9 @@
-"""Health check of both images: writes a store of a few views, and replays it with both fingerprints checked; the
-trainer's image trains two steps on it.
+"""Health check of both images: writes a small store and replays it, with both fingerprints checked.
 
-    python healthcheck.py          # a few seconds; exit code 0, or what failed
+    python healthcheck.py          # a few seconds; exit code 0 if the image works
 
-Needs no data, no teacher and no network: a data set of six images is made, and a teacher of one layer.
+In the trainer image it also trains two steps. It needs no data, teacher or network: it makes a data set of six images and
+a teacher of one layer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZE = 16
 
 
 def make_images(folder: Path) -> None:
-    """Two classes of three JPEG files."""
+    """Writes two classes of three JPEG files each."""
     generator = np.random.default_rng(0)
     for number in range(6):
         pixels = generator.integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def make_images(folder: Path) -> None:
 
 
 def make_store(directory: Path) -> tuple[Path, Path]:
-    """Two epochs of six images, written as a worker writes them; the store and the data directory."""
+    """Writes a store of two epochs of six images with a `ShardWorker`; returns the store and the data directory."""
     make_images(directory / "images")
     data_dir, teacher, store = directory / "data", directory / "teacher", directory / "store"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -89,7 +89,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
 
 
 def replay(store: Path, data_dir: Path) -> int:
-    """Renders every view of the store again; a fingerprint that differs raises. The number of views."""
+    """Renders every view of the store and returns their number. Raises DataError if a fingerprint differs."""
     opened = Store(store)
     opened.check_files()
     source = ImageSource(Dataset("health", "train", data_dir=data_dir), opened.spec.policy.renderer())
@@ -98,7 +98,7 @@ def replay(store: Path, data_dir: Path) -> int:
 
 
 def main() -> int:
-    """The check."""
+    """Runs the check."""
     with tempfile.TemporaryDirectory() as name:
         store, data_dir = make_store(Path(name))
         print(f"replayed {replay(store, data_dir)} views", flush=True)

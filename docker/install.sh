@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs a Beam worker or a trainer into a virtual environment of Python 3.11: the steps of both Dockerfiles, and of
-# `trainer.launch --wheel`. Needs bash, any Python 3 with pip, and a package index.
+# Installs a Beam worker or a trainer into a virtual environment of Python 3.11. Both Dockerfiles and
+# `trainer.launch --wheel` use it. Needs bash, any Python 3 with pip, and a package index.
 #
-#   install.sh dependencies precompute|trainer cpu|gpu|tpu VENV    all but this project: changes with the lock alone
-#   install.sh package WHEEL|CHECKOUT VENV                         this project: changes with every edit
+#   install.sh dependencies precompute|trainer cpu|gpu|tpu VENV    everything except this project
+#   install.sh package WHEEL|CHECKOUT VENV                         this project
 #
-# What is installed is what pyproject.toml asks for with that image's extras, in the versions of requirements.lock.
-# cpu takes tensorflow-cpu, which is half as large; gpu adds CUDA's libraries, in TensorFlow's own pins; tpu takes
-# TensorFlow's build for TPU VMs, from $TENSORFLOW_TPU.
+# Installs the requirements of pyproject.toml with the extras of the image, in the versions of requirements.lock. cpu
+# uses tensorflow-cpu, which is half as large. gpu adds the CUDA libraries that TensorFlow pins. tpu uses TensorFlow's
+# build for TPU VMs from $TENSORFLOW_TPU.
 set -euo pipefail
 
 UV_VERSION=0.13.9
-# Documented for Python 3.10, with "TensorFlow 2.13 and greater support Python 3.10 or greater":
-# docs.cloud.google.com, "Training with TPU accelerators". Its libtpu is 1.9.0.
+# Documented for Python 3.10; "TensorFlow 2.13 and greater support Python 3.10 or greater" (docs.cloud.google.com,
+# "Training with TPU accelerators"). Its libtpu is 1.9.0.
 TENSORFLOW_TPU=${TENSORFLOW_TPU:-https://storage.googleapis.com/cloud-tpu-tpuvm-artifacts/tensorflow/tf-2.15.0/tensorflow-2.15.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl}
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -51,7 +51,7 @@ package() { # WHEEL|CHECKOUT VENV
 }
 
 [[ $# -ge 3 ]] || mistake "usage: install.sh dependencies precompute|trainer cpu|gpu|tpu VENV, or package WHEEL|CHECKOUT VENV"
-if ! command -v uv > /dev/null; then # one for this run alone
+if ! command -v uv > /dev/null; then # for this run only
     python3 -m pip install --quiet --disable-pip-version-check --target "$scratch/uv" "uv==$UV_VERSION"
     PATH="$scratch/uv/bin:$PATH"
 fi

@@ -1,10 +1,10 @@
 # syntax=docker/dockerfile:1
-# Beam worker: TensorFlow and this package under Beam's SDK harness; no TensorFlow Addons. From the checkout:
+# Beam worker: TensorFlow and this package under Beam's SDK harness, without TensorFlow Addons. Run in the checkout:
 #
 #   docker build --file docker/precompute.Dockerfile --build-arg VARIANT=gpu --tag HOST/PROJECT/REPO/precompute:gpu .
 #
-# VARIANT: cpu or gpu. A GPU needs no CUDA image below: CUDA's libraries come with TensorFlow's wheels, the driver
-# from the host. A change of code builds the last layer anew, a change of requirements.lock the one before.
+# VARIANT is cpu or gpu. No CUDA base image is needed: TensorFlow's wheels contain the CUDA libraries, and the host
+# provides the driver. A change of code rebuilds the last layer, a change of requirements.lock also the one before.
 ARG BEAM_VERSION=2.77.0
 
 # hadolint ignore=DL3006
@@ -32,7 +32,7 @@ RUN useradd --uid 10001 --create-home worker
 COPY --from=beam /opt/apache/beam/boot /opt/apache/beam/boot
 COPY --from=dependencies /opt/venv /opt/venv
 COPY docker/healthcheck.py /opt/healthcheck.py
-# Beam's boot would make an environment of its own, without what is installed here.
+# By default, Beam's boot creates a new environment without the packages of this one.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 \

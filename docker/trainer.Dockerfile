@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
-# Trainer: TensorFlow, TensorFlow Addons and this package; no Beam. From the checkout:
+# Trainer: TensorFlow, TensorFlow Addons and this package, without Beam. Run in the checkout:
 #
 #   docker build --file docker/trainer.Dockerfile --build-arg VARIANT=tpu --tag HOST/PROJECT/REPO/trainer:tpu .
 #   docker run --rm --gpus all --volume "$PWD:/job" --workdir /job IMAGE python -m trainer.train --store=... --workdir=...
 #
-# VARIANT: cpu, gpu or tpu. A GPU needs no CUDA image below: CUDA's libraries come with TensorFlow's wheels, the driver
-# from the host. tpu is for TPU VMs, as `trainer.launch` starts it: TensorFlow's build for them, and the libtpu that goes
-# with it. A change of code builds the last layer anew, a change of requirements.lock the one before.
+# VARIANT is cpu, gpu or tpu. No CUDA base image is needed: TensorFlow's wheels contain the CUDA libraries, and the host
+# provides the driver. `trainer.launch` uses tpu, which contains TensorFlow's build for TPU VMs and its libtpu. A change
+# of code rebuilds the last layer, a change of requirements.lock also the one before.
 ARG VARIANT=cpu
 
 FROM python:3.11-slim-bookworm AS tools
@@ -15,7 +15,7 @@ ENV PATH=/opt/uv/bin:$PATH UV_NO_CACHE=1 UV_LINK_MODE=copy
 
 FROM tools AS dependencies
 ARG VARIANT
-# Of VARIANT=tpu: another wheel than install.sh's.
+# URL of another wheel than the one in install.sh, for VARIANT=tpu.
 ARG TENSORFLOW_TPU=
 WORKDIR /build
 COPY docker/install.sh requirements.lock pyproject.toml ./
@@ -33,8 +33,8 @@ FROM python:3.11-slim-bookworm AS base-cpu
 FROM python:3.11-slim-bookworm AS base-gpu
 
 FROM python:3.11-slim-bookworm AS base-tpu
-# The libtpu of TensorFlow 2.15.0, and where it is looked for. PJRT, the second line, is what v5e needs: "Training with
-# TPU accelerators", docs.cloud.google.com.
+# The libtpu of TensorFlow 2.15.0 at its default path. v5e needs PJRT, which the second instruction selects ("Training
+# with TPU accelerators", docs.cloud.google.com).
 ADD --chmod=644 https://storage.googleapis.com/cloud-tpu-tpuvm-artifacts/libtpu/1.9.0/libtpu.so /lib/libtpu.so
 ENV NEXT_PLUGGABLE_DEVICE_USE_C_API=true TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/lib/libtpu.so
 

@@ -1,7 +1,8 @@
-"""The main job on the embedded default, as a user would run it: `python -m trainer.demo` (`make demo`).
+"""Runs the whole pipeline on the embedded default: `python -m trainer.demo` (`make demo`).
 
-Three commands in processes of their own, precompute, training, and the comparison of a student trained offline with
-one trained online; and a small table. About four minutes on two cores the first time; what is done is not done again.
+Runs three commands in their own processes: precompute, training, and the comparison of a student trained offline with
+one trained online. Then prints a small table. The first time takes about four minutes on two cores; finished stages are
+not repeated.
 """
 
 from __future__ import annotations
@@ -24,12 +25,24 @@ from trainer.run.child_runs import ChildError, ended_by_signal, exit_code
 
 
 def run_stage(name: str, command: list[str]) -> float:
-    """Runs `python -m ...`, shows the command, and gives its seconds; ends with its exit code if it fails."""
+    """Runs `python` with a command line and prints it.
+
+    Args:
+      name: Name of the stage.
+      command: Arguments of Python.
+
+    Returns:
+      Seconds of the stage.
+
+    Raises:
+      ChildError: a signal killed the process.
+      SystemExit: the process failed; it has the same exit code.
+    """
     print(f"\n[{name}] python {' '.join(command)}", flush=True)
-    begun = time.monotonic()
-    # Not `subprocess.run`, which kills it a quarter of a second after a Ctrl-C: it has that signal too, and saves.
+    started = time.monotonic()
+    # Not `subprocess.run`, which kills the process 0.25 s after Ctrl-C; the process receives the signal too and saves.
     with subprocess.Popen([sys.executable, *command]) as process:
-        # SIGTERM comes to this process alone, as from a container that is stopped.
+        # SIGTERM reaches this process only, for example when a container is stopped.
         before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         try:
             code = process.wait()
@@ -38,27 +51,31 @@ def run_stage(name: str, command: list[str]) -> float:
         finally:
             signal.signal(signal.SIGTERM, before)
     code = exit_code(code)
-    if (killed := ended_by_signal(code, less_memory="end other programs")) is not None:
+    if (killed := ended_by_signal(code, less_memory="close other programs")) is not None:
         raise ChildError(f"{name}: {killed}", exit_code=code)
     if code:
         raise SystemExit(code)
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns."""
+    """Formats rows as two aligned columns."""
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"  {label:<{width}}  {value}" for label, value in rows)
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the three stages and prints the table."""
     parser = Parser(
         prog="python -m trainer.demo",
-        description="Precompute, training, and offline against online, on the embedded default.",
+        description="Runs precompute, training and comparison on the embedded default.",
+        examples=["python -m trainer.demo", "python -m trainer.demo --workdir=/tmp/demo"],
     )
-    parser.add_argument(
-        "--workdir", type=file_path, default="runs/demo", help="for the store and the student"
+    parser.group("output").add_argument(
+        "--workdir",
+        type=file_path,
+        default="runs/demo",
+        help="Directory for the store, the student and the comparison.",
     )
     directory = Path(parser.parse_strictly(argv).workdir)
     store, workdir, compared = directory / "store", directory / "student", directory / "compare"
@@ -66,7 +83,7 @@ def main(argv: list[str]) -> int:
         "precompute", ["-m", "pipeline.precompute", "--runner=DirectRunner", f"--store={store}"]
     )
     train = run_stage("train", ["-m", "trainer.train", f"--store={store}", f"--workdir={workdir}"])
-    # Every step's loss, and nothing left to chance: the two curves are to be the same.
+    # Deterministic, with the loss of every step logged: the two curves must be equal.
     compare = ["-m", "trainer.compare", f"--store={store}", f"--workdir={compared}"]
     comparison = run_stage("compare", [*compare, "--deterministic", "--log_every=1"])
     result: dict[str, Any] = json.loads((workdir / "result.json").read_text())
@@ -81,5 +98,5 @@ def main(argv: list[str]) -> int:
         ("teacher passes in training", str(result["teacher_forward_passes"])),
         ("bytes of the store", f"{result['store_bytes']:,}"),
     ]
-    print(f"\n{table(rows)}\n\noffline against online: {compared / 'report.html'}")
+    print(f"\n{table(rows)}\n\nreport: {compared / 'report.html'}")
     return 0

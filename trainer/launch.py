@@ -36,6 +36,17 @@ from trainer.config.tpu_slices import check_type
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _LINES = 100
+_PLACE = "--tpu=flowers --zone=us-central1-a --project=PROJECT"
+_EXAMPLES = {
+    "launch": [
+        f"python -m trainer.launch launch {_PLACE} --type=v3-8 --spot --delete \\",
+        "    --image=us-central1-docker.pkg.dev/PROJECT/view-distill/trainer:tpu --store=gs://BUCKET/store \\",
+        "    --data_dir=gs://BUCKET/data --workdir=gs://BUCKET/run -- --recipe=bit_flowers_fast",
+    ],
+    "status": [f"python -m trainer.launch status {_PLACE}"],
+    "logs": [f"python -m trainer.launch logs {_PLACE} {flag}" for flag in ("--lines=20", "--follow")],
+    "stop": [f"python -m trainer.launch stop {_PLACE}", f"python -m trainer.launch stop {_PLACE} --delete"],
+}
 _VERBS = {
     "launch": "Creates or reuses a TPU VM, starts or finds the trainer there, and follows it to its end.",
     "status": "Prints the state of the TPU VM and of the trainer.",
@@ -46,11 +57,15 @@ _VERBS = {
 
 def make_parser() -> Parser:
     """The flags of the four subcommands."""
-    parser = Parser(prog="python -m trainer.launch", description="Trains on a TPU VM through gcloud.")
+    parser = Parser(
+        prog="python -m trainer.launch",
+        description="Trains on a TPU VM through gcloud. `launch --help` lists the flags of a subcommand.",
+        examples=[*_EXAMPLES["launch"], _EXAMPLES["stop"][-1]],
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     for verb, text in _VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
-        add = sub.add_argument_group("TPU VM").add_argument
+        sub: Parser = verbs.add_parser(verb, help=text, description=text, examples=_EXAMPLES[verb])
+        add = sub.group("TPU VM").add_argument
         add("--tpu", required=True, help="Name of the TPU VM and of its queued resource.")
         add("--zone", required=True, help="Zone of the TPU VM.")
         add("--project", required=True, help="ID of the project.")
@@ -76,7 +91,7 @@ def _add_stop(sub: Parser) -> None:
 
 
 def _add_launch(sub: Parser) -> None:
-    add = sub.add_argument_group("creation of the TPU VM").add_argument
+    add = sub.group("creation of the TPU VM").add_argument
     add("--type", required=True, help="Accelerator type with a single host, such as v3-8 or v5e-8.")
     add("--runtime_version", default=RUNTIME_VERSION, help="Software version of the TPU VM.")
     add(
@@ -99,12 +114,12 @@ def _add_launch(sub: Parser) -> None:
         help="Create the VM without an external address; implies --internal_ip.",
     )
 
-    add = sub.add_argument_group("software, one of").add_argument
+    add = sub.group("software, one of").add_argument
     add("--image", help="Image of the trainer in a registry.")
     add("--image_file", type=file_path, help="File written by `docker save`, to be copied to the VM.")
     add("--wheel", type=file_path, help="Wheel of this project, to be installed on the VM.")
 
-    add = sub.add_argument_group("data").add_argument
+    add = sub.group("data").add_argument
     add("--store", required=True, help="gs:// URL, copied to the VM, or a directory on a disk of the VM.")
     add(
         "--stream_store",
@@ -121,7 +136,7 @@ def _add_launch(sub: Parser) -> None:
         help="Seconds between copies of the work directory to the bucket.",
     )
 
-    add = sub.add_argument_group("lifetime").add_argument
+    add = sub.group("lifetime").add_argument
     add("--delete", action="store_true", help="Delete the VM when the trainer has ended, with any exit code.")
     add("--detach", action="store_true", help="Return when the trainer has started.")
     add("--poll_seconds", type=whole, default=30, help="Seconds between requests for the state of the VM.")

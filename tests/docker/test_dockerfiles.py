@@ -1,4 +1,4 @@
-"""docker/*.Dockerfile: linted, and in step with the rest of the project."""
+"""docker/*.Dockerfile: linters, and consistency with the rest of the project."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRIPTS = [ROOT / "docker" / "install.sh", ROOT / "trainer" / "cloud" / "templat
 
 
 def linter(name: str) -> str:
-    """Path of a linter; the test is skipped where it is not installed."""
+    """Path of a linter; skips the test where it is not installed."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}") or shutil.which(name)
     if found is None:
         pytest.skip(f"needs {name}")
@@ -25,14 +25,14 @@ def linter(name: str) -> str:
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """(name, arguments) of each instruction; continued lines are joined."""
+    """Name and arguments of each instruction, with continued lines joined."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     text = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [(line.split()[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
 
 
 def stages(path: Path) -> list[list[tuple[str, str]]]:
-    """Instructions by stage, its FROM first."""
+    """Instructions by stage, starting with FROM."""
     out: list[list[tuple[str, str]]] = []
     for name, words in instructions(path):
         if name == "FROM":
@@ -48,7 +48,7 @@ def test_dockerfiles_pass_hadolint():
 
 
 def test_scripts_pass_shellcheck():
-    # SC2329, functions that are not called: they are, by name, from the arguments.
+    # SC2329 reports functions that are never called; the arguments call them by name.
     done = subprocess.run(
         [linter("shellcheck"), "--exclude=SC2329", *SCRIPTS], capture_output=True, text=True
     )
@@ -56,7 +56,7 @@ def test_scripts_pass_shellcheck():
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
-def test_image_is_not_roots_and_checks_its_health(path: Path):
+def test_image_has_another_user_than_root_and_a_health_check(path: Path):
     last = dict(stages(path)[-1])
     assert last["USER"].isdecimal()
     assert last["USER"] != "0"
@@ -64,7 +64,7 @@ def test_image_is_not_roots_and_checks_its_health(path: Path):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
-def test_change_of_code_builds_one_layer(path: Path):
+def test_change_of_code_rebuilds_one_layer(path: Path):
     final = stages(path)[-1]
     layers = [(name, words) for name, words in final if name in ("RUN", "COPY", "ADD")]
     depends = [words for name, words in layers if "from=package" in words]
@@ -75,24 +75,24 @@ def test_change_of_code_builds_one_layer(path: Path):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
-def test_everything_copied_is_let_through_by_dockerignore(path: Path):
+def test_dockerignore_includes_all_copied_files(path: Path):
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    let_through = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
+    included = {line[1:].removesuffix("/**") for line in ignored if line.startswith("!")}
     for name, words in instructions(path):
         if name == "COPY" and not words.startswith("--from"):
             for source in words.split()[:-1]:
-                assert source in let_through
+                assert source in included
                 assert (ROOT / source).exists()
 
 
 def found(pattern: str, path: Path) -> str:
-    """What the pattern's group is in a file."""
+    """The group of a pattern in a file."""
     match = re.search(pattern, path.read_text())
     assert match is not None
     return match.group(1)
 
 
-def test_versions_are_the_projects():
+def test_versions_are_those_of_the_project():
     beam = found(r"BEAM_VERSION=(\S+)", ROOT / "docker" / "precompute.Dockerfile")
     assert f"apache-beam=={beam}\n" in (ROOT / "requirements.lock").read_text()
     uv = found(r"UV_VERSION := (\S+)", ROOT / "Makefile")

@@ -1,4 +1,4 @@
-"""docs/clusters.md and docs/tpu.md: each command of Docker, gcloud, Beam and the launcher is read by what would run it."""
+"""docs/clusters.md and docs/tpu.md: the programs' own parsers accept all commands."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ PAGES = [ROOT / "docs" / "clusters.md", ROOT / "docs" / "tpu.md"]
 
 @pytest.fixture(scope="module")
 def commands() -> list[str]:
-    """Each command, with its variables filled in."""
+    """The commands, with their variables substituted."""
     return [command for page in PAGES for command in command_lines(page)]
 
 
 def test_gcloud_commands_pass_gclouds_parser(commands: list[str], tmp_path: Path):
-    asked = [command for command in commands if command.startswith("gcloud ")]
-    assert len(asked) > 10
-    assert refused_by_gcloud(asked, tmp_path) == {}
+    gcloud = [command for command in commands if command.startswith("gcloud ")]
+    assert len(gcloud) > 10
+    assert refused_by_gcloud(gcloud, tmp_path) == {}
 
 
 def test_launch_commands_are_dry_run(commands: list[str], capsys: pytest.CaptureFixture[str]):
-    asked = [shlex.split(command)[3:] for command in commands if "trainer.launch" in command]
-    assert [argv[0] for argv in asked] == ["launch", "status", "logs", "stop"]
-    for argv in asked:
+    launches = [shlex.split(command)[3:] for command in commands if "trainer.launch" in command]
+    assert [argv[0] for argv in launches] == ["launch", "status", "logs", "stop"]
+    for argv in launches:
         assert main([argv[0], "--dry_run", *argv[1:]]) == 0
         assert "gcloud compute tpus " in capsys.readouterr().out
 
 
-def test_precompute_and_plan_take_their_flags(commands: list[str], monkeypatch: pytest.MonkeyPatch):
-    # Beam's check of the options asks the bucket for its policy, and looks for credentials for two minutes.
+def test_precompute_and_plan_accept_their_flags(commands: list[str], monkeypatch: pytest.MonkeyPatch):
+    # Beam's check of the options requests the policy of the bucket and searches for credentials for two minutes.
     monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda *_: None)
-    asked = [shlex.split(command)[3:] for command in commands if "pipeline.precompute" in command]
-    assert any("--runner=DataflowRunner" in argv for argv in asked)
-    for argv in asked:
+    precomputes = [shlex.split(command)[3:] for command in commands if "pipeline.precompute" in command]
+    assert any("--runner=DataflowRunner" in argv for argv in precomputes)
+    for argv in precomputes:
         parser = make_parser()
         flags, rest = parser.parse_known_args(argv)
         view_recipe_of(flags)

@@ -1,4 +1,4 @@
-"""The flags of `trainer.compare`."""
+"""Flags of `trainer.compare`."""
 
 from __future__ import annotations
 
@@ -29,59 +29,70 @@ def _list_of(parse: Any) -> Any:
 
 def _arm(name: str) -> str:
     if name not in ARMS:
-        raise argparse.ArgumentTypeError(f"{name!r}: expected some of {','.join(ARMS)}")
+        raise argparse.ArgumentTypeError(f"{name!r}: expected arms out of {','.join(ARMS)}")
     return name
 
 
 def make_parser() -> Parser:
-    """The command's flags: its own, and those of `trainer.train` that all runs share."""
+    """The flags of the command: its own, and those of `trainer.train` that all runs share."""
     parser = Parser(
         prog="python -m trainer.compare",
-        description="Trains one student on stored logits, on a live teacher's, and otherwise; compares the runs.",
+        description="Trains one student with stored logits, with a live teacher, and in other ways; compares the runs.",
+        examples=[
+            "python -m trainer.compare --store=runs/mnist_5k/store --workdir=runs/mnist_5k/compare",
+            "python -m trainer.compare --workdir=report --from=runs/mnist_5k/compare,runs/other/compare",
+        ],
     )
-    add = parser.add_argument
-    add("--store", type=place, help="directory of the store; with --from by default the runs' own")
-    add("--workdir", type=file_path, required=True, help="directory for the runs, result.json and the report")
+    add = parser.group("comparison").add_argument
+    add(
+        "--workdir",
+        type=file_path,
+        required=True,
+        help="Directory for the runs, result.json and the report.",
+    )
+    add("--arms", type=_list_of(_arm), default="offline,online", help=f"Arms to train, of {','.join(ARMS)}.")
+    add(
+        "--seeds",
+        type=_list_of(seed_number),
+        default="0",
+        help="Random seeds of the student's initial weights, such as 0,1,2.",
+    )
+    add(
+        "--epochs",
+        type=_list_of(positive),
+        help="Lengths of the runs, such as 30 or 30,100 (default: the epochs of the recipe or the store).",
+    )
+    add("--parallel", type=positive, default=1, help="Maximum number of simultaneous runs.")
+    add(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Measure the time per step online and offline after the training.",
+    )
     add(
         "--from",
         dest="earlier",
         metavar="DIR[,DIR...]",
         type=_list_of(lambda text: Path(file_path(text))),
-        help="train nothing: compare the finished runs of these directories, of comparisons or of runs",
+        help="Directories of finished comparisons or runs to compare, without training.",
     )
+    add = parser.group("data").add_argument
+    add("--store", type=place, help="Directory of the store; with --from, by default the store of the runs.")
+    add = parser.group("teacher").add_argument
     add(
         "--teacher",
         type=place,
-        help="SavedModel or .keras file; by default where the precompute found it",
-    )
-    add("--arms", type=_list_of(_arm), default="offline,online", help=f"some of {','.join(ARMS)}")
-    add(
-        "--seeds",
-        type=_list_of(seed_number),
-        default="0",
-        help="of the student's initial weights, such as 0,1,2",
-    )
-    add(
-        "--epochs",
-        type=_list_of(positive),
-        help="of each run, or several such as 30,100: a run for each; by default what the store holds",
-    )
-    add("--parallel", type=positive, default=1, help="runs at a time")
-    add(
-        "--measure",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure a step online and offline, after the training",
+        help="SavedModel or .keras file of the teacher (default: the path recorded in the store).",
     )
     add_shared_flags(parser)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command's flags, and refuses what can be refused without TensorFlow.
+    """Parses the flags, and checks what can be checked without TensorFlow.
 
     Raises:
-      UserError: a flag is unknown or out of range, or a path is missing.
+      UserError: a flag is unknown, out of range or without effect, or a path is missing.
     """
     parser = make_parser()
     flags = parser.parse_strictly(argv)
@@ -109,9 +120,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check_comparison(flags: argparse.Namespace) -> None:
     if flags.store is None:
-        raise UserError("--store is missing: the directory of the store to train on")
+        raise UserError("--store: missing; pass the directory of the store to train on")
     if flags.strategy == "multiworker":
         raise UserError(
-            "--strategy=multiworker: a comparison's runs are processes of one machine; train each arm by `trainer.train "
-            "--arm=NAME`, and compare them with --from"
+            "--strategy=multiworker: the runs of a comparison are processes of one machine; train each arm with "
+            "`trainer.train --arm=NAME`, and compare them with --from"
         )

@@ -1,1 +1,1 @@
-"""Charts and reports of runs."""
+"""Charts and reports of comparisons."""

@@ -1,4 +1,4 @@
-"""How the arms of a comparison are told apart on charts: by colour, by dash pattern and by marker."""
+"""Chart styles of the arms of a comparison: color, dash pattern and marker."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Dashes = tuple[float, tuple[float, ...] | None]
 
 @dataclasses.dataclass(frozen=True)
 class ArmStyle:
-    """How an arm is drawn.
+    """The style of an arm.
 
     Attributes:
-      colour: name of a colour of `pipeline.pages.svg`.
-      dashes: offset and pattern, in line widths.
-      marker: Matplotlib's.
-      width: of the line, in points.
-      opacity: of the line.
-      order: arms of a higher one lie on top.
+      color: Name of a color of `pipeline.pages.svg`.
+      dashes: Offset and pattern, in line widths.
+      marker: Matplotlib marker.
+      width: Line width in points.
+      opacity: Opacity of the line.
+      order: Drawing order; higher arms are on top.
     """
 
-    colour: str
+    color: str
     dashes: Dashes
     marker: str
     width: float = 1.6
@@ -32,9 +32,9 @@ class ArmStyle:
     order: int = 3
 
     def line(self) -> dict[str, Any]:
-        """Matplotlib's settings of a line without markers."""
+        """Matplotlib settings of a line without markers."""
         return {
-            "color": DRAWN[self.colour],
+            "color": DRAWN[self.color],
             "linestyle": self.dashes,
             "linewidth": self.width,
             "alpha": self.opacity,
@@ -42,7 +42,7 @@ class ArmStyle:
         }
 
 
-# Offline is drawn thin and dashed over online's broad line: where they coincide, both are seen.
+# Offline is a thin dashed line on top of online's broad one, so that both are visible where they coincide.
 ARM_STYLES = {
     "offline": ArmStyle("blue", (0, (3.2, 1.6)), "s", 1.5),
     "online": ArmStyle("orange", (0, None), "o", 2.8, 0.75, 2),
@@ -54,12 +54,12 @@ _OTHER = ArmStyle("olive", (0, None), "P")
 
 
 def arm_style(arm: str) -> ArmStyle:
-    """The style of an arm by name."""
+    """The style of an arm."""
     return ARM_STYLES.get(arm, _OTHER)
 
 
 def arm_order(arms: Sequence[str]) -> list[str]:
-    """Distinct arms, those known first, in the same order everywhere."""
+    """Distinct arms in the order of every chart and table: known arms first."""
     known = [arm for arm in ARM_STYLES if arm in arms]
     return known + sorted(set(arms) - set(known))
 
@@ -75,14 +75,14 @@ _SHAPES = {
 
 
 def arm_key(arm: str) -> str:
-    """A sample of an arm's line, as an SVG element of 34 x 14 for a line of text."""
+    """A sample of an arm's line as an SVG element of 34 x 14 pixels, for use in text."""
     style = arm_style(arm)
     dashes = (
         "" if style.dashes[1] is None else " ".join(f"{style.width * part:.1f}" for part in style.dashes[1])
     )
-    colour = f"var(--{style.colour})"
+    color = f"var(--{style.color})"
     return (
         '<svg class="key" viewBox="0 0 34 14" width="34" height="14" aria-hidden="true">'
-        f'<path d="M0 7h34" style="stroke: {colour}; stroke-width: {style.width}; stroke-dasharray: {dashes or "none"}"/>'
-        f'<g style="fill: {colour}">{_SHAPES[style.marker]}</g></svg>'
+        f'<path d="M0 7h34" style="stroke: {color}; stroke-width: {style.width}; stroke-dasharray: {dashes or "none"}"/>'
+        f'<g style="fill: {color}">{_SHAPES[style.marker]}</g></svg>'
     )

@@ -1,7 +1,7 @@
 """Charts of a comparison, for the report and for docs/results.md; `pipeline.pages.svg` writes them.
 
-Arms differ by dash pattern and marker as well as by colour, so that grey print and colour-blind readers can tell
-them apart.
+Arms differ in dash pattern and marker as well as in color, so they can be distinguished in gray print and by color-blind
+readers.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from pipeline.pages.charts import PERCENT, add_legend, make_axes
 from pipeline.pages.figures import number_text
 from pipeline.pages.svg import DRAWN, styled
+from trainer.comparison.result_file import Row
 from trainer.pages.arm_styles import arm_order, arm_style
 
-MOST_POINTS = 400  # of a curve: more than the pixels that show it
-
-Run = dict[str, Any]
+MAX_POINTS = 400  # per curve; more than its pixels
 
 
 def finite(value: Any) -> float:
-    """The number; not a number where there is none."""
+    """The value as a float; NaN if it is no number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
 def thinned(points: np.ndarray) -> np.ndarray:
-    """At most `MOST_POINTS` rows of [n, 2], the last one among them."""
-    if len(points) <= MOST_POINTS:
+    """At most `MAX_POINTS` rows of [n, 2], including the last one."""
+    if len(points) <= MAX_POINTS:
         return points
-    return points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))]
+    return points[np.unique(np.linspace(0, len(points) - 1, MAX_POINTS).round().astype(int))]
 
 
 def series_of(rows: Sequence[Any], x: Any, y: Any) -> np.ndarray:
-    """Columns `x` and `y` of rows (dicts or pairs), where both are finite: float64 [n, 2], by rising x."""
+    """Columns `x` and `y` of rows (dicts or pairs) where both are finite: float64 [n, 2], ascending in x."""
     pairs = [
         (finite(row.get(x)), finite(row.get(y)))
         if isinstance(row, dict)
@@ -49,15 +48,15 @@ def series_of(rows: Sequence[Any], x: Any, y: Any) -> np.ndarray:
     return points[np.argsort(points[:, 0], kind="stable")]
 
 
-def _epoch_of_step(run: Run) -> float:
-    """Epochs a step of a run."""
+def _epoch_of_step(run: Row) -> float:
+    """Epochs per step of a run."""
     steps = finite(run.get("steps"))
     return finite(run.get("epochs")) / steps if steps else float("nan")
 
 
 def _draw(axes: Axes, arm: str, series: list[np.ndarray]) -> None:
-    """Mean over the seeds' series, each [n, 2], at the x that all of them have, and the band of all."""
-    style, colour = arm_style(arm), DRAWN[arm_style(arm).colour]
+    """Draws the mean of the seeds' series, each [n, 2], at their common x, and the band of their values."""
+    style, color = arm_style(arm), DRAWN[arm_style(arm).color]
     series = [points for points in series if len(points)]
     if not series:
         return
@@ -72,7 +71,7 @@ def _draw(axes: Axes, arm: str, series: list[np.ndarray]) -> None:
             common[band],
             values.min(axis=0)[band],
             values.max(axis=0)[band],
-            color=colour,
+            color=color,
             alpha=0.16,
             linewidth=0,
         )
@@ -90,19 +89,19 @@ def _draw(axes: Axes, arm: str, series: list[np.ndarray]) -> None:
 
 @styled
 def over_time(
-    runs: Sequence[Run], column: str, *, ylabel: str, percent: bool = False, teacher: float | None = None
+    runs: Sequence[Row], column: str, *, ylabel: str, percent: bool = False, teacher: float | None = None
 ) -> Figure | None:
-    """A column of the runs' evaluations against epochs of training, an arm a line.
+    """A column of the runs' evaluations against epochs of training, with one line per arm.
 
     Args:
-      runs: of the result; `history` is read.
-      column: of the history, such as `top1`.
-      ylabel: with its unit.
-      percent: whether values are fractions to be shown in percent.
-      teacher: level to compare with, or None.
+      runs: Runs of the result; `history` is used.
+      column: Column of the history, such as `top1`.
+      ylabel: Label with unit.
+      percent: Show fractions in percent.
+      teacher: Level of the teacher, or None.
 
     Returns:
-      The figure; None where there is nothing to draw.
+      The figure; None if there is nothing to draw.
     """
     figure, axes = make_axes(xlabel="epoch of training", ylabel=ylabel)
     for arm in arm_order([run["arm"] for run in runs]):
@@ -123,7 +122,7 @@ def over_time(
 
 
 def log_y(axes: Axes) -> None:
-    """A logarithmic axis, in plain numbers below two decades; a linear one where it would have no two ticks."""
+    """Makes the axis logarithmic, with plain numbers below two decades; leaves it linear where it would have one tick."""
     _, high = axes.get_ylim()
     lowest = min(float(np.min(line.get_ydata())) for line in axes.lines if len(np.asarray(line.get_ydata())))
     if high < 5 * lowest:
@@ -137,8 +136,8 @@ def log_y(axes: Axes) -> None:
 
 
 @styled
-def learning_rates(runs: Sequence[Run]) -> Figure | None:
-    """The learning rate as run; arms that ran the same schedule are one line each, over one another."""
+def learning_rates(runs: Sequence[Row]) -> Figure | None:
+    """The logged learning rate, with one line per arm; lines of the same schedule coincide."""
     figure, axes = make_axes(xlabel="epoch of training", ylabel="learning rate")
     for arm in arm_order([run["arm"] for run in runs]):
         run = next(run for run in runs if run["arm"] == arm)
@@ -155,14 +154,14 @@ def learning_rates(runs: Sequence[Run]) -> Figure | None:
 
 @styled
 def accuracy_by_epochs(
-    arms: Sequence[dict[str, Any]], runs: Sequence[Run] = (), *, teacher: float | None = None
+    arms: Sequence[dict[str, Any]], runs: Sequence[Row] = (), *, teacher: float | None = None
 ) -> Figure | None:
-    """Accuracy after training against its length, an arm a line: what patience is worth.
+    """Final accuracy against the length of training, with one line per arm.
 
     Args:
-      arms: of the result; `top1_mean`, and `top1_std` over seeds for the error bars where there is one.
-      runs: shown as small open points about the mean, where there are two seeds or more.
-      teacher: its accuracy, or None.
+      arms: Arms of the result: `top1_mean`, and `top1_std` over seeds for error bars.
+      runs: Runs, shown as small open points where there are two seeds or more.
+      teacher: Accuracy of the teacher, or None.
 
     Returns:
       The figure; None without an accuracy.
@@ -170,13 +169,13 @@ def accuracy_by_epochs(
     figure, axes = make_axes(xlabel="epochs of training (logarithmic)", ylabel="accuracy")
     ticks: set[float] = set()
     for name in arm_order([arm["arm"] for arm in arms]):
-        style, colour = arm_style(name), DRAWN[arm_style(name).colour]
-        mine = [arm for arm in arms if arm["arm"] == name]
-        points = series_of(mine, "epochs", "top1_mean")
+        style, color = arm_style(name), DRAWN[arm_style(name).color]
+        rows = [arm for arm in arms if arm["arm"] == name]
+        points = series_of(rows, "epochs", "top1_mean")
         if not len(points):
             continue
         ticks |= set(points[:, 0])
-        deviation = {finite(arm["epochs"]): finite(arm.get("top1_std")) for arm in mine}
+        deviation = {finite(arm["epochs"]): finite(arm.get("top1_std")) for arm in rows}
         errors = np.nan_to_num([deviation[epochs] for epochs in points[:, 0]])
         axes.errorbar(
             points[:, 0],
@@ -190,11 +189,11 @@ def accuracy_by_epochs(
             elinewidth=1.2,
             label=name,
         )
-        several = {arm["epochs"] for arm in mine if len(arm.get("seeds") or []) > 1}
+        several = {arm["epochs"] for arm in rows if len(arm.get("seeds") or []) > 1}
         each = series_of(
             [run for run in runs if run["arm"] == name and run["epochs"] in several], "epochs", "top1"
         )
-        axes.plot(each[:, 0], each[:, 1], "o", markersize=3, markerfacecolor="none", markeredgecolor=colour)
+        axes.plot(each[:, 0], each[:, 1], "o", markersize=3, markerfacecolor="none", markeredgecolor=color)
     if not ticks:
         return None
     if teacher is not None:

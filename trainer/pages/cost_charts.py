@@ -1,9 +1,8 @@
-"""Charts of what a comparison cost: seconds a step, and total time against the number of students."""
+"""Charts of the costs of a comparison: time per step, and total time against the number of students."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.figures import number_text
 from pipeline.pages.svg import DRAWN, styled
+from trainer.comparison.result_file import Result, Row
 from trainer.pages.arm_styles import ARM_STYLES, arm_style
-from trainer.pages.charts import Run, finite
+from trainer.pages.charts import finite
 
 _BARS = {
     "online": ("online", ""),
@@ -24,15 +24,15 @@ _BARS = {
 }
 
 
-def _seconds_a_step(result: dict[str, Any]) -> dict[str, float]:
-    """What was measured, by name."""
+def _seconds_a_step(result: Result) -> dict[str, float]:
+    """The measured seconds per step, by name."""
     seconds = (result.get("cost") or {}).get("seconds_a_step") or {}
     return {name: value for name in _BARS if np.isfinite(value := finite(seconds.get(name)))}
 
 
 @styled
-def step_seconds(result: dict[str, Any]) -> Figure | None:
-    """Bars of milliseconds per step: both arms, then their parts measured alone; None without any."""
+def step_seconds(result: Result) -> Figure | None:
+    """Bars of milliseconds per step: both arms, then the parts measured alone; None if nothing was measured."""
     seconds = _seconds_a_step(result)
     if not seconds:
         return None
@@ -42,14 +42,14 @@ def step_seconds(result: dict[str, Any]) -> Figure | None:
     names = list(seconds)[::-1]
     for place, name in enumerate(names):
         label, hatch = _BARS[name]
-        colour = DRAWN[arm_style(name).colour if name in ARM_STYLES else "part"]
+        color = DRAWN[arm_style(name).color if name in ARM_STYLES else "part"]
         value = 1e3 * seconds[name]
         axes.barh(
             place,
             value,
             height=0.62,
-            facecolor="none" if hatch else colour,
-            edgecolor=colour,
+            facecolor="none" if hatch else color,
+            edgecolor=color,
             linewidth=1.2,
             hatch=hatch,
             label=label,
@@ -70,31 +70,31 @@ def step_seconds(result: dict[str, Any]) -> Figure | None:
 
 
 def _unit(seconds: float) -> tuple[float, str]:
-    """Seconds a unit, and its name, in which a duration reads well."""
+    """Seconds and name of a suitable unit for a duration."""
     return (3600.0, "hours") if seconds >= 7200 else (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
 @styled
-def total_time(result: dict[str, Any], runs: Sequence[Run]) -> Figure | None:
-    """Total time against the number of students: the precompute is paid once, the live teacher each time.
+def total_time(result: Result, runs: Sequence[Row]) -> Figure | None:
+    """Total time against the number of students, with one precompute for all of them offline.
 
     Args:
-      result: gives the seconds of the precompute and of a step, and the break-even.
-      runs: of one length, which gives the steps.
+      result: Result with the seconds of the precompute and of a step, and with the break-even.
+      runs: Runs of one length, which determines the steps.
 
     Returns:
-      The figure; None where a part was not measured.
+      The figure; None if a part was not measured.
     """
     seconds = _seconds_a_step(result)
-    begun = finite((result.get("cost") or {}).get("precompute_seconds"))
+    precompute = finite((result.get("cost") or {}).get("precompute_seconds"))
     steps = finite(runs[0].get("steps"))
-    if not np.isfinite([begun, steps]).all() or not {"online", "offline"} <= set(seconds):
+    if not np.isfinite([precompute, steps]).all() or not {"online", "offline"} <= set(seconds):
         return None
     break_even = finite(result["cost"].get("break_even_students"))
     known = bool(np.isfinite(break_even))
     most = max(4.0, min(2 * break_even, 1e4)) if known else 4.0
     students = np.array([0.0, most])
-    once = {"online": 0.0, "offline": begun}
+    once = {"online": 0.0, "offline": precompute}
     each = {name: steps * seconds[name] for name in once}
     unit, name = _unit(max(once[arm] + most * each[arm] for arm in once))
     figure, axes = make_axes(xlabel="students trained", ylabel=f"total time ({name})")
@@ -110,7 +110,7 @@ def total_time(result: dict[str, Any], runs: Sequence[Run]) -> Figure | None:
         height = break_even * each["online"] / unit
         axes.plot([break_even], [height], "o", color=DRAWN["ink"], markersize=5)
         axes.annotate(
-            f"even at {number_text(break_even)}",
+            f"break-even at {number_text(break_even)}",
             (break_even, height),
             xytext=(9, -9),
             textcoords="offset points",

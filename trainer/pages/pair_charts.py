@@ -1,9 +1,8 @@
-"""Charts of pairs of runs: how far apart their training losses are, and their students' accuracies."""
+"""Charts of pairs of runs: differences of their training losses and of their students' accuracies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,27 +11,28 @@ from matplotlib.ticker import FuncFormatter
 from pipeline.cli.units import counted
 from pipeline.pages.charts import add_legend, make_axes
 from pipeline.pages.svg import DRAWN, styled
+from trainer.comparison.result_file import Row
 from trainer.pages.arm_styles import arm_style
-from trainer.pages.charts import MOST_POINTS, Run, finite, log_y, series_of, thinned
+from trainer.pages.charts import MAX_POINTS, finite, log_y, series_of, thinned
 
 
-def loss_differences(first: Run, second: Run) -> np.ndarray:
-    """Absolute difference of two runs' training losses at the steps that both logged: float64 [n, 2], by step."""
+def loss_differences(first: Row, second: Row) -> np.ndarray:
+    """Absolute difference of two runs' training losses at their common logged steps: float64 [n, 2], by step."""
     ours, theirs = series_of(first.get("losses") or [], 0, 1), series_of(second.get("losses") or [], 0, 1)
     steps, left, right = np.intersect1d(ours[:, 0], theirs[:, 0], return_indices=True)
     return np.stack([steps, np.abs(ours[left, 1] - theirs[right, 1])], axis=1)
 
 
 def _largest_of_bins(points: np.ndarray) -> np.ndarray:
-    """The largest value of each of at most `MOST_POINTS` stretches of consecutive rows of [n, 2]."""
-    if len(points) <= MOST_POINTS:
+    """The rows of [n, 2] with the largest value in each of at most `MAX_POINTS` bins of consecutive rows."""
+    if len(points) <= MAX_POINTS:
         return points
-    return np.array([chunk[np.argmax(chunk[:, 1])] for chunk in np.array_split(points, MOST_POINTS)])
+    return np.array([chunk[np.argmax(chunk[:, 1])] for chunk in np.array_split(points, MAX_POINTS)])
 
 
 @styled
-def training_loss(pairs: Sequence[tuple[Run, Run]]) -> Figure | None:
-    """Training loss of both runs of each pair, and their difference, on one logarithmic axis, against steps."""
+def training_loss(pairs: Sequence[tuple[Row, Row]]) -> Figure | None:
+    """Training losses of each pair and their difference against steps, on one logarithmic axis."""
     figure, axes = make_axes(xlabel="step", ylabel="distillation loss (nats)")
     differences = [loss_differences(*pair) for pair in pairs]
     for number, (pair, points) in enumerate(zip(pairs, differences, strict=True)):
@@ -56,8 +56,8 @@ def training_loss(pairs: Sequence[tuple[Run, Run]]) -> Figure | None:
 
 
 @styled
-def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
-    """Difference in accuracy of each pair with its interval, in points; None without any."""
+def accuracy_differences(pairs: Sequence[Row]) -> Figure | None:
+    """Difference in accuracy of each pair with its interval, in points; None if no pair has one."""
     rows = []
     for pair in pairs:
         low, high = pair.get("top1_interval") or (None, None)
@@ -77,9 +77,9 @@ def accuracy_differences(pairs: Sequence[dict[str, Any]]) -> Figure | None:
     axes.grid(axis="x", color=DRAWN["rule"], linewidth=0.7)
     axes.axvline(0, color=DRAWN["ink"], linewidth=1)
     for place, (_, (value, low, high)) in enumerate(rows):
-        colour = DRAWN["blue"]
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.8, marker="|", markersize=8)
-        axes.plot([value], [place], color=colour, marker="o", markersize=6)
+        color = DRAWN["blue"]
+        axes.plot([low, high], [place, place], color=color, linewidth=1.8, marker="|", markersize=8)
+        axes.plot([value], [place], color=color, marker="o", markersize=6)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.tick_params(axis="y", length=0, labelcolor=DRAWN["ink"])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -1,7 +1,7 @@
-"""The report of a comparison: one HTML file that needs no network, made from result.json.
+"""The report of a comparison: one HTML file without network access, made from result.json.
 
-`trainer.compare` writes it. Every figure that it shows names the place in result.json that it is from, in
-`data-figure`, and its exact value, in `data-value`: a test compares the two.
+`trainer.compare` writes it. Each figure on the page has its path in result.json in `data-figure` and its exact value in
+`data-value`, which a test compares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
 def _chart_figures(result: Result, runs: Sequence[Row]) -> dict[str, tuple[Any, str]]:
-    """Figure, or None where there is nothing to draw, and what it shows, by name."""
+    """Figures with their titles, by name; None for a figure with nothing to draw."""
     from trainer.pages import charts, cost_charts, pair_charts
 
     teacher = (result.get("teacher") or {}).get("top1")
@@ -69,7 +69,7 @@ def _chart_figures(result: Result, runs: Sequence[Row]) -> dict[str, tuple[Any, 
 
 
 def _draw_charts(result: Result, runs: Sequence[Row]) -> dict[str, str]:
-    """Inline SVG by name, of what there is to draw."""
+    """Inline SVG of all figures that are not empty, by name."""
     from pipeline.pages.svg import inline_svg
 
     return {
@@ -80,7 +80,7 @@ def _draw_charts(result: Result, runs: Sequence[Row]) -> dict[str, str]:
 
 
 def _in_order(result: Result) -> list[int]:
-    """Positions in `runs`, by arm, length and seed."""
+    """Positions in `runs`, ordered by arm, length and seed."""
     order = arm_order([run["arm"] for run in result["runs"]])
     places = range(len(result["runs"]))
     return sorted(
@@ -93,11 +93,11 @@ def _length_and_seed(run: Row) -> tuple[float, int]:
 
 
 def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
-    """The page of a result.
+    """Renders the page of a result.
 
     Args:
-      result: the tree of result.json.
-      views: replayed, to be shown.
+      result: Tree of result.json.
+      views: Replayed views to show.
 
     Raises:
       UserError: the packages of the extra `report` are not installed.
@@ -110,7 +110,7 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
 
 
 def _render(result: Result, runs: Sequence[Row], charts: dict[str, str], views: Sequence[ShownView]) -> str:
-    """The page of a result; `runs` are those of its main length."""
+    """Renders the page of a result; `runs` are those of its main length."""
     return render_page(
         _TEMPLATE,
         at=functools.partial(look_up, result),
@@ -133,17 +133,17 @@ def _render(result: Result, runs: Sequence[Row], charts: dict[str, str], views: 
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes a comparison's report from its result.json, and from its views.png where there is one.
+    """Writes the report of a comparison from its result.json, and its views.png if it exists.
 
     Args:
-      workdir: of the comparison.
+      workdir: Directory of the comparison.
 
     Returns:
       Path of the report.
 
     Raises:
-      UserError: there is no result, or the packages of the extra `report` are not installed.
-      DataError: the result or the picture of views is damaged.
+      UserError: the result is missing, or the packages of the extra `report` are not installed.
+      DataError: result.json or views.png is damaged.
     """
     result = load_result(workdir)
     views = read_views(workdir / VIEWS_FILE) if (workdir / VIEWS_FILE).exists() else []

@@ -1,6 +1,6 @@
-"""What the student looked at: replayed views as a picture, a row of crop, partner's crop and mixed view each.
+"""A picture of replayed views, with crop, partner's crop and mixed view in each row.
 
-The picture holds the tiles alone; what is to be said of each stands in the file's text, under `views`.
+The picture contains only the tiles. Facts about each view are in the text of the PNG file under `views`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ShownView:
     """One view of the grid.
 
     Attributes:
-      png: its three tiles, side by side.
-      size: S of a tile, in pixels.
+      png: Picture of the three tiles, side by side.
+      size: Size of a tile in pixels, S.
       facts: `view`, `example`, `partner_example`, `ratio`, `teacher` (class name and probability).
     """
 
@@ -43,13 +43,13 @@ class ShownView:
 
 
 def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
-    """Replays views from all over a store and draws them; both fingerprints of every crop are checked.
+    """Replays evenly spaced views of a store, with both fingerprints checked, and draws them.
 
     Args:
-      store: with the views.
-      dataset: that the store was made from.
-      path: of the PNG file to write.
-      views: how many; all of them if the store has fewer.
+      store: Store with the views.
+      dataset: Data set of the store.
+      path: PNG file to write.
+      views: Number of views; all of them if the store has fewer.
 
     Raises:
       DataError: a fingerprint differs.
@@ -79,10 +79,10 @@ def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) ->
 
 
 def read_views(path: Path) -> list[ShownView]:
-    """The rows of a file that `save_views` wrote.
+    """Reads the rows of a file written by `save_views`.
 
     Raises:
-      DataError: it is no such file.
+      DataError: the file is damaged.
     """
     from PIL import Image
 
@@ -107,6 +107,7 @@ def read_views(path: Path) -> list[ShownView]:
         Image.DecompressionBombError,
     ) as error:
         raise DataError(
-            f"{path}: not a grid of views that `trainer.compare` wrote ({error}); remove it and compare again"
+            f"{path}: damaged, expected a grid of views written by `trainer.compare` ({error}); delete it and rerun the "
+            "comparison"
         ) from error
     return shown

@@ -1,4 +1,4 @@
-"""trainer.pages.arm_styles: arms are told apart without colour."""
+"""trainer.pages.arm_styles: arms differ in more than color."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trainer.pages.arm_styles import ARM_STYLES, arm_key, arm_order
 from trainer.targets.arms import ARMS
 
 
-def test_arms_differ_without_colour() -> None:
+def test_arms_differ_without_color() -> None:
     styles = ARM_STYLES.values()
     assert len({style.marker for style in styles}) == len({style.dashes for style in styles}) == len(styles)
     assert arm_order(["zeta", "consistent", "offline", "zeta", "online"]) == [
@@ -21,5 +21,5 @@ def test_arms_differ_without_colour() -> None:
         ET.fromstring(arm_key(arm))
 
 
-def test_every_arm_has_a_style_of_its_own() -> None:
+def test_every_arm_has_its_own_style() -> None:
     assert set(ARM_STYLES) == set(ARMS)

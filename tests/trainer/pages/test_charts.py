@@ -6,14 +6,14 @@ from tests.results import words
 from trainer.pages import charts
 
 
-def test_nothing_to_draw_is_no_chart() -> None:
+def test_no_chart_without_data() -> None:
     runs = results.sparse_result()["runs"]
     assert charts.over_time(runs, "top1", ylabel="accuracy") is None
     assert charts.learning_rates(runs) is None
     assert charts.accuracy_by_epochs([], []) is None
 
 
-def test_a_run_of_one_evaluation_is_drawn() -> None:
+def test_run_with_one_evaluation_is_drawn() -> None:
     run = results.make_run("offline")
     run["history"] = run["history"][:1]
     figure = charts.over_time([run], "top1", ylabel="accuracy", percent=True)

@@ -1,4 +1,4 @@
-"""trainer.pages.cost_charts: seconds a step, and when the store has paid for itself."""
+"""trainer.pages.cost_charts: time per step, and break-even."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tests.results import words
 from trainer.pages import cost_charts
 
 
-def test_no_break_even_is_drawn_without_one() -> None:
+def test_unknown_break_even_is_not_drawn() -> None:
     result = results.full_result()
     result["cost"]["break_even_students"] = None
     figure = cost_charts.total_time(result, result["runs"])
     assert figure is not None
-    assert "even at" not in inline_svg(figure, "total-time", title="")
+    assert "break-even" not in inline_svg(figure, "total-time", title="")
 
 
-def test_the_lines_cross_where_it_is_even() -> None:
+def test_lines_cross_at_the_break_even() -> None:
     result = results.full_result()
     cost, steps = result["cost"], result["runs"][0]["steps"]
     seconds = cost["seconds_a_step"]
@@ -30,10 +30,10 @@ def test_the_lines_cross_where_it_is_even() -> None:
     (even,), (height,) = point.get_data()
     for line in (online, offline):
         np.testing.assert_allclose(np.interp(even, *line.get_data()), height)
-    assert f"even at {even:.3g}" in words(inline_svg(figure, "total-time", title=""))
+    assert f"break-even at {even:.3g}" in words(inline_svg(figure, "total-time", title=""))
 
 
-def test_bars_are_as_long_as_what_was_measured() -> None:
+def test_bars_have_the_measured_length() -> None:
     result = results.full_result()
     figure = cost_charts.step_seconds(result)
     assert figure is not None
@@ -54,7 +54,7 @@ def test_labels_are_plain_numbers() -> None:
     assert not [word for word in shown if "e+" in word]
 
 
-def test_nothing_measured_is_no_chart() -> None:
+def test_no_chart_without_a_measurement() -> None:
     sparse = results.sparse_result()
     assert cost_charts.step_seconds(sparse) is None
     assert cost_charts.total_time(sparse, sparse["runs"]) is None

@@ -1,5 +1,5 @@
 "use strict";
-// Tables sort by the exact value of the first figure in a cell; what was not measured comes last.
+// Tables are sorted by the exact value of the first figure in a cell, with missing figures last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
