@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,22 @@ def test_python_of_a_page_names_what_is_public(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module in ("pipeline", "trainer"):
                 package = importlib.import_module(node.module)
                 assert {alias.name for alias in node.names} <= set(package.__all__)
+
+
+@pytest.mark.slow
+def test_python_of_the_first_pages_runs(tmp_path: Path) -> None:
+    """On the store of the quickstart, with fewer epochs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    codes = ["print('begin')"]
+    for page in ("README.md", "docs/guide.md", "docs/training.md"):
+        codes.append(blocks(ROOT / page, "python")[0])
+    quickstart = ["-m", "pipeline.precompute", "--runner=FnApiRunner", "--epochs=1"]
+    for arguments in (quickstart, ["-c", "\n".join(codes)]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "views.png").is_file()
 
 
 def test_readme_is_for_the_first_five_minutes() -> None:
