@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the DevTools protocol through a pipe: no port, no driver, no network."""
+"""A headless Chromium, controlled through a pipe with the DevTools protocol; needs no port, driver or network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 Theme = Literal["light", "dark"]
 
-# An expression: the text of every cell of a table whose content is not wholly in its box, or its box in the window.
+# JavaScript expression: the texts of all table cells that are cut off by their box, the table or the window.
 CUT = (
     "[...document.querySelectorAll('td, th')].filter(c => c.getClientRects().length && (c.scrollWidth > c.clientWidth + 1 "
     "|| c.getBoundingClientRect().right > window.innerWidth || c.getBoundingClientRect().right > "
@@ -55,8 +55,8 @@ class Page:
     """One page of a browser.
 
     Attributes:
-      problems: what the console was told at level warning or error, exceptions, and requests that failed.
-      requests: addresses of everything that was asked for.
+      problems: console warnings and errors, exceptions, and failed requests.
+      requests: URLs of all requests.
     """
 
     def __init__(self, commands: int, replies: BufferedReader) -> None:
@@ -74,7 +74,7 @@ class Page:
         while b"\0" not in self._rest:
             chunk = self._replies.read1(65536)
             if not chunk:
-                raise RuntimeError("the browser has gone")
+                raise RuntimeError("the browser has ended")
             self._rest += chunk
         message, self._rest = self._rest.split(b"\0", 1)
         out: dict[str, Any] = json.loads(message)
@@ -96,7 +96,7 @@ class Page:
             self._loaded = True
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the protocol, and its result."""
+        """Sends a command of the protocol and returns its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -131,7 +131,7 @@ class Page:
             self._note(self._read())
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Returns the value of a JavaScript expression."""
         reply = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in reply:
             raise RuntimeError(json.dumps(reply["exceptionDetails"]))
@@ -147,12 +147,12 @@ class Page:
             )
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG file."""
+        """Writes the whole page as a PNG file."""
         reply = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(reply["data"]))
 
     def print_pdf(self, path: Path) -> None:
-        """The page as it prints, as a PDF file."""
+        """Prints the page to a PDF file."""
         self.call("Emulation.setEmulatedMedia", media="", features=[])
         reply = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)
         path.write_bytes(base64.b64decode(reply["data"]))
@@ -160,11 +160,11 @@ class Page:
 
 @contextlib.contextmanager
 def open_browser(chromium: str, profile: Path) -> Iterator[Page]:
-    """A browser with a new profile, ended at the end.
+    """Runs a browser with a new profile within the context.
 
     Args:
-      chromium: its path.
-      profile: an empty directory.
+      chromium: path of the browser.
+      profile: empty directory for its profile.
     """
     to_browser, commands = os.pipe()
     replies, from_browser = os.pipe()

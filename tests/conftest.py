@@ -1,4 +1,4 @@
-"""A small data set of mixed image kinds, two teachers and a published store, made once a session."""
+"""A small data set of mixed image kinds, two teachers and a published store, made once per session."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests import buckets, stores
 
 
 def pytest_configure() -> None:
-    """Ctrl-C as in a terminal: what a shell starts in the background ignores it, and so do all its children."""
+    """Restores SIGINT, which background processes of a shell and all their children ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_models() -> Iterator[None]:
-    """Keras and TensorFlow keep what a module's tests built until they are told; BiT nets are large."""
+    """Frees the models of a test module, which Keras and TensorFlow keep; BiT models are large."""
     yield
     tf.keras.backend.clear_session()
     gc.collect()
@@ -39,7 +39,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same data set's name, sizes and kinds with other pixels; read only."""
+    """A data set with the same name, sizes and kinds, but other pixels; read only."""
     return stores.prepare_photos(tmp_path_factory.mktemp("other_data"), seed=1)
 
 
@@ -84,14 +84,14 @@ def published_store(
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
-    """Port of a real S3 server on loopback, a process of its own, with one bucket."""
+    """Port of a real S3 server on loopback with one bucket, in a separate process."""
     with buckets.s3_server() as port:
         yield port
 
 
 @pytest.fixture
 def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """URL of a directory of the server's bucket, this test's own; this process and its children reach it."""
+    """URL of this test's own directory in the bucket of the S3 server."""
     buckets.point_at(s3_port, monkeypatch)
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
     return f"s3://{buckets.BUCKET}/{abs(hash(request.node.nodeid)):x}"
@@ -106,14 +106,14 @@ def gcs_server_port() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def gcs_port(gcs_server_port: int) -> Iterator[int]:
-    """Port of a link to it that honors them."""
+    """Port of a proxy of the emulator that honors preconditions."""
     with buckets.GenerationLink(gcs_server_port) as link:
         yield link.port
 
 
 @pytest.fixture
 def gcs(gcs_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """URL of a directory of the emulator's bucket, this test's own; this process and its children reach it."""
+    """URL of this test's own directory in the bucket of the emulator."""
     buckets.point_at_gcs(gcs_port, monkeypatch)
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
     return f"gs://{buckets.BUCKET}/{abs(hash(request.node.nodeid)):x}"
@@ -121,5 +121,5 @@ def gcs(gcs_port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 
 @pytest.fixture
 def store(published_store: Path, tmp_path: Path) -> Path:
-    """A copy of the published store, to be damaged."""
+    """A copy of the published store, for tests that change it."""
     return Path(shutil.copytree(published_store, tmp_path / "store"))

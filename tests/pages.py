@@ -1,4 +1,4 @@
-"""What a page says, without a browser."""
+"""Parser of pages, for tests without a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOID = {"meta", "link", "img", "wbr"}
 
 
 class Reader(html.parser.HTMLParser):
-    """Figures, tags and text of a page; tags must close in order."""
+    """Numbers, tags and text of a page; asserts that tags are closed in order."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training runs on the small stores of `tests.stores`, started as the command starts them."""
+"""Training runs on the small stores of `tests.stores`, started like the command."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Batch = dict[str, np.ndarray]
 
 
 def arguments(store: Path, workdir: Path, data_dir: Path | None, *extra: str) -> list[str]:
-    """The command line of a short run of the `tiny` student, 5 views a step."""
+    """Arguments of a short run of the student `tiny` with batch size 5."""
     found = [] if data_dir is None else [f"--data_dir={data_dir}"]
     return [f"--store={store}", f"--workdir={workdir}", *found, "--student=tiny", "--batch_size=5", *extra]
 
 
 def options(argv: list[str], store: Store) -> TrainOptions:
-    """Arguments to options, as `main` does."""
+    """Resolves arguments to options, like `main`."""
     return resolve(make_parser().parse_strictly(argv), store)
 
 
@@ -53,7 +53,7 @@ def start_run(argv: list[str]) -> Run:
 def fail(
     argv: list[str], capsys: pytest.CaptureFixture[str], *, main: Callable[[list[str]], int] = main
 ) -> tuple[int, str]:
-    """Exit code and the one line on standard error of a command that has to fail."""
+    """Runs a command that has to fail; returns its exit code and its line on standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         run_command(main, argv)
@@ -65,12 +65,12 @@ def fail(
 
 
 def command(argv: list[str], *options: str) -> list[str]:
-    """The command as a process of its own."""
+    """Arguments of the command as a separate process."""
     return [sys.executable, *options, "-m", "trainer.train", *argv]
 
 
 def run_process(argv: list[str], *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, with nothing on its screen but the last words if it fails."""
+    """Runs the command in a separate process; prints the end of its standard error if it fails."""
     done = subprocess.run(
         command(argv, *options), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
     )
@@ -79,18 +79,18 @@ def run_process(argv: list[str], *options: str) -> subprocess.CompletedProcess[s
 
 
 def environment() -> dict[str, str]:
-    """That of this process, with TensorFlow's notices off."""
+    """Environment of this process, without TensorFlow's notices."""
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def metrics(workdir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The objects of metrics.jsonl, of one kind or all."""
+    """Objects of metrics.jsonl, of one kind or all."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if kind in (None, line["kind"])]
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    """Loss by step; each step is there once."""
+    """Loss per step; asserts that each step occurs once."""
     lines = metrics(workdir, "train")
     out = {line["step"]: line["loss"] for line in lines}
     assert len(out) == len(lines)
@@ -98,12 +98,12 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def numpy_batches(targets: Targets, start: int, stop: int) -> list[Batch]:
-    """The batches of steps `start .. stop - 1`."""
+    """Batches of the steps `start .. stop - 1`."""
     return list(targets.batches(start, stop).as_numpy_iterator())
 
 
 def assert_same_batches(got: list[Batch], expected: list[Batch]) -> None:
-    """Bit for bit, types and keys included."""
+    """Asserts that batches are bit-equal, with the same keys and types."""
     assert len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.keys() == theirs.keys()
@@ -113,14 +113,14 @@ def assert_same_batches(got: list[Batch], expected: list[Batch]) -> None:
 
 
 def assert_same_weights(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    """Bit for bit."""
+    """Asserts that weights are bit-equal."""
     assert len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def scalars(workdir: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard shows of a run, by tag and step; each step is there once."""
+    """TensorBoard scalars by tag and step; asserts that each step occurs once."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(workdir / "tensorboard"), tensor_size_guidance={"scalars": 0})
@@ -134,7 +134,7 @@ def scalars(workdir: Path) -> dict[str, dict[int, float]]:
 
 
 def checkpoint_weights(workdir: Path, name: str = "checkpoints") -> dict[str, np.ndarray]:
-    """All numbers of the latest checkpoint in a directory by name, optimizer state included."""
+    """Variables of the latest checkpoint in a directory by name, with the optimizer state."""
     path = tf.train.latest_checkpoint(str(workdir / name))
     assert path is not None
     reader = tf.train.load_checkpoint(path)
@@ -143,7 +143,7 @@ def checkpoint_weights(workdir: Path, name: str = "checkpoints") -> dict[str, np
 
 
 def forge_records(path: Path, view: int, **columns: Any) -> None:
-    """Rewrites columns of one record of a store, with a manifest that fits: what a checksum cannot see."""
+    """Rewrites columns of one record of a store and the checksum in its manifest."""
     store = Store(path)
     codec = store.spec.make_codec()
     lengths = [shard.records for shard in store.views.manifest.shards]
@@ -162,7 +162,7 @@ def forge_records(path: Path, view: int, **columns: Any) -> None:
 
 
 def forge_smallest_logit(store: Path, factor: float) -> None:
-    """Scales a logit of view 16, so that its largest one stays as it is."""
+    """Scales the smallest logit of view 16."""
     logits = Store(store).views.read(np.array([16])).logits[0]
     logits[int(np.argmin(np.abs(logits)))] *= factor
     forge_records(store, 16, logits=logits)

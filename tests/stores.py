@@ -33,9 +33,9 @@ from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 
 DATASET = "small_photos"
 CLASSES = 5
-# Of shards that are made without a data set.
+# For shards without a data set.
 ANY_DATASET = DatasetIdentity(name="d:1.0.0", split="train", num_examples=10, fingerprint="f")
-CODECS = ("float32", "bfloat16", "float16", "int8", "topk:3")  # of each kind one
+CODECS = ("float32", "bfloat16", "float16", "int8", "topk:3")  # one per kind
 SIZE = 24
 BATCH = 4
 POLICY = Inception(image_size=SIZE)
@@ -50,7 +50,7 @@ def prepare_dataset(
     file_format: str = "array_record",
     unlabeled: Collection[int] = (),
 ) -> Path:
-    """Prepares encoded images as a TFDS data set; label = index modulo `CLASSES`, -1 for the `unlabeled` indices."""
+    """Prepares encoded images as a TFDS data set. Labels are index modulo `CLASSES`, or -1 for `unlabeled` indices."""
 
     class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -85,7 +85,7 @@ def prepare_dataset(
 
 
 def prepare_photos(data_dir: Path, *, seed: int = 0) -> Path:
-    """The test data set: `train` of 17 and `test` of 7 examples of mixed kinds."""
+    """Prepares the test data set: 17 examples in `train`, 7 in `test`, of mixed image kinds."""
     return prepare_dataset(
         data_dir,
         {
@@ -96,14 +96,14 @@ def prepare_photos(data_dir: Path, *, seed: int = 0) -> Path:
 
 
 def teacher_weights(classes: int = CLASSES) -> list[np.ndarray]:
-    """Kernel and bias of a 5 x 5 convolution with stride 2, and of a dense layer; float32."""
+    """Kernel and bias of a 5 x 5 convolution with stride 2 and of a dense layer, float32."""
     generator = np.random.default_rng(7)
     shapes = {(5, 5, 3, 6): 1.0, (6,): 0.1, (6, classes): 3.0, (classes,): 0.1}
     return [(scale * generator.normal(size=shape)).astype(np.float32) for shape, scale in shapes.items()]
 
 
 class PlainTeacher(tf.Module):
-    """A convolution and a dense layer, without Keras; takes 0..255."""
+    """A convolution and a dense layer without Keras; takes views in 0..255."""
 
     def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def save_teacher(
     inputs: dict[str, tf.TensorSpec] | None = None,
     signature: str = "serving_default",
 ) -> Path:
-    """Saves a plain SavedModel with one signature; by default a `PlainTeacher`."""
+    """Saves a SavedModel with one signature; a `PlainTeacher` by default."""
     if module is None:
         module = PlainTeacher()
     function = tf.function(call or (lambda image: {"logits": module(image)}))
@@ -133,7 +133,7 @@ def save_teacher(
 
 
 def keras_teacher() -> tf.keras.Model:
-    """The same network with the same weights in Keras."""
+    """The network of `PlainTeacher` with the same weights, in Keras."""
     layers = tf.keras.layers
     image = tf.keras.Input([SIZE, SIZE, 3])
     x = layers.Rescaling(1 / 255.0)(image)
@@ -165,7 +165,7 @@ def make_spec(data_dir: Path, teacher: Path, *, batch_size: int = BATCH, **chang
 
 
 def job_for(store: Path, spec: Spec, data_dir: Path, teacher: Path, *, cache_bytes: int = 0) -> PrecomputeJob:
-    """What a worker is told."""
+    """The job of a worker."""
     return PrecomputeJob(
         store=str(store),
         spec=spec.to_json(),
@@ -178,7 +178,7 @@ def job_for(store: Path, spec: Spec, data_dir: Path, teacher: Path, *, cache_byt
 def write_store(
     worker: ShardWorker, *, epochs: int, views_per_shard: int = 20, eval_splits: tuple[str, ...] = ("test",)
 ) -> list[ShardResult]:
-    """Writes, or continues, and publishes the store of a worker's job, without Beam's graph."""
+    """Writes or extends the store of a worker's job and publishes it, without Beam."""
     store, spec = Path(worker.job.store), worker.spec
     (store / "eval").mkdir(parents=True, exist_ok=True)
     if not (store / SPEC_FILE).exists():
@@ -200,14 +200,14 @@ def write_store(
 
 
 def shard_files(store: Path) -> dict[str, bytes]:
-    """Content of every shard of a store, by path below it."""
+    """Content of each shard of a store, by relative path."""
     return {
         str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.array_record-*"))
     }
 
 
 def published_files(store: Path) -> dict[str, bytes]:
-    """All that is published, by path."""
+    """Content of each published file, by relative path."""
     metadata = {name: (store / name).read_bytes() for name in (MANIFEST_FILE, INFO_FILE, "features.json")}
     shards = shard_files(store)
     return {**{name: data for name, data in shards.items() if not name.startswith(PENDING)}, **metadata}
@@ -220,7 +220,7 @@ def assert_same_store(got: Path, expected: Path) -> None:
 
 
 def assert_whole(store: Path, expected: Path) -> int:
-    """What is published is part of a longer store, and verifies; how many epochs it is."""
+    """Asserts that a store is a verified prefix of a longer one; returns its number of epochs."""
     opened, longer = Store(store), Store(expected)
     opened.check_files()
     for number in range(len(opened.views.manifest.shards)):
@@ -234,14 +234,14 @@ def assert_whole(store: Path, expected: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A precompute's flags that ask for the published store."""
+    """Flags of a precompute of the published store."""
 
     data_dir: Path
     teacher: Path
     store: Path
 
     def flags(self, *others: str) -> list[str]:
-        """Arguments of the command; `others` come last, so they win."""
+        """Arguments of the command; `others` come last and take precedence."""
         return [
             "--runner=FnApiRunner",
             f"--dataset={DATASET}",

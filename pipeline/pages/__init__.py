@@ -1,1 +1,1 @@
-"""Pages and summaries of stores."""
+"""Pages, charts and summaries of stores; the trainer's pages share their style."""

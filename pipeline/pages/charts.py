@@ -1,4 +1,4 @@
-"""What all charts have in common, and histograms; `pipeline.pages.svg` writes them."""
+"""Histograms, and the common style of all charts. `pipeline.pages.svg` writes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.pages.svg import DRAWN, styled
 
-SIZE = (4.9, 3.2)  # inches of 72 units: text of 9 units reads at a phone's 360 pixels and at 540
+SIZE = (4.9, 3.2)  # inches of 72 units; text of 9 units is readable at widths of 360 to 540 pixels
 PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%")
 
 
 def make_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """A figure with one plot, in the style of all charts."""
+    """Makes a figure with one plot in the common style."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel)
@@ -34,7 +34,7 @@ def make_axes(*, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """Above the plot, where it hides nothing; the teacher last."""
+    """Adds a legend above the plot, with the teacher last."""
     entries = sorted(
         zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "teacher"
     )
@@ -53,21 +53,21 @@ def add_legend(figure: Figure, axes: Axes) -> None:
 
 @styled
 def histogram(
-    edges: Sequence[float], counts: Sequence[int], *, xlabel: str, percent: bool = False, colour: str = "blue"
+    edges: Sequence[float], counts: Sequence[int], *, xlabel: str, percent: bool = False, color: str = "blue"
 ) -> Figure:
-    """Shares of a sample by bin.
+    """Draws the share of a sample in each bin.
 
     Args:
-      edges: of the bins, one more than there are.
-      counts: of each bin.
-      xlabel: with its unit.
-      percent: whether the axis is of shares.
-      colour: name of a colour of `pipeline.pages.svg`.
+      edges: edges of the bins, [n + 1].
+      counts: counts of the bins, [n].
+      xlabel: label of the x axis, with its unit.
+      percent: whether the x axis shows percentages.
+      color: name of a color of `pipeline.pages.svg`.
     """
     figure, axes = make_axes(xlabel=xlabel, ylabel="share of the sample")
     shares = np.asarray(counts, np.float64) / max(sum(counts), 1)
-    axes.stairs(shares, edges, fill=True, color=DRAWN[colour], alpha=0.35, linewidth=0)
-    axes.stairs(shares, edges, color=DRAWN[colour], linewidth=1.5)
+    axes.stairs(shares, edges, fill=True, color=DRAWN[color], alpha=0.35, linewidth=0)
+    axes.stairs(shares, edges, color=DRAWN[color], linewidth=1.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PERCENT)

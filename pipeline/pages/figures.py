@@ -1,4 +1,4 @@
-"""Figures of a result as HTML: formatted for a reader, with the place they are from and their exact value."""
+"""Numbers of a JSON tree as HTML: formatted for readers, with their path in the tree and their exact value."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.units import bytes_text, three_digits
 from pipeline.errors.text import printable
+from pipeline.precomputing.reports import without_rounding
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TEXTS = ("text", "seeds", "date", "digest", "command")  # kinds that take anything
+_TEXTS = ("text", "seeds", "date", "digest", "command")  # kinds for values of any type
 
 
 def _minus(text: str) -> str:
@@ -24,84 +26,34 @@ def _minus(text: str) -> str:
 
 
 def _points(value: float) -> str:
-    """Percentage points, signed unless they round to 0."""
+    """Percentage points with a sign, unless they round to 0."""
     text = f"{100 * value:+.2f}"
     return "0.00" if float(text) == 0 else _minus(text)
 
 
-def _three_digits(value: float) -> str:
-    """Three significant digits of a number from 0.0001 to 10^6, never as a power of ten."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.3g}"
-
-
 def number_text(value: float) -> str:
-    """Three significant digits; powers of ten where there would be many zeros."""
+    """Three significant digits, with a power of ten for very large and very small numbers."""
     if value == 0:
         return "0"
     if isinstance(value, int) or (1000 <= abs(value) < 1e6):
         return _minus(f"{value:,.0f}")
     if 1e-3 <= abs(value) < 1000:
-        return _minus(_three_digits(value))
+        return _minus(three_digits(value))
     digits, power = f"{value:.2e}".split("e")
     return f"{_minus(digits)}\N{NO-BREAK SPACE}{_TIMES}\N{NO-BREAK SPACE}10{str(int(power)).translate(_SUPERSCRIPTS)}"
 
 
 def duration_text(seconds: float) -> str:
-    """Milliseconds to hours."""
+    """A duration in milliseconds, seconds, minutes or hours."""
     if 0 < seconds < 1:
-        return f"{_three_digits(1e3 * seconds)} ms"
+        return f"{three_digits(1e3 * seconds)} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def bytes_text(value: float) -> str:
-    """Decimal units."""
-    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6), ("kB", 3)):
-        if value >= 10**power:
-            return f"{_three_digits(value / 10**power)} {unit}"
-    return f"{value:,.0f} B"
-
-
-_ROUNDING = 1e-14  # of a mean KL: sums of differences of float64 logarithms
-
-
-def _without_rounding(kl: float) -> float:
-    """A mean KL; 0 where it is nothing but rounding, which may be below 0."""
-    return 0.0 if kl < _ROUNDING else kl
-
-
-def kl_text(nats: float) -> str:
-    """A mean KL for a terminal."""
-    return f"{nats:.1e}" if _without_rounding(nats) else "0"
-
-
-def error_text(value: float) -> str:
-    """An absolute error for a terminal."""
-    return _three_digits(value) if value >= 1e-3 else f"{value:.2g}"
-
-
-def codec_cost_text(codec: str, *, mean_kl: float, max_logit_error: float, temperature: float) -> str:
-    """What a codec costs, in one line for a terminal."""
-    text = f"{codec}: mean KL {kl_text(mean_kl)} nats at T = {temperature:g}, "
-    error = error_text(max_logit_error)
-    if (kept := kept_logits(codec)) is None:
-        return f"{text}largest logit error {error}"
-    return (
-        f"{text}which is its whole cost; it keeps the {kept:,} largest logits and the sum of the others, which differ "
-        f"from their mean by up to {error}, as intended"
-    )
-
-
-def kept_logits(codec: str) -> int | None:
-    """K of a codec `topk:K`, which keeps no other logit; else None."""
-    name, _, count = codec.partition(":")
-    return int(count) if name == "topk" and count.isdecimal() else None
-
-
 def _seeds_text(seeds: list[Any]) -> str:
-    """How many runs, and their seeds."""
+    """Number of runs and their seeds."""
     return f"{len(seeds)} ({'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))})"
 
 
@@ -120,7 +72,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "size_of_points": lambda value: f"{100 * abs(value):.2f}",
     "count": lambda value: f"{value:,}" if isinstance(value, int) else number_text(value),
     "number": number_text,
-    "kl": lambda value: number_text(_without_rounding(value)),
+    "kl": lambda value: number_text(without_rounding(value)),
     "seconds": duration_text,
     "milliseconds": lambda value: number_text(1e3 * value),
     "bytes": bytes_text,
@@ -133,12 +85,12 @@ KINDS: dict[str, Callable[[Any], str]] = {
 
 
 def join(*names: str | int) -> str:
-    """A path of names; a dot that is part of a name is escaped."""
+    """Joins names to a path; escapes dots in names."""
     return ".".join(str(name).replace(".", "\\.") for name in names)
 
 
 def look_up(tree: Any, path: str) -> Any:
-    """What is at a path such as `runs.0.top1`; None where there is nothing."""
+    """Value at a path such as `runs.0.top1`, or None."""
     for name in re.split(r"(?<!\\)\.", path):
         if isinstance(tree, list):
             tree = tree[int(name)] if int(name) < len(tree) else None
@@ -150,7 +102,7 @@ def look_up(tree: Any, path: str) -> Any:
 
 
 def leaves(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """(path, name) of everything below `prefix` in a tree of dicts; names are relative and dotted."""
+    """Yields (path, name) of each leaf below `prefix` in a tree of dicts; names are relative to it."""
     below = look_up(tree, prefix)
     if not isinstance(below, dict):
         return
@@ -167,14 +119,13 @@ def leaves(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) -> Markup:
-    """The figure at a path, for a page: escaped, with the path in `data-figure` and its JSON in `data-value`.
+    """Formats the value at a path as HTML, with the path in `data-figure` and the value as JSON in `data-value`.
 
     Args:
-      tree: of result.json.
-      path: in it.
-      kind: one of `KINDS`: how a reader sees it.
-      absent: what is said where there is nothing, or no number where one is due; by default `not measured` of a
-        number and `not known` of anything else.
+      tree: JSON tree.
+      path: path in the tree.
+      kind: format, a key of `KINDS`.
+      absent: text for a missing value; `not measured` by default for a number, `not known` for another kind.
     """
     from markupsafe import Markup
 

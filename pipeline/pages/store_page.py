@@ -1,4 +1,7 @@
-"""The page of a store: what it holds, a gallery of replayed views, and histograms over a sample."""
+"""The page of a store: its contents, a gallery of replayed views, and histograms over a sample of views.
+
+The page needs no network: pictures, styles and charts are inline.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,38 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.labels import UNLABELED
-from pipeline.pages.figures import kept_logits, leaves, look_up, show
+from pipeline.pages.charts import histogram
+from pipeline.pages.figures import leaves, look_up, show
+from pipeline.pages.statistics import IMAGES, area_statistics, record_statistics, sample_views
+from pipeline.pages.svg import inline_svg
 from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
+from pipeline.precomputing.reports import kept_logits
+from pipeline.storage.files import write_text
 from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import Store
 from pipeline.views.render import Renderer
+from pipeline.views.stratified import stratified_sample
 
 _TEMPLATE = Path(__file__).parent / "templates" / "store.html"
-_SOURCE_SIDE = 360  # pixels of a source's longer side, at most
-_LIKELY = 5  # classes
+_SOURCE_SIDE = 360  # longest side of a source image in pixels
+_TOP_CLASSES = 5
 
 Facts = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image for a page.
+    """An image of the page.
 
     Attributes:
-      address: a `data:` URL.
-      height, width: that the box counts in.
+      address: `data:` URL.
+      height: height in the pixels of boxes.
+      width: width in the pixels of boxes.
     """
 
     address: str
@@ -45,12 +56,15 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class GalleryView:
-    """A replayed view for the page.
+    """A replayed view of the page.
 
     Attributes:
-      facts: for JSON; see `_facts`.
-      own, partner, mixed: crops.
-      own_source, partner_source: images that the boxes are drawn on.
+      facts: text and numbers, as in JSON; see `_facts`.
+      own: crop of the view.
+      partner: crop of the partner.
+      mixed: mixed view.
+      own_source: source image of the view.
+      partner_source: source image of the partner.
     """
 
     facts: Facts
@@ -62,7 +76,7 @@ class GalleryView:
 
 
 def _picture(pixels: np.ndarray, *, most: int | None = None) -> Picture:
-    """uint8 [H, W, 3] as it is, in PNG; or with a longer side of at most `most` pixels, in JPEG."""
+    """Encodes uint8 [H, W, 3] as PNG, or reduced to a longest side of `most` pixels as JPEG."""
     from PIL import Image
 
     image, kind = Image.fromarray(pixels), "png"
@@ -80,7 +94,7 @@ def _picture(pixels: np.ndarray, *, most: int | None = None) -> Picture:
 def _crop_facts(crop: ShownCrop, dataset: Dataset, label: int, *, num_examples: int) -> Facts:
     return {
         "view": crop.view,
-        "epoch": crop.view // num_examples + 1,  # as people count
+        "epoch": crop.view // num_examples + 1,  # counted from 1
         "example": crop.example,
         "label": "no label" if label == UNLABELED else dataset.class_names[label],
         "box": crop.box.tolist(),
@@ -89,12 +103,12 @@ def _crop_facts(crop: ShownCrop, dataset: Dataset, label: int, *, num_examples: 
 
 
 def _facts(view: ReplayedView, dataset: Dataset, *, num_examples: int, temperature: float) -> Facts:
-    """What JSON has of a view: `own` and `partner` (view, epoch, example, label, box, flip), `ratio`, `teacher`
-    (the likeliest classes, with probabilities at T = 1 and at the store's) and both entropies.
+    """Facts of a view: `own` and `partner` (view, epoch, example, label, box, flip), `ratio`, `teacher` (the top classes with
+    their probabilities at T = 1 and at the store's temperature), and both entropies.
     """
     labels = dataset.labels(np.array([view.own.example, view.partner.example]))
-    cold, warm = (log_softmax(view.logits, at) for at in (1.0, temperature))
-    likely = np.argsort(-view.logits, kind="stable")[:_LIKELY]
+    at_one, at_temperature = (log_softmax(view.logits, at) for at in (1.0, temperature))
+    top = np.argsort(-view.logits, kind="stable")[:_TOP_CLASSES]
     return {
         "own": _crop_facts(view.own, dataset, int(labels[0]), num_examples=num_examples),
         "partner": _crop_facts(view.partner, dataset, int(labels[1]), num_examples=num_examples),
@@ -102,26 +116,26 @@ def _facts(view: ReplayedView, dataset: Dataset, *, num_examples: int, temperatu
         "teacher": [
             {
                 "class": dataset.class_names[number],
-                "probability": float(np.exp(cold[number])),
-                "probability_at_temperature": float(np.exp(warm[number])),
+                "probability": float(np.exp(at_one[number])),
+                "probability_at_temperature": float(np.exp(at_temperature[number])),
             }
-            for number in likely.tolist()
+            for number in top.tolist()
         ],
-        "entropy": float(-(np.exp(cold) * cold).sum()),
-        "entropy_at_temperature": float(-(np.exp(warm) * warm).sum()),
+        "entropy": float(-(np.exp(at_one) * at_one).sum()),
+        "entropy_at_temperature": float(-(np.exp(at_temperature) * at_temperature).sum()),
     }
 
 
 def make_gallery(
     store: Store, dataset: Dataset, views: np.ndarray, *, on_views: Callable[[int], Any]
 ) -> list[GalleryView]:
-    """Replays views, int64 [n], fingerprints checked, with the images that they are cut from.
+    """Replays views and checks their fingerprints.
 
     Args:
       store: the store.
-      dataset: that it was made from.
-      views: to be shown.
-      on_views: called with numbers of views done.
+      dataset: data set of the store.
+      views: view indices, int64 [n].
+      on_views: called with 1 after each view.
 
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
@@ -143,15 +157,12 @@ def make_gallery(
 
 
 def _source(dataset: Dataset, renderer: Renderer, example: int) -> Picture:
-    """The image that an example's boxes refer to."""
+    """The image of an example in the pixels of its boxes."""
     (encoded,) = dataset.read(np.array([example]))
     return _picture(renderer.prepare(tf.constant(encoded)).numpy(), most=_SOURCE_SIDE)
 
 
 def _draw_charts(contents: Facts) -> dict[str, str]:
-    from pipeline.pages.charts import histogram
-    from pipeline.pages.svg import inline_svg
-
     sample, temperature = contents["sample"], contents["spec"]["identity"]["temperature"]
     axes = {
         "ratio": "mixup ratio",
@@ -167,7 +178,7 @@ def _draw_charts(contents: Facts) -> dict[str, str]:
                 sample[name]["counts"],
                 xlabel=xlabel,
                 percent=name == "area",
-                colour="orange" if name == "entropy_at_temperature" else "blue",
+                color="orange" if name == "entropy_at_temperature" else "blue",
             ),
             name,
             title=f"Histogram: {xlabel}",
@@ -177,11 +188,11 @@ def _draw_charts(contents: Facts) -> dict[str, str]:
 
 
 def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
-    """The page of a whole store.
+    """HTML of the page.
 
     Args:
-      contents: of `pipeline.pages.summary`, with `sample` and `gallery` (the facts of the views that are shown).
-      gallery: those views.
+      contents: contents from `pipeline.pages.summary`, with `sample` and `gallery` (facts of the views of the gallery).
+      gallery: views of the gallery.
     """
     return render_page(
         _TEMPLATE,
@@ -193,3 +204,36 @@ def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
         charts={name: trusted(chart) for name, chart in _draw_charts(contents).items()},
         gallery=gallery,
     )
+
+
+def write_store_page(
+    store: Store, dataset: Dataset, contents: Facts, path: Path, *, views: int, seed: int
+) -> None:
+    """Samples and replays views, adds `sample` and `gallery` to `contents`, and writes the page.
+
+    Args:
+      store: the store.
+      dataset: data set of the store.
+      contents: contents from `pipeline.pages.summary`.
+      path: path of the page.
+      views: number of views in the gallery.
+      seed: random seed of the sample and the gallery.
+
+    Raises:
+      DataError: a shard is damaged, or a fingerprint differs.
+    """
+    store.spec.check_renderer()
+    sampled = sample_views(store.views, seed=seed)
+    shown = stratified_sample(np.concatenate(sampled), views, seed=seed, stream="gallery")
+    total = sum(map(len, sampled))
+    with tqdm(
+        total=total + min(total, IMAGES) + len(shown), unit=" views", desc="sample", dynamic_ncols=True
+    ) as bar:
+        contents["sample"] = {
+            "seed": seed,
+            **record_statistics(store, sampled, on_views=bar.update),
+            "area": area_statistics(store, dataset, sampled, seed=seed, on_views=bar.update),
+        }
+        gallery = make_gallery(store, dataset, shown, on_views=bar.update)
+    contents["gallery"] = [view.facts for view in gallery]
+    write_text(path, render_store(contents, gallery))

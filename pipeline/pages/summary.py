@@ -1,4 +1,4 @@
-"""What a store holds, as a tree for JSON, and whether it is whole; no shard is opened unless it is asked for."""
+"""Summary of a store as a tree for JSON and as text, and its damaged shards. Shards are opened only for checksums."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.cli.units import counted
+from pipeline.cli.units import bytes_text, counted
 from pipeline.errors import DataError
 from pipeline.errors.text import printable
-from pipeline.pages.figures import bytes_text, codec_cost_text
-from pipeline.precomputing.accuracy import SplitAccuracy, read_accuracy
+from pipeline.precomputing.reports import codec_error_text
 from pipeline.storage.files import TEMPORARY
+from pipeline.store.accuracy import SplitAccuracy, read_accuracy
 from pipeline.store.layout import below
 from pipeline.store.reader import SplitReader, Store
 from pipeline.store.shards import parse_shard_name, shard_name
@@ -39,7 +39,7 @@ def _split_contents(reader: SplitReader, accuracy: SplitAccuracy | None) -> dict
 
 
 def _unpublished(store: Store) -> dict[str, int]:
-    """Shards that a run is writing, or that one left that died: files beyond what is published."""
+    """Number and size of unpublished shard files: a run is writing them, or has died."""
     published = {file_split(reader.split): len(reader.manifest.shards) for reader in store.readers()}
     found = []
     directories = {below(reader.split): reader for reader in store.readers()}
@@ -53,12 +53,12 @@ def _unpublished(store: Store) -> dict[str, int]:
 
 
 def find_contents(store: Store) -> Contents:
-    """Spec, coverage, sizes and fidelity from the metadata alone.
+    """Summarizes a store from its metadata alone.
 
     Returns:
-      `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (evaluation
-      splits included), `bytes_a_view`, `splits`, the training views first, and `unpublished` (files, bytes). A split's
-      `teacher_top1` (of `labeled` examples, `unlabeled` ones left out) is None where it was not measured.
+      `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (with evaluation
+      splits), `bytes_a_view`, `splits` (training views first), and `unpublished` (files, bytes). `teacher_top1` of a split is
+      the share of correct answers on `labeled` examples, without the `unlabeled` ones; None if it was not measured.
     """
     accuracy = read_accuracy(store)
     splits = [_split_contents(reader, accuracy.get(reader.split)) for reader in store.readers()]
@@ -77,11 +77,11 @@ def find_contents(store: Store) -> Contents:
 
 
 def find_problems(store: Store, *, checksums: bool) -> list[str]:
-    """What is wrong with each published shard that is not as the manifest says; a line each.
+    """One line for each published shard that does not match the manifest.
 
     Args:
       store: the store.
-      checksums: reads every shard and compares its SHA-256, too.
+      checksums: whether to read every shard and compare its SHA-256.
     """
     if not checksums:
         return list(store.file_problems())
@@ -99,17 +99,17 @@ def find_problems(store: Store, *, checksums: bool) -> list[str]:
     return problems
 
 
-def _wholeness(contents: Contents) -> str:
+def _completeness_text(contents: Contents) -> str:
     shards = contents["shards"]
     if contents["whole"]:
         how = (
-            "is as the manifest says, SHA-256 compared"
+            "matches the manifest, SHA-256 compared"
             if contents["checksums"]
-            else "is there and as long as the manifest says; --checksums compares SHA-256"
+            else "exists with the size in the manifest; --checksums compares SHA-256"
         )
-        return f"whole: each of {counted(shards, 'shard')} {how}"
+        return f"complete: each of {counted(shards, 'shard')} {how}"
     problems = contents["problems"]
-    lines = [f"not whole: {len(problems):,} of {counted(shards, 'shard')} are not as the manifest says"]
+    lines = [f"damaged: {len(problems):,} of {counted(shards, 'shard')} do not match the manifest"]
     lines += [f"  {problem}" for problem in problems[:10]]
     if len(problems) > 10:
         lines.append(f"  and {len(problems) - 10:,} more")
@@ -121,7 +121,7 @@ def _percent(share: float | None) -> str:
 
 
 def contents_text(contents: Contents) -> str:
-    """The contents for people."""
+    """The contents for the terminal."""
     identity, provenance = contents["spec"]["identity"], contents["spec"]["provenance"]
     dataset, policy, cost = identity["dataset"], identity["policy"], contents["splits"][0]
     numbers = ", ".join(f"{name} {value}" for name, value in policy.items() if name != "name")
@@ -132,10 +132,10 @@ def contents_text(contents: Contents) -> str:
         f"{identity['num_classes']:,} classes",
         "teacher": f"{provenance.get('teacher')}, fingerprint {identity['teacher']['fingerprint'][:16]}",
         "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
-        "begun by": provenance.get("command"),
-        "on": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
+        "command": provenance.get("command"),
+        "machine": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
         "coverage": f"{counted(contents['epochs'], 'epoch')}, {counted(contents['views'], 'view')}",
-        "codec": codec_cost_text(
+        "codec": codec_error_text(
             identity["codec"],
             mean_kl=cost["mean_kl"],
             max_logit_error=cost["max_logit_error"],
@@ -145,18 +145,18 @@ def contents_text(contents: Contents) -> str:
     }
     if unpublished := contents["unpublished"]["files"]:
         facts["unpublished"] = (
-            f"{unpublished:,} more shard files, {bytes_text(contents['unpublished']['bytes'])}: a run is writing them, or "
-            "one died; its command, run again, goes on from there"
+            f"{counted(unpublished, 'shard file')}, {bytes_text(contents['unpublished']['bytes'])}: a run is writing them or has "
+            "died; the same command continues it"
         )
     lines = [f"{name:12}{printable(value)}" for name, value in facts.items()]
-    return "\n".join([*lines, "", *_split_lines(contents["splits"]), "", _wholeness(contents)])
+    return "\n".join([*lines, "", *_split_lines(contents["splits"]), "", _completeness_text(contents)])
 
 
 def _split_lines(splits: list[dict[str, Any]]) -> list[str]:
-    """A table of the splits, and how many examples have no label."""
+    """Table of the splits, and the numbers of examples without a label."""
     width = max(12, *(len(printable(split[name])) + 2 for split in splits for name in ("name", "of")))
     lines = [
-        f"{'split':{width}}{'of':{width}}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes a view':>14}{'teacher top-1':>15}"
+        f"{'split':{width}}{'of':{width}}{'views':>14}{'shards':>8}{'bytes':>10}{'bytes/view':>14}{'teacher top-1':>15}"
     ]
     lines += [
         f"{printable(split['name']):{width}}{printable(split['of']):{width}}{split['views']:>14,}{split['shards']:>8,}"

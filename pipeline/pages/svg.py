@@ -1,7 +1,8 @@
-"""Figures of Matplotlib's as SVG: inline in a page, or as a file.
+"""Matplotlib figures as SVG, inline in a page or as a file.
 
-Inline, they take their colours from the page's CSS variables (`--ink`, `--blue`, ...), so that they follow
-the reader's light or dark theme and turn black on paper. A file has fixed colours on a white ground. Text stays text.
+An inline figure takes its colors from the CSS variables of the page (`--ink`, `--blue`, ...), so it follows the light or
+dark theme and prints in black. Matplotlib cannot draw with CSS variables, so figures are drawn with one placeholder color
+per variable. A file has fixed colors on a white background. Text stays text.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from matplotlib.text import Text
 from pipeline.errors.text import printable
 from pipeline.storage.files import write_text
 
-# Name of a CSS variable to the colour on white. Okabe and Ito's palette, darkened to 4.5:1.
-COLOURS = {
+# CSS variable to color on white: the palette of Okabe and Ito, darkened to a contrast of 4.5:1.
+COLORS = {
     "ink": "#1c2024",
     "muted": "#5b646e",
     "rule": "#d9dde2",
@@ -31,11 +32,11 @@ COLOURS = {
     "grey": "#444b52",
     "olive": "#6b5d00",
 }
-# What is drawn with: one colour a name that occurs nowhere else, replaced when the SVG is written.
-DRAWN = {name: f"#01f0{number:02x}" for number, name in enumerate(COLOURS)}
+# CSS variable to placeholder color, which occurs nowhere else in an SVG.
+DRAWN = {name: f"#01f0{number:02x}" for number, name in enumerate(COLORS)}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
-# Matplotlib's settings while a figure is made: a decorator.
+# Decorator with the Matplotlib settings under which a figure is made.
 styled = matplotlib.rc_context(
     {
         "font.size": 10,
@@ -47,16 +48,17 @@ styled = matplotlib.rc_context(
 
 
 def _draw(figure: Figure, name: str) -> tuple[str, str]:
-    """View box and content of a figure's SVG, in the colours that it is drawn with; `name` makes its ids its own."""
-    for text in figure.findobj(Text):  # names of runs and classes may come from elsewhere
+    """View box and content of a figure's SVG, with placeholder colors; `name` makes its ids unique."""
+    for text in figure.findobj(Text):  # names of runs and classes may come from untrusted files
         text.set_text(printable(text.get_text(), keep="\n"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
         svg = file.getvalue()
     box = re.search(r'viewBox="([^"]*)"', svg)
     assert box is not None
     svg = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
     used = set(re.findall(r"#([\w-]+)[)\"]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
@@ -72,28 +74,30 @@ def inline_svg(figure: Figure, name: str, *, title: str) -> str:
     """A figure as an element of an HTML page, as wide as its box.
 
     Args:
-      figure: drawn with `DRAWN`.
-      name: unique on the page.
-      title: what a screen reader says of it.
+      figure: figure drawn with the colors of `DRAWN`.
+      name: name that is unique on the page.
+      title: text for screen readers.
     """
     box, content = _draw(figure, name)
-    for role, drawn in DRAWN.items():
-        content = content.replace(drawn, f"var(--{role})")
+    for variable, drawn in DRAWN.items():
+        content = content.replace(drawn, f"var(--{variable})")
     return _element(box, content, f'role="img" aria-label="{html.escape(printable(title))}"')
 
 
 def save_svg(figure: Figure, path: Path, *, name: str) -> None:
-    """Writes a figure as a file that reads on any page, light or dark; the same figure gives the same bytes.
+    """Writes a figure as a file that is readable on light and dark pages. The same figure gives the same bytes.
 
     Args:
-      figure: drawn with `DRAWN`.
-      path: of the file.
-      name: of the figure.
+      figure: figure drawn with the colors of `DRAWN`.
+      path: path of the file.
+      name: name of the figure.
     """
     box, content = _draw(figure, name)
-    for role, drawn in DRAWN.items():
-        content = content.replace(drawn, COLOURS[role])
+    for variable, drawn in DRAWN.items():
+        content = content.replace(drawn, COLORS[variable])
     _, _, width, height = box.split()
-    ground = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
+    background = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
     head = '<?xml version="1.0" encoding="utf-8"?>\n'
-    write_text(path, head + _element(box, ground + content, f'width="{width}pt" height="{height}pt"') + "\n")
+    write_text(
+        path, head + _element(box, background + content, f'width="{width}pt" height="{height}pt"') + "\n"
+    )

@@ -1,4 +1,4 @@
-"""Templates to pages: the only importer of Jinja. Whatever comes from data is escaped unless it says otherwise."""
+"""Renders pages from templates; the only importer of Jinja. All values are escaped unless they are marked as trusted."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_STYLE = _TEMPLATES / "page.css"  # of all pages
+_STYLE = _TEMPLATES / "page.css"  # common to all pages
 
 
 @contextlib.contextmanager
 def report_extra(what: str) -> Iterator[None]:
-    """For code that needs the packages of the extra `report`.
+    """Context for imports of packages of the extra `report`.
 
     Args:
-      what: needs them.
+      what: what needs them, for the error.
 
     Raises:
-      UserError: one is not installed.
+      UserError: a package is not installed.
     """
     try:
         yield
@@ -40,29 +40,30 @@ def report_extra(what: str) -> Iterator[None]:
 
 
 def trusted(text: str) -> Markup:
-    """Text of our own that is HTML already."""
+    """Marks text as HTML that needs no escaping."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def breakable(name: str) -> Markup:
-    """A dotted name, escaped, that a narrow column may break after each dot and underscore."""
+    """A dotted name, escaped, that may break after each dot and underscore."""
     return trusted(re.sub(r"([._])", r"\1<wbr>", html.escape(printable(name))))
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints of a value: text that would reorder the page or hide in it is escaped, as on a terminal."""
+    """Escapes control characters, which could hide or reorder text on the page."""
     plain = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value, keep="\n\t") if plain else value
 
 
 def render_page(template: Path, **values: Any) -> str:
-    """A page from the template `NAME.html`, with `NAME.css` and, where there is one, `NAME.js` beside it.
+    """Renders the template `NAME.html` with `NAME.css` and, if it exists, `NAME.js` beside it.
 
     Args:
-      template: path of the HTML file.
-      **values: for it; it has `style`, `script` and `script_digest`, for the content security policy, as well.
+      template: path of `NAME.html`.
+      **values: values of the template, in addition to `style`, `script` and `script_digest` (for the content security
+        policy).
     """
     import jinja2
 

@@ -1,4 +1,4 @@
-"""Replayed views: what a student is shown, for the pages that show it to people."""
+"""Replays single views for pages and figures, exactly as a student sees them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.views.source import ImageSource
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownCrop:
-    """The crop of one view.
+    """The crop of a view.
 
     Attributes:
-      view: its index.
-      example: that it is of.
-      box: int32 [4], y, x, height, width.
-      flipped: whether it was mirrored.
-      pixels: uint8 [S, S, 3].
+      view: view index.
+      example: example index.
+      box: y, x, height, width; int32 [4].
+      flipped: whether the crop is mirrored.
+      pixels: crop, uint8 [S, S, 3].
     """
 
     view: int
@@ -35,14 +35,14 @@ class ShownCrop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayedView:
-    """One view, as the student is shown it.
+    """A view as the student sees it.
 
     Attributes:
-      own: its crop.
-      partner: the crop that is mixed in.
-      ratio: share of its own.
-      mixed: uint8 [S, S, 3], rounded.
-      logits: float64 [C], the teacher's.
+      own: crop of the view.
+      partner: crop of the partner.
+      ratio: mixup ratio, the share of `own`.
+      mixed: mixed view, rounded to uint8 [S, S, 3].
+      logits: stored teacher logits, float64 [C].
     """
 
     own: ShownCrop
@@ -52,17 +52,17 @@ class ReplayedView:
     logits: np.ndarray
 
     def tiles(self) -> np.ndarray:
-        """Crop, partner's crop and mixed view side by side: uint8 [S, 3 * S, 3]."""
+        """Crop, partner's crop and mixed view side by side, uint8 [S, 3 * S, 3]."""
         return np.concatenate([self.own.pixels, self.partner.pixels, self.mixed], axis=1)
 
 
 def replay_views(store: Store, dataset: Dataset, views: np.ndarray) -> Iterator[ReplayedView]:
-    """Replays single views as the trainer does; both fingerprints of every crop are checked.
+    """Replays views and checks both fingerprints of every crop, as the trainer does.
 
     Args:
-      store: with the views.
-      dataset: that the store was made from.
-      views: int64 [n], in the order wanted.
+      store: the store.
+      dataset: data set of the store.
+      views: view indices, int64 [n], in any order.
 
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.

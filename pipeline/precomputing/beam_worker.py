@@ -1,8 +1,8 @@
-"""Starts a worker process of Beam's Python runner: `sdk_worker_main`, which says what goes wrong and nothing else.
+"""Worker process of Beam's Python runner: Beam's `sdk_worker_main`, with less output, and ended with the command.
 
-Beam's own command sets the root logger to INFO and prints each channel that it opens, over the progress bar. A
-worker lives no longer than the command that started it: the command holds a lock, and whoever gets it next to it
-knows that it is gone, however it ended. What there is to tell, the command tells.
+Beam's own worker command sets the root logger to INFO and prints every channel that it opens over the progress bar. A worker
+ends with the command that started it: the command holds a lock, and a worker that gets this lock exits. Errors are reported
+by the command.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ _LOCK = "VIEW_DISTILL_COMMAND_LOCK"  # environment variable of the workers
 
 @contextlib.contextmanager
 def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
-    """Worker processes started in this context end with it, with this process, and at its SIGINT, SIGTERM or SIGHUP.
+    """Ends worker processes that are started in this context with it, with this process, and at SIGINT, SIGTERM or SIGHUP.
 
-    Gives a function by which another thread ends the work: the context raises what is passed to it.
+    Yields a function with which another thread ends the work; the context raises the exception that is passed to it.
 
-    At a signal they have to end first: Beam waits for them before it lets go of an exception, and if the signal
-    came to this process alone, as from `kill`, they wait for Beam.
+    After a signal, the workers have to end first: Beam waits for them before it propagates an exception, and if only this
+    process received the signal, as from `kill`, they wait for Beam.
 
     Raises:
-      KeyboardInterrupt: at SIGINT.
-      Interrupted: at SIGTERM, exit code 143; at SIGHUP, as of a dropped ssh connection, 129, unless it is ignored (nohup).
+      KeyboardInterrupt: after SIGINT.
+      Interrupted: after SIGTERM (exit code 143), or after SIGHUP (129), as from a dropped ssh connection, unless SIGHUP is
+        ignored (nohup).
     """
     with tempfile.NamedTemporaryFile(prefix="precompute-", suffix=".lock") as lock:
         flock(lock)
@@ -54,7 +55,7 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
                 raise KeyboardInterrupt
             stops.append(
                 Interrupted(
-                    f"{signal.Signals(number).name}: what was published stays, run the same command to continue",
+                    f"{signal.Signals(number).name}: published data is safe; run the same command to continue",
                     exit_code=128 + number,
                 )
             )
@@ -71,7 +72,7 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
         try:
             yield fail
         except Exception:
-            if stops:  # Beam makes another exception of what is raised in a step that runs in this process
+            if stops:  # Beam wraps exceptions that are raised in a step of this process
                 raise stops[0] from None
             raise
         finally:
@@ -81,14 +82,14 @@ def workers_end_with_command() -> Iterator[Callable[[BaseException], None]]:
 
 
 def _end_with_command() -> None:
-    """Ends this process when the command that started it has ended, or is about to."""
+    """Ends this process when the command that started it releases its lock."""
     with contextlib.suppress(FileNotFoundError), Path(os.environ[_LOCK]).open() as lock:
         flock(lock, shared=True)
-    os._exit(0)  # any other code is a crash to the runner, and told
+    os._exit(0)  # the runner reports other exit codes as a crash
 
 
 class StandardError:
-    """A stream without the tracebacks that Beam prints of errors which the command will tell in one line."""
+    """A stream that drops the tracebacks of errors that the command reports in one line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,7 +98,7 @@ class StandardError:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes text, unless it is such a traceback."""
+        """Writes text unless it is such a traceback."""
         if text.startswith("Traceback ") and find_reason(RuntimeError(text)) is not None:
             return len(text)
         return self._stream.write(text)

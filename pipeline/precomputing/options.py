@@ -1,4 +1,4 @@
-"""The options of a precompute: its flags resolved, and the spec that they ask for."""
+"""Options of a precompute: resolved flags, and the requested spec."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ _LONGEST_SPLIT = 100  # characters, in file names
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrecomputeOptions:
-    """What was asked of a precompute, resolved.
+    """Resolved options of a precompute.
 
     Attributes:
-      is_demo: the embedded default is used.
-      store, data_dir, teacher: paths or URLs.
-      epochs: that the store shall hold, in all.
-      views_per_shard: at most.
-      image_cache_bytes: per process.
-      input_buffer_bytes: for batches that are rendered ahead, per process; None is a quarter of the memory.
-      data_cache_bytes: for copies of data sets in buckets.
-      datasets: by split of the store: `views`, and those to store evaluation logits of.
-      repair: whether published shards are read, and computed again where they are damaged.
-      assume_value_range: the teacher's value range is right, whatever its top-1.
-      spec: of the store.
-      loaded: the teacher, for this process.
+      is_demo: whether the embedded default is used.
+      store: path or URL of the store.
+      data_dir: path or URL of the TFDS data directory.
+      teacher: path or URL of the teacher.
+      epochs: total number of epochs in the store.
+      views_per_shard: largest number of views per shard.
+      image_cache_bytes: memory for decoded images, per process.
+      input_buffer_bytes: memory for batches that are rendered ahead, per process; None for a quarter of the memory.
+      data_cache_bytes: disk space for copies of data sets from buckets.
+      datasets: data set of each split of the store: `views` and the evaluated splits.
+      repair: whether damaged published shards are computed again.
+      assume_value_range: whether the value range is accepted whatever the teacher's top-1.
+      spec: requested spec.
+      loaded: the loaded teacher.
     """
 
     is_demo: bool
@@ -60,15 +62,16 @@ class PrecomputeOptions:
 
     @property
     def eval_splits(self) -> tuple[str, ...]:
-        """Splits to store evaluation logits of."""
+        """Names of the evaluated splits."""
         return tuple(split for split in self.datasets if split != VIEWS_SPLIT)
 
 
 def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
-    """Flags to options: reads the data set's metadata, fingerprints the teacher and builds the spec.
+    """Resolves flags: reads the data set's metadata, loads and fingerprints the teacher, and builds the spec.
 
     Raises:
-      UserError: anything that cannot work; what needs no loading is refused before anything is loaded.
+      UserError: a flag is out of range, or the data set or the teacher cannot be used. Flags are checked before anything is
+        loaded.
     """
     check_flags(flags)
     recipe = view_recipe_of(flags)
@@ -120,50 +123,38 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
 
 
 def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
-    """The splits to evaluate by name: of `none`, or a comma-separated list of splits, slices and `all`, every split.
+    """Opens the evaluated splits.
+
+    Args:
+      text: `none`, or a comma-separated list of splits, slices and `all`, which means every split.
+      dataset: any split of the data set.
+
+    Returns:
+      Data sets by split name.
 
     Raises:
-      UserError: there is no such split, or a store cannot name it.
+      UserError: there is no such split, or its file name in a store is too long or taken.
     """
-    asked = [name.strip() for name in text.split(",")] if text != "none" else []
-    groups = (dataset.split_names if name == "all" else [name] for name in asked if name)
+    requested = [name.strip() for name in text.split(",")] if text != "none" else []
+    groups = (dataset.split_names if name == "all" else [name] for name in requested if name)
     names = list(dict.fromkeys(itertools.chain.from_iterable(groups)))
     found = {name: dataset.select(name, parameter="eval_splits") for name in names}
-    # Names of whole splits that a store does not change are taken by them.
+    # File name to split. Whole splits take precedence over slices.
     taken = {file_split(name): name for name in [*dataset.split_names, *names][::-1]}
     for name in names:
         other = taken[file_split(name)]
         if other != name or name == VIEWS_SPLIT or len(file_split(name)) > _LONGEST_SPLIT:
             raise UserError(
-                f"--eval_splits={name}: a store would name it {file_split(name):.120}, which is longer than {_LONGEST_SPLIT} "
+                f"--eval_splits={name}: its file name in a store, {file_split(name):.120}, is longer than {_LONGEST_SPLIT} "
                 f"characters or taken by {VIEWS_SPLIT if name == VIEWS_SPLIT else other}; name another slice, or rename the split"
             )
     return found
 
 
-def describe_eval_splits(options: PrecomputeOptions) -> str:
-    """One line on what is evaluated and which of it is trained on."""
-    dataset = options.datasets[VIEWS_SPLIT]
-    parts, held_out = [], False
-    for name in options.eval_splits:
-        evaluated = options.datasets[name]
-        overlap = evaluated.overlap(dataset)
-        held_out |= not overlap
-        shared = f", {overlap:,} of them in --split={dataset.split}" if overlap else ""
-        parts.append(f"{name} ({evaluated.num_examples:,} examples{shared})")
-    line = f"evaluation splits: {'; '.join(parts) or 'none'}"
-    if options.eval_splits and not held_out:
-        line += (
-            "; none is held out: students will have no held-out accuracy; train on a part and evaluate on the rest, such as "
-            "--split=train[:90%] --eval_splits=train[90%:]"
-        )
-    return line
-
-
 def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> Provenance:
     return {
         "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
-        # Paths as given: they may be relative to it.
+        # Relative paths are relative to this directory.
         "directory": str(Path.cwd()),
         "data_dir": data_dir,
         "teacher": teacher,

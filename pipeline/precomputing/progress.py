@@ -1,26 +1,55 @@
-"""A progress bar over workers in any process, from what they note beside the store."""
+"""Progress of a precompute: workers in any process write notes, and the command shows them as a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipeline.cli.units import counted
-from pipeline.precomputing.publishing import Publisher
-from pipeline.precomputing.worker import progress_name
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.shards import ShardTask
 
 _POLL_SECONDS = 0.5
+_NOTE_SECONDS = 0.5
+
+
+def progress_name(task: ShardTask) -> str:
+    """File name of the progress note on a shard."""
+    return f"{task.name}.progress"
+
+
+class ProgressNote:
+    """The number of finished views of a shard, in a file that the command reads.
+
+    Args:
+      directory: store, or copy of its metadata; nothing is written where this machine has no such directory.
+      task: shard task.
+    """
+
+    def __init__(self, directory: str | Path, task: ShardTask) -> None:
+        self._records, self._done, self._written = task.records, 0, 0.0
+        self._path: Path | None = None
+        if Path(directory).is_dir():
+            self._path = split_directory(directory, task.split) / PENDING / progress_name(task)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, views: int) -> None:
+        """Adds finished views; writes the file at most every half second, and with the last view."""
+        self._done += views
+        now = time.monotonic()
+        if self._path is not None and (now - self._written >= _NOTE_SECONDS or self._done == self._records):
+            self._path.write_text(str(self._done))
+            self._written = now
 
 
 def split_records(tasks: Iterable[ShardTask]) -> dict[str, int]:
-    """Number of records by split, the training views last."""
+    """Number of records per split, with the training views last."""
     out: dict[str, int] = {}
     for task in tasks:
         out[task.split] = out.get(task.split, 0) + task.records
@@ -29,35 +58,40 @@ def split_records(tasks: Iterable[ShardTask]) -> dict[str, int]:
 
 
 def records_text(records: dict[str, int]) -> str:
-    """Counts by split, such as `51 views and evaluation crops of test (7)`."""
+    """Counts per split, such as `51 views and evaluation crops of test (7)`."""
     crops = ", ".join(f"{split} ({count:,})" for split, count in records.items() if split != VIEWS_SPLIT)
     parts = [counted(records[VIEWS_SPLIT], "view")] if VIEWS_SPLIT in records else []
     return " and ".join([*parts, f"evaluation crops of {crops}"] if crops else parts)
 
 
 class Progress:
-    """A bar over all missing shards, from what the workers note beside the store.
+    """A progress bar over all missing shards.
 
-    It counts images: a training view and an evaluation crop cost the teacher the same. Beside it are the counts of each
-    split, and the epochs that are published.
+    The bar counts images: a training view and an evaluation crop cost the teacher the same. Counts per split and the number
+    of published epochs follow it. A large store has tens of thousands of shards, so directories are listed, and notes on
+    finished shards are read only once.
 
-    Of a large store there are tens of thousands of shards: directories are listed, and notes on finished shards are read
-    once.
+    Args:
+      store: directory of the store, or of the copy of its metadata.
+      tasks: missing shards.
+      published_epochs: returns the number of published epochs, if it is to be shown.
     """
 
-    def __init__(self, store: Path, tasks: list[ShardTask], publisher: Publisher | None = None) -> None:
+    def __init__(
+        self, store: Path, tasks: list[ShardTask], published_epochs: Callable[[], int] | None = None
+    ) -> None:
         directories = {
             split: split_directory(store, split) / PENDING for split in {task.split for task in tasks}
         }
-        # Text: a path object each would take seconds.
+        # Text: one path object per shard would take seconds.
         self._tasks = {f"{directories[task.split]}/{progress_name(task)}": task for task in tasks}
         self._directories = set(directories.values())
         self._totals = split_records(tasks)
-        self._publisher = publisher
+        self._published_epochs = published_epochs
         self._finished: set[str] = set()
         self._done = dict.fromkeys(self._totals, 0)  # records of finished shards
         self._ended = threading.Event()
-        self._whole = False
+        self._complete = False
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
@@ -66,19 +100,19 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._whole = kind is None
+        self._complete = kind is None
         self._ended.set()
         self._thread.join()
         self._remove_notes()
         for directory in self._directories:
-            with contextlib.suppress(OSError):  # not there, or with notes on shards for the next run
+            with contextlib.suppress(OSError):  # absent, or with notes on shards for the next run
                 directory.rmdir()
 
     def _notes(self) -> Iterator[str]:
-        """Paths of the notes that are there."""
+        """Paths of the existing notes."""
         for directory in self._directories:
             with contextlib.suppress(OSError):  # not there yet
-                names = os.listdir(directory)  # noqa: PTH208  # a path object each would take ten times as long
+                names = os.listdir(directory)  # noqa: PTH208  # path objects would take ten times as long
                 yield from filter(self._tasks.__contains__, (f"{directory}/{name}" for name in names))
 
     def _remove_notes(self) -> None:
@@ -94,19 +128,19 @@ class Progress:
             self._show(bar)
 
     def _show(self, bar: tqdm) -> None:
-        done = self._totals if self._whole else self._count()
+        done = self._totals if self._complete else self._count()
         if (count := sum(done.values())) > bar.n:
             bar.set_postfix_str(self._text(done), refresh=False)
             bar.update(count - bar.n)
 
     def _text(self, done: dict[str, int]) -> str:
         parts = [f"{split} {done[split]:,}/{total:,}" for split, total in self._totals.items()]
-        if self._publisher is not None and VIEWS_SPLIT in self._totals:
-            parts.append(f"{counted(self._publisher.epochs, 'epoch')} published")
+        if self._published_epochs is not None and VIEWS_SPLIT in self._totals:
+            parts.append(f"{counted(self._published_epochs(), 'epoch')} published")
         return ", ".join(parts)
 
     def _count(self) -> dict[str, int]:
-        """Records that are done, by split."""
+        """Finished records per split."""
         done = dict(self._done)
         for path in self._notes():
             if path in self._finished:

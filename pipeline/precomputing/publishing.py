@@ -1,9 +1,8 @@
-"""Publishes shards: each epoch as its shards are finished, while workers go on with the next ones; without Beam."""
+"""Publishes finished shards while workers compute the next ones, on any runner."""
 
 from __future__ import annotations
 
 import collections
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +12,6 @@ from pipeline.errors import DataError, TryAgainError
 from pipeline.precomputing.shard_sink import LocalShardSink, open_sink
 from pipeline.precomputing.store_session import StoreSession
 from pipeline.precomputing.worker import ShardResult
-from pipeline.storage.lease import check_lease
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import SplitManifest, load_manifest, publish_metadata, published_lengths
@@ -21,10 +19,10 @@ from pipeline.store.metadata_copy import naming
 from pipeline.store.shards import ShardInfo, ShardTask
 from pipeline.store.spec import Spec
 
-_POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0  # a bucket counts its requests
-_SHARE = 0.02  # of the time that publishing may take: a manifest is written as a whole
+_POLL_SECONDS, _REMOTE_POLL_SECONDS = 0.5, 5.0  # requests to a bucket cost money
+_TIME_SHARE = 0.02  # largest share of the time for publishing, which writes the whole manifest each time
 _LONGEST_PAUSE = 300.0  # seconds; readers wait for epochs
-_PATIENCE = 60.0  # seconds in which a file system over the network shows what another machine wrote
+_PATIENCE = 60.0  # seconds until a network file system shows the files of other machines
 
 
 def publish_results(
@@ -35,22 +33,22 @@ def publish_results(
     *,
     check: Callable[[ShardTask, ShardInfo], None] | None = None,
 ) -> list[Path]:
-    """Appends finished shards to what is published. Repaired ones are published already.
+    """Appends finished shards to the published ones. Repaired shards are published already and skipped.
 
     Args:
-      store: directory of its metadata.
-      spec: its spec.
-      results: in any order.
-      identities: `Dataset.identity()` by split.
-      check: compares a shard with the file that is there, see `ShardSink.check`; by default in `store`.
+      store: directory of the store's metadata.
+      spec: store spec.
+      results: finished shards in any order.
+      identities: data set identity of each split.
+      check: compares a shard with its file, see `ShardSink.check`; by default the file in `store`.
 
     Returns:
       The directories whose metadata changed, in the order in which they were written.
 
     Raises:
-      DataError: a shard before one of them is missing, or is published as another, or is not there as it was written.
+      DataError: an earlier shard is missing, a shard is published with other content, or its file has changed.
     """
-    check = check or LocalShardSink(store, spec.digest()).check
+    check = check or LocalShardSink(store, spec).check
     by_split: dict[str, list[ShardResult]] = {}
     for result in sorted(results, key=lambda r: r.task.number):
         if not result.task.sha256:
@@ -65,14 +63,17 @@ def publish_results(
         for result in finished:
             task, place = result.task, directory / result.task.name
             if task.number > len(shards):
-                raise DataError(f"{place}: finished, but only {len(shards)} shards precede it")
+                raise DataError(f"{place}: is shard {task.number}, but only {len(shards)} shards precede it")
             if task.number == len(shards):
                 check(task, result.info)
                 shards.append(result.info)
             elif shards[task.number] != result.info:
-                raise DataError(f"{place}: published already, and not as it was computed now")
+                raise DataError(
+                    f"{place}: is published with sha256 {shards[task.number].sha256[:16]}, but computed with "
+                    f"{result.info.sha256[:16]}"
+                )
         directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
-    # The store's own directory last: with its metadata the store exists.
+    # The store's own directory last: its metadata make the store visible.
     changed = sorted(directories, key=lambda directory: directory == store)
     for directory in changed:
         publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
@@ -80,17 +81,17 @@ def publish_results(
 
 
 class Publisher:
-    """Within the context, a thread publishes what workers finish; they note it in the store, on any runner.
+    """Publishes finished shards from a thread within the context, and all of them at its end.
 
-    Evaluation splits come first, each as a whole. Then, as soon as an epoch is complete, the shards up to there and
-    those finished beyond. At the end of the context everything is published.
+    Workers on any runner note finished shards in the store, and the thread polls these notes. Each evaluation split is
+    published as a whole. Then, when an epoch is complete, its shards and the finished ones after it are published.
 
     Args:
-      session: of the store, whose lock is held.
-      spec: of the store.
+      session: session of the store.
+      spec: store spec.
       tasks: all shards that are not published yet.
-      identities: `Dataset.identity()` by split.
-      fail: called in the thread with what publishing raises; it has to end the work.
+      identities: data set identity of each split.
+      fail: called from the thread with an exception of publishing; has to end the work.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Publisher:
         fail: Callable[[BaseException], None],
     ) -> None:
         self._session, self._spec, self._identities, self._fail = session, spec, identities, fail
-        self._sink = open_sink(session.location, digest=spec.digest(), lease=session.lease)
+        self._sink = open_sink(session.location, spec, lease=session.lease)
         self._waiting: dict[str, collections.deque[ShardTask]] = {}
         for task in tasks:
             if not task.sha256:  # a repaired shard is published
@@ -114,9 +115,8 @@ class Publisher:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    @property
-    def epochs(self) -> int:
-        """Whole epochs that are published."""
+    def published_epochs(self) -> int:
+        """Number of whole epochs that are published."""
         return self._published // self._spec.num_examples
 
     def __enter__(self) -> Publisher:
@@ -132,19 +132,19 @@ class Publisher:
     def _watch(self) -> None:
         pause = 0.0
         while not self._ended.wait(pause):
-            begun = time.monotonic()
+            start = time.monotonic()
             try:
                 self.publish()
-            except BaseException as error:  # noqa: BLE001  # raised again where the work is
+            except BaseException as error:  # noqa: BLE001  # raised again in the main thread
                 self._fail(error)
                 return
-            pause = max(self._pause, min((time.monotonic() - begun) / _SHARE, _LONGEST_PAUSE))
+            pause = max(self._pause, min((time.monotonic() - start) / _TIME_SHARE, _LONGEST_PAUSE))
 
     def publish(self) -> None:
-        """Publishes what is finished, as far as it makes a split or an epoch complete.
+        """Publishes finished shards that complete a split or an epoch.
 
         Raises:
-          TryAgainError: another run has taken the store over, or a shard is not there as it was written.
+          TryAgainError: another run has taken the store over, or the file of a finished shard has changed.
         """
         for split, waiting in self._waiting.items():
             while waiting and (info := self._sink.finished(waiting[0])) is not None:
@@ -153,29 +153,27 @@ class Publisher:
         evaluation = [split for split in self._waiting if split != VIEWS_SPLIT]
         if any(self._waiting[split] for split in evaluation):
             return
-        ready = [split for split in [*evaluation, VIEWS_SPLIT] if self._is_worth(split)]
+        ready = [split for split in [*evaluation, VIEWS_SPLIT] if self._completes_something(split)]
         if results := [result for split in ready for result in self._finished[split]]:
             self._write(results)
         for split in ready:
             self._finished[split] = []
 
-    def _is_worth(self, split: str) -> bool:
-        """Whether the finished shards of a split give readers more than they have."""
+    def _completes_something(self, split: str) -> bool:
+        """Whether the finished shards complete the split or another epoch."""
         if not (finished := self._finished.get(split)):
             return False
         last = finished[-1].task
-        return (
-            not self._waiting[split] or (last.first + last.records) // self._spec.num_examples > self.epochs
-        )
+        epochs = (last.first + last.records) // self._spec.num_examples
+        return not self._waiting[split] or epochs > self.published_epochs()
 
     def _write(self, results: list[ShardResult]) -> None:
         session = self._session
         with naming(session.path, session.location):
             changed = publish_results(session.path, self._spec, results, self._identities, check=self._check)
-        if session.copy is not None and session.lease is not None:
-            held = functools.partial(check_lease, session.copy.bucket, session.lease)
+        if session.copy is not None:
             for directory in changed:
-                session.copy.publish(directory, before=held)
+                session.copy.publish(directory, before=session.check_lock)
         for task in (result.task for result in results):
             if task.split == VIEWS_SPLIT:
                 self._published = task.first + task.records
@@ -184,20 +182,20 @@ class Publisher:
         try:
             self._sink.check(task, info)
         except DataError as error:
-            if self._session.lease is None:  # in a bucket, its version says that it is another
+            if self._session.lease is None:  # in a bucket, the object's version shows that it has changed
                 self._sink.remove(task)
             raise TryAgainError(
-                f"{error}; it is not published: run the same command again to compute it anew"
+                f"{error}; the shard is not published: run the same command again to compute it"
             ) from error
 
     def _publish_rest(self) -> None:
-        self.publish()  # reads what is not published yet: minutes, of large shards
+        self.publish()  # may take minutes: reads every shard that is not published yet
         end = time.monotonic() + _PATIENCE
         while missing := [task for waiting in self._waiting.values() for task in waiting]:
             if time.monotonic() > end:
                 raise TryAgainError(
-                    f"{self._session.location}: {len(missing)} shards are not finished, though the runner says so, "
-                    f"{missing[0].name} first; does every worker see this store? Run the same command again"
+                    f"{self._session.location}: the runner has finished, but {len(missing)} shards are missing, first "
+                    f"{missing[0].name}; check that all workers see this store, and run the same command again"
                 )
             time.sleep(_POLL_SECONDS)
             self.publish()

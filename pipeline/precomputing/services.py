@@ -1,4 +1,4 @@
-"""What a runner's service says when a job is submitted: unreachable, or no right to it."""
+"""Errors of the services of Beam runners, such as Dataflow: unreachable, or access refused."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import urllib.error
 from pipeline.errors import TryAgainError, UserError
 from pipeline.errors.causes import chain, find_reason, first_line
 
-# Packages whose exceptions come from the way to a service, and their exceptions that say who may not go it.
+# Packages whose exceptions concern the connection to a service, and those of their exceptions that concern access.
 _CLIENTS = {"apitools", "distributed", "google", "grpc", "httplib2", "requests", "urllib3"}
 _REFUSALS = {"DefaultCredentialsError", "HttpForbiddenError", "HttpUnauthorizedError", "RefreshError"}
 
 
 def service_failure(error: BaseException, *, runner: str) -> UserError | None:
-    """The one line for a service that does not answer, or refuses this user; None for anything else.
+    """The error of a service that does not answer or refuses access; None for other errors.
 
     Args:
-      error: as Beam's runner raised it.
-      runner: its name.
+      error: exception of the Beam runner.
+      runner: name of the runner.
     """
     if find_reason(error) is not None:
         return None
@@ -29,7 +29,7 @@ def service_failure(error: BaseException, *, runner: str) -> UserError | None:
         network = isinstance(link, ConnectionError | TimeoutError | socket.gaierror | urllib.error.URLError)
         if client or network or "Unable to fetch remote job server jar" in str(link):
             return TryAgainError(
-                f"--runner={runner}: its service does not answer ({first_line(link)}); check the connection, and run the "
-                "same command again: nothing published is lost"
+                f"--runner={runner}: the service does not answer ({first_line(link)}); check the connection and rerun the same "
+                "command (published data is safe)"
             )
     return None

@@ -1,74 +1,204 @@
-"""Where a precompute's shards go: into a store on a file system, or one in a bucket; each whole or not at all."""
+"""Shard sinks: write the shards of a store on a file system or in a bucket, each whole or not at all.
+
+    with sink.open(task) as shard:
+        shard.write(records)  # of the next views, as often as needed
+    shard.info  # what the manifest will state
+
+When the context ends, the file is closed, reopened, counted and checksummed, gets its name, and a note beside it
+states what it holds. A noted shard is finished: it can be published, and no later run computes it again.
+"""
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.errors import DataError, TryAgainError
 from pipeline.storage.bucket import BucketDirectory, Object, is_url
 from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import check_lease
+from pipeline.store.codecs import fidelity
 from pipeline.store.layout import NOTE_LIMIT, PENDING, below, split_directory
 from pipeline.store.shards import (
+    ShardFile,
     ShardInfo,
     ShardTask,
     check_shard,
+    create_shard,
     finished_shard,
     note_path,
     note_text,
     noted_shard,
+    serialize,
     write_note,
-    write_shard,
 )
+from pipeline.store.spec import Spec
+from pipeline.views.records import ViewRecords
 
 
-class ShardSink(Protocol):
-    """Takes the shards of a store."""
+class RecordEncoder:
+    """Serializes the records of one shard and measures the error that the codec adds.
 
+    Args:
+      spec: store spec.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._codec, self._temperature = spec.make_codec(), spec.temperature
+        self._kl, self._max_error = 0.0, 0.0
+
+    def encode(self, records: ViewRecords, *, first_view: int) -> list[bytes]:
+        """Serializes records of consecutive views with logits as the teacher returned them.
+
+        Args:
+          records: n records.
+          first_view: index of the first view, for errors.
+
+        Raises:
+          DataError: a logit does not fit the codec.
+        """
+        encoded = self._codec.encode(records.logits, first_view=first_view)
+        kl, error = fidelity(records.logits, self._codec.decode(encoded), self._temperature)
+        self._kl += kl
+        self._max_error = max(self._max_error, error)
+        return serialize(records, encoded)
+
+    def info(self, *, records: int, size: int, sha256: str) -> ShardInfo:
+        """Manifest entry of the shard with all encoded records."""
+        return ShardInfo(
+            records=records, bytes=size, sha256=sha256, kl=self._kl / records, max_error=self._max_error
+        )
+
+
+class OpenShard:
+    """A shard within the context of `ShardSink.open`.
+
+    Attributes:
+      info: manifest entry; set when the context has ended without an exception.
+      adopted: whether `info` describes the shard of a duplicate of this task that finished first.
+    """
+
+    info: ShardInfo
+
+    def __init__(self, task: ShardTask, spec: Spec, file: ShardFile) -> None:
+        self._task, self._file, self._encoder = task, file, RecordEncoder(spec)
+        self._next_view = task.first
+        self.adopted = False
+
+    def write(self, records: ViewRecords) -> None:
+        """Appends the records of the next views with logits as the teacher returned them.
+
+        Raises:
+          DataError: a logit does not fit the codec.
+          UserError: the disk is full or not writable.
+        """
+        self._file.write(self._encoder.encode(records, first_view=self._next_view))
+        self._next_view += len(records.example)
+
+    def finish(self) -> ShardInfo:
+        """Sets and returns `info`, once the file is verified."""
+        self.info = self._encoder.info(
+            records=self._task.records, size=self._file.size, sha256=self._file.sha256
+        )
+        return self.info
+
+
+class ShardSink(abc.ABC):
+    """Writes the shards of a store.
+
+    Args:
+      spec: store spec.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec, self._digest = spec, spec.digest()
+
+    @contextlib.contextmanager
+    def open(self, task: ShardTask) -> Iterator[OpenShard]:
+        """Writes a shard within the context. Only a repair replaces a file of the same name.
+
+        Raises:
+          TryAgainError: another process has written a different shard under this name, or has taken the store over.
+          UserError: the disk is full, or the disk or the bucket is not writable.
+          DataError: the file does not read back, or a repaired shard differs from the published one.
+        """
+        shard = None
+        try:
+            with self._create(task) as file:
+                shard = OpenShard(task, self._spec, file)
+                yield shard
+        except FileExistsError as error:
+            if shard is None or not file.sha256:  # raised by the context itself
+                raise
+            # A duplicate of this task, on a machine that rounds differently, finished first. Its shard stays.
+            if (found := self.finished(task)) is None:
+                raise TryAgainError(
+                    f"{task.name}: another process has written other content there; end it if it still runs, and run the "
+                    "same command again"
+                ) from error
+            shard.info, shard.adopted = found, True
+            return
+        info = shard.finish()
+        if not task.sha256:  # a repaired shard is in the manifest
+            self._note(task, info)
+
+    @abc.abstractmethod
+    def _create(self, task: ShardTask) -> contextlib.AbstractContextManager[ShardFile]:
+        """A verified shard file at its final place; see `create_shard`."""
+
+    @abc.abstractmethod
+    def _note(self, task: ShardTask, info: ShardInfo) -> None:
+        """Writes the note that makes a shard finished."""
+
+    @abc.abstractmethod
     def finished(self, task: ShardTask) -> ShardInfo | None:
-        """The finished shard, if a note is on exactly `task` and what is there is as large as noted, else None."""
+        """Manifest entry of a finished shard, or None.
 
+        The note has to be for exactly `task` and this spec, and the file has to have the noted size.
+        """
+
+    @abc.abstractmethod
     def check(self, task: ShardTask, info: ShardInfo) -> None:
-        """Compares what is there with `info`, before it is published.
+        """Compares a shard with its manifest entry before it is published.
 
         Raises:
           DataError: size or SHA-256 differs.
         """
 
-    def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
-        """Writes a shard's serialized records; size in bytes and SHA-256 of what reads back.
-
-        Only a shard to be repaired takes the place of what has its name.
+    @abc.abstractmethod
+    def remove(self, task: ShardTask) -> None:
+        """Removes an unpublished shard and its note.
 
         Raises:
-          FileExistsError: another shard of that name is there, with other content; it stays.
-          UserError: the disk is full, the bucket cannot be written, or another run has taken the store over.
-          DataError: it does not read back, or is not the shard that is to be repaired.
+          TryAgainError: another run has taken the store over and may have published the shard.
         """
 
-    def note(self, task: ShardTask, info: ShardInfo) -> None:
-        """Notes what a shard holds: from now on it is finished, and can be published."""
 
-    def remove(self, task: ShardTask) -> None:
-        """Removes a shard that is not published, and the note on it."""
-
-
-class LocalShardSink:
-    """Into a store on a file system.
+class LocalShardSink(ShardSink):
+    """Writes the shards of a store on a file system.
 
     Args:
-      store: its directory.
-      digest: of its spec.
+      store: directory of the store.
+      spec: store spec.
     """
 
-    def __init__(self, store: Path, digest: str) -> None:
-        self._store, self._digest = store, digest
+    def __init__(self, store: Path, spec: Spec) -> None:
+        super().__init__(spec)
+        self._store = store
 
     def _path(self, task: ShardTask) -> Path:
         return split_directory(self._store, task.split) / task.name
+
+    def _create(self, task: ShardTask) -> contextlib.AbstractContextManager[ShardFile]:
+        return create_shard(
+            self._path(task), task.records, expected=task.sha256, replace=task.sha256 is not None
+        )
+
+    def _note(self, task: ShardTask, info: ShardInfo) -> None:
+        write_note(split_directory(self._store, task.split), task, info, digest=self._digest)
 
     def finished(self, task: ShardTask) -> ShardInfo | None:
         """Implements `ShardSink`."""
@@ -78,45 +208,86 @@ class LocalShardSink:
         """Implements `ShardSink`."""
         check_shard(self._path(task), info, stated="in the note on it")
 
-    def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
-        """Implements `ShardSink`."""
-        return write_shard(
-            self._path(task), chunks, task.records, expected=task.sha256, replace=task.sha256 is not None
-        )
-
-    def note(self, task: ShardTask, info: ShardInfo) -> None:
-        """Implements `ShardSink`."""
-        write_note(split_directory(self._store, task.split), task, info, digest=self._digest)
-
     def remove(self, task: ShardTask) -> None:
         """Implements `ShardSink`."""
         note_path(split_directory(self._store, task.split), task).unlink(missing_ok=True)
         self._path(task).unlink(missing_ok=True)
 
 
-class BucketShardSink:
-    """Into a store in a bucket: written and verified here, uploaded, and read back.
+class BucketShardSink(ShardSink):
+    """Writes the shards of a store in a bucket: verified on this machine, uploaded, and read back.
 
     Args:
       bucket: directory of the store.
-      digest: of its spec.
-      lease: the lock under which the run writes.
-      scratch: directory in which a shard is written before it is uploaded; by default that of temporary files.
+      spec: store spec.
+      lease: lease of the lock under which the run writes.
+      scratch: directory for shards that are not uploaded yet; the directory of temporary files by default.
     """
 
     def __init__(
-        self, bucket: BucketDirectory, digest: str, lease: str, *, scratch: Path | None = None
+        self, bucket: BucketDirectory, spec: Spec, lease: str, *, scratch: Path | None = None
     ) -> None:
-        self._bucket, self._digest, self._lease, self._scratch = bucket, digest, lease, scratch
+        super().__init__(spec)
+        self._bucket, self._lease, self._scratch = bucket, lease, scratch
 
     def _name(self, task: ShardTask) -> str:
         return f"{below(task.split)}/{task.name}".lstrip("/")
 
-    def finished(self, task: ShardTask) -> ShardInfo | None:
-        """Implements `ShardSink`.
+    def _check_lease(self) -> None:
+        check_lease(self._bucket, self._lease)
 
-        The object's version has to be the noted one, too: its writer has read that back and verified it.
+    @contextlib.contextmanager
+    def _create(self, task: ShardTask) -> Iterator[ShardFile]:
+        with tempfile.TemporaryDirectory(prefix="view-distill-", dir=self._scratch) as scratch:
+            path = Path(scratch, task.name)
+            with create_shard(path, task.records, expected=task.sha256) as file:
+                yield file
+            uploaded = self._upload(path, task)
+        try:
+            self._bucket.fetch(self._name(task), size=file.size, sha256=file.sha256).close()
+        except FileNotFoundError as error:
+            raise self._removed(task) from error
+        except DataError as error:
+            if uploaded:
+                raise
+            self._check_lease()
+            raise FileExistsError(str(error)) from error
+
+    def _upload(self, path: Path, task: ShardTask) -> bool:
+        """Uploads a shard while this run holds the lock; returns False if the object exists.
+
+        Only a repair replaces an object. A run that paused during an upload, and whose lock was taken over, must not
+        replace a shard that another run has published since.
         """
+        try:
+            create = task.sha256 is None
+            self._bucket.upload(path, self._name(task), create=create, before=self._check_lease)
+        except FileExistsError:  # of a duplicate of this task, or of an attempt whose answer was lost
+            return False
+        return True
+
+    def _removed(self, task: ShardTask) -> TryAgainError:
+        """The error for a shard that was uploaded and is missing.
+
+        Raises:
+          TryAgainError: another run has taken the store over.
+        """
+        self._check_lease()
+        return TryAgainError(
+            f"{self._bucket.place(self._name(task))}: was uploaded, but is missing now; end the process that removed it, and "
+            "run the same command again"
+        )
+
+    def _note(self, task: ShardTask, info: ShardInfo) -> None:
+        try:
+            version = self._bucket.stat(self._name(task)).version
+        except FileNotFoundError as error:
+            raise self._removed(task) from error
+        text = note_text(task, info, digest=self._digest, version=version)
+        self._bucket.write(note_name(task), text.encode(), before=self._check_lease)
+
+    def finished(self, task: ShardTask) -> ShardInfo | None:
+        """Implements `ShardSink`. The object also has to have the noted version, whose content its writer verified."""
         try:
             note = parse_json(self._bucket.read(note_name(task), limit=NOTE_LIMIT).decode())
             info = noted_shard(note, task, digest=self._digest)
@@ -126,96 +297,39 @@ class BucketShardSink:
         return info if info is not None and there == Object(info.bytes, note.get("version")) else None
 
     def check(self, task: ShardTask, info: ShardInfo) -> None:
-        """Implements `ShardSink`; downloads only what is not of the noted version."""
+        """Implements `ShardSink`; downloads only an object of another version than the noted one."""
         if self.finished(task) != info:
             try:
                 self._bucket.fetch(self._name(task), size=info.bytes, sha256=info.sha256).close()
             except FileNotFoundError as error:
                 raise DataError(
-                    f"{self._bucket.place(self._name(task))}: finished, and gone since"
+                    f"{self._bucket.place(self._name(task))}: was finished, but is missing now"
                 ) from error
 
-    def write(self, task: ShardTask, chunks: Iterable[list[bytes]]) -> tuple[int, str]:
-        """Implements `ShardSink`."""
-        with tempfile.TemporaryDirectory(prefix="view-distill-", dir=self._scratch) as scratch:
-            path = Path(scratch, task.name)
-            size, sha256 = write_shard(path, chunks, task.records, expected=task.sha256)
-            created = self._upload(path, task)
-        try:
-            self._bucket.fetch(self._name(task), size=size, sha256=sha256).close()
-        except FileNotFoundError as error:
-            raise self._gone(task) from error
-        except DataError as error:
-            if created:
-                raise
-            self._check_lease()
-            raise FileExistsError(str(error)) from error
-        return size, sha256
-
-    def _check_lease(self) -> None:
-        check_lease(self._bucket, self._lease)
-
-    def _gone(self, task: ShardTask) -> TryAgainError:
-        """The error for a shard that was uploaded and is not there.
-
-        Raises:
-          TryAgainError: another run has taken the store over.
-        """
-        self._check_lease()
-        return TryAgainError(
-            f"{self._bucket.place(self._name(task))}: uploaded, and removed since; end what else writes there, and run the "
-            "same command again"
-        )
-
-    def _upload(self, path: Path, task: ShardTask) -> bool:
-        """Puts a shard there, for as long as the lock is this run's; whether it did.
-
-        Only where none is, unless it is to be repaired: a run that slept in an upload, and whose lock was broken, does
-        not put its shard over one that another has published since, and cut elsewhere.
-        """
-        create = task.sha256 is None
-        try:
-            self._bucket.upload(path, self._name(task), create=create, before=self._check_lease)
-        except FileExistsError:  # of a duplicate of this task, or of an attempt whose answer was lost
-            return False
-        return True
-
-    def note(self, task: ShardTask, info: ShardInfo) -> None:
-        """Implements `ShardSink`."""
-        try:
-            version = self._bucket.stat(self._name(task)).version
-        except FileNotFoundError as error:
-            raise self._gone(task) from error
-        text = note_text(task, info, digest=self._digest, version=version)
-        self._bucket.write(note_name(task), text.encode(), before=self._check_lease)
-
     def remove(self, task: ShardTask) -> None:
-        """Implements `ShardSink`.
-
-        Raises:
-          TryAgainError: another run has taken the store over, and may have published the shard.
-        """
+        """Implements `ShardSink`."""
         for name in (note_name(task), self._name(task)):
             self._bucket.remove(name, before=self._check_lease)
 
 
 def note_name(task: ShardTask) -> str:
-    """Name, in a store in a bucket, of the note on a shard."""
+    """Object name of the note on a shard of a store in a bucket."""
     return f"{below(task.split)}/{PENDING}/{task.name}.json".lstrip("/")
 
 
-def open_sink(store: str, *, digest: str, lease: str | None, scratch: str | Path | None = None) -> ShardSink:
-    """The sink of a store, by its location.
+def open_sink(store: str, spec: Spec, *, lease: str | None, scratch: str | Path | None = None) -> ShardSink:
+    """Opens the sink of a store.
 
     Args:
       store: path or URL.
-      digest, lease: see `BucketShardSink`.
-      scratch: likewise, where this machine has it: a directory of the command's, that is removed with whatever a worker
-        process that was ended has left there.
+      spec: store spec.
+      lease: see `BucketShardSink`.
+      scratch: see `BucketShardSink`; ignored where this machine has no such directory. The command removes it, with the
+        files of worker processes that were ended.
     """
     if not is_url(store):
-        return LocalShardSink(Path(store), digest)
+        return LocalShardSink(Path(store), spec)
     if lease is None:
         raise ValueError(f"{store}: written without a lease")
     own = Path(scratch) if scratch is not None and Path(scratch).is_dir() else None
-    return BucketShardSink(BucketDirectory(store), digest, lease, scratch=own)
+    return BucketShardSink(BucketDirectory(store), spec, lease, scratch=own)

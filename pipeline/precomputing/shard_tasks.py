@@ -1,4 +1,4 @@
-"""The shards that a store lacks, as tasks; without Beam."""
+"""Shard tasks: the shards that a store lacks, and the published ones that are damaged."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import differences
 from pipeline.store.splits import file_split
 
-SHARD_SECONDS = 600  # a lost worker should not cost more than ten teacher minutes
+SHARD_SECONDS = 600  # longest recommended teacher time per shard: a lost worker loses its shard
 
 
 def cut_shards(split: str, *, published: list[int], total: int, views_per_shard: int) -> list[ShardTask]:
-    """The shards that are missing: cut from the published end; the last may be short.
+    """Cuts the missing views of a split into shards, from the published end on.
 
     Args:
-      split: its name.
+      split: split name.
       published: lengths of the published shards.
-      total: views that there shall be.
-      views_per_shard: at most.
+      total: number of views that the split is to have.
+      views_per_shard: largest number of views per shard; the last shard may be shorter.
 
     Raises:
-      UserError: more shards than five digits can number.
+      UserError: there would be more shards than five digits can number.
     """
     end, number = sum(published), len(published)
     count = -(-(total - end) // views_per_shard) if total > end else 0
     if number + count > MAX_SHARDS:
         least = -(-(total - end) // max(MAX_SHARDS - number, 1))
         raise UserError(
-            f"--views_per_shard={views_per_shard}: {number + count} shards, at most {MAX_SHARDS}; use "
+            f"--views_per_shard={views_per_shard}: makes {number + count} shards, expected at most {MAX_SHARDS}; use "
             f"--views_per_shard={least} or more"
         )
     return [
@@ -44,11 +44,11 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
     ]
 
 
-def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
-    """Published shards that are missing or not as the manifest says, each with what is wrong with it.
+def damaged_shards(store: Store) -> list[tuple[ShardTask, str]]:
+    """Reads every published shard; returns a repair task and a description for each that is missing or damaged.
 
-    Reads every shard. A shard is a function of (spec, first view, number of views), so what is lost can be
-    computed again, and the manifest tells whether it is the same.
+    A shard is a function of (spec, first view, number of views), so a lost shard can be computed again, and its checksum
+    in the manifest shows whether the result is the same.
     """
     found = []
     for reader in store.readers():
@@ -65,32 +65,18 @@ def damaged_tasks(store: Store) -> list[tuple[ShardTask, str]]:
     return found
 
 
-def _check_file_name(split: str, *, published: Iterable[str], store: str) -> None:
-    """Refuses a split whose shards have the file names of another published split, and would replace them.
-
-    Raises:
-      UserError: names both splits.
-    """
-    for other in published:
-        if file_split(other) == file_split(split):
-            raise UserError(
-                f"--eval_splits={split}: {store} stores {other} under the same file name, {file_split(split)}; use "
-                f"--eval_splits={other}, or name another slice"
-            )
-
-
-def pending_tasks(
+def missing_shards(
     options: PrecomputeOptions, store: Path
 ) -> tuple[list[ShardTask], dict[str, DatasetIdentity]]:
-    """Shards to be written, views last, and the data set identities of their splits.
+    """Returns the shards that are not published, views last, and the data set identity of each split.
 
     Args:
-      options: of the precompute.
+      options: precompute options.
       store: directory of the store's metadata.
 
     Raises:
-      DataError: what is published of a split is of another data set.
-      UserError: another split is published under the file name of an evaluated one.
+      DataError: the published part of a split comes from another data set.
+      UserError: another split is published under the file name of an evaluated split.
     """
     spec = options.spec
     identities = {VIEWS_SPLIT: spec.dataset}
@@ -103,16 +89,30 @@ def pending_tasks(
     for split, total in totals.items():
         directory = split_directory(store, split)
         manifest = load_manifest(directory, digest=spec.digest())
-        if split not in manifest:
+        published = []
+        if split in manifest:
+            here, there = identities[split].to_json(), manifest[split].dataset.to_json()
+            if lines := differences(here, there, sides=("here", f"in {directory}")):
+                raise DataError(
+                    f"{directory}: split {split} was written from other data: {'; '.join(lines)}; use the same data set, or "
+                    "name another --store"
+                )
+            published = [shard.records for shard in manifest[split].shards]
+        else:
             _check_file_name(split, published=manifest, store=options.store)
-        if split in manifest and (
-            lines := differences(
-                identities[split].to_json(),
-                manifest[split].dataset.to_json(),
-                sides=("here", f"in {directory}"),
-            )
-        ):
-            raise DataError(f"{directory}: split {split} was written from other data: {'; '.join(lines)}")
-        published = [s.records for s in manifest[split].shards] if split in manifest else []
         tasks += cut_shards(split, published=published, total=total, views_per_shard=options.views_per_shard)
     return tasks, identities
+
+
+def _check_file_name(split: str, *, published: Iterable[str], store: str) -> None:
+    """Refuses a split whose shards would have the file names of another published split.
+
+    Raises:
+      UserError: names both splits.
+    """
+    for other in published:
+        if file_split(other) == file_split(split):
+            raise UserError(
+                f"--eval_splits={split}: {store} stores {other} under the same file name, {file_split(split)}; use "
+                f"--eval_splits={other}, or name another slice"
+            )

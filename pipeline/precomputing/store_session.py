@@ -1,4 +1,4 @@
-"""A store's place before the work: whether it may be written, and whose it is; on a file system or in a bucket."""
+"""Pre-flight checks and exclusive locking of a store on a file system or in a bucket."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from pipeline.store.reader import Store
 from pipeline.store.shards import ShardTask, estimated_bytes, parse_shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 
-_REQUESTS = 16  # at a time
+_PARALLEL_REQUESTS = 16
 
 
 def prepare_directory(location: str) -> None:
-    """Makes the store's directory; leaves the decision on its spec to `StoreSession.write_spec`.
+    """Creates the directory of a store if it is missing.
 
     Raises:
-      UserError: something else is there, or it cannot be made or written.
+      UserError: the directory has other content, or it cannot be created or written.
     """
     if is_url(location):
         bucket = BucketDirectory(location)
@@ -47,7 +47,7 @@ def prepare_directory(location: str) -> None:
             bucket.read(SPEC_FILE, limit=SPEC_LIMIT)
         except FileNotFoundError:
             names = list(bucket.objects())
-        except ValueError:  # told with the other damage
+        except ValueError:  # reported when the spec is loaded
             return
         else:
             return
@@ -56,25 +56,27 @@ def prepare_directory(location: str) -> None:
         if (store / SPEC_FILE).exists():
             return
         names = [entry.name for entry in store.iterdir()]
-    if foreign := sorted(name for name in names if not _is_ours(name)):
+    if foreign := sorted(name for name in names if not _is_leftover(name)):
         raise UserError(
-            f"--store={location}: not a store and not empty ({foreign[0]}, ...); name another directory"
+            f"--store={location}: the directory is neither a store nor empty ({foreign[0]}, ...); name another directory"
         )
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a run that died before its spec may have left a file of this name."""
+def _is_leftover(name: str) -> bool:
+    """Whether a run that died before it wrote the spec may have left a file of this name."""
     return name == LOCK_FILE or name.startswith(f"{TEMPORARY}{SPEC_FILE}")
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreSession:
-    """A store that this process alone writes.
+    """A store that only this process writes.
 
     Attributes:
-      location: path or URL.
-      path: directory of its metadata, the store's own or a copy's; workers of this machine note their progress there.
-      lease: of a store in a bucket: what its workers know the lock by.
+      location: path or URL of the store.
+      path: directory of the metadata: the store, or a copy of a bucket's metadata. Workers on this machine note their
+        progress there.
+      lease: lease of the lock of a store in a bucket.
+      copy: copy of the metadata of a store in a bucket.
     """
 
     location: str
@@ -83,14 +85,14 @@ class StoreSession:
     copy: MetadataCopy | None = None
 
     def check(self, spec: Spec, *, repair: bool = False) -> None:
-        """Compares the spec that is there, and the published shards' sizes with the manifest.
+        """Compares the store's spec with `spec`, and the sizes of published shards with the manifest.
 
         Args:
-          spec: that is asked for.
-          repair: leaves damaged shards to `damaged_tasks`.
+          spec: requested spec.
+          repair: whether to skip the shards, because `damaged_shards` will read them.
 
         Raises:
-          DataError: another spec, a published shard that is missing or of another size, or a link out of the store.
+          DataError: the specs differ, a published shard is missing or has another size, or a link leads out of the store.
         """
         check_links(self.path, *STORE_DIRECTORIES)
         self.remove_leftovers()
@@ -103,11 +105,11 @@ class StoreSession:
                 self.open_store().check_files()
 
     def open_store(self) -> Store:
-        """What is published, also where that is evaluation splits alone."""
+        """Opens what is published, which may be evaluation splits without a whole epoch of views."""
         return Store(self.location, in_order=False, unfinished=True)
 
     def check_lock(self) -> None:
-        """Checks that this process still holds the lock, which only a bucket's can lose.
+        """Checks that this process still holds the lock. Only the lock of a bucket can be lost.
 
         Raises:
           TryAgainError: another run has taken the store over.
@@ -116,7 +118,7 @@ class StoreSession:
             check_lease(self.copy.bucket, self.lease)
 
     def write_spec(self, spec: Spec) -> None:
-        """Writes the spec, once teacher and flags are known to work: a refused run must not claim the store."""
+        """Writes the spec if the store has none. A refused run must not, so call this after all checks."""
         if not (self.path / SPEC_FILE).exists():
             if self.copy is not None:
                 self._create_spec(spec.to_json().encode())
@@ -124,22 +126,31 @@ class StoreSession:
         (self.path / EVAL_DIRECTORY).mkdir(exist_ok=True)
 
     def _create_spec(self, text: bytes) -> None:
-        """Puts the spec into the bucket; never over another's, whose shards would be taken for this one's."""
+        """Writes the spec into the bucket unless another run has written one.
+
+        Raises:
+          TryAgainError: another run has, or has taken the store over.
+        """
         bucket = BucketDirectory(self.location)
         try:
             bucket.replace(SPEC_FILE, text, version=None, before=self.check_lock)
         except FileExistsError as error:
             raise TryAgainError(
-                f"--store={self.location}: another run has written its spec meanwhile; run the same command again"
+                f"--store={self.location}: another run has written its {SPEC_FILE} meanwhile; run the same command again"
             ) from error
 
     def remove_leftovers(self) -> None:
-        """Removes what writers that died left, and of what is published the notes: those were to go in the last step."""
+        """Removes temporary files of dead writers, and notes on published shards.
+
+        Raises:
+          TryAgainError: another run has taken the store over.
+        """
         for directory in (self.path, self.path / EVAL_DIRECTORY):
             if not directory.is_dir():
                 continue
             with naming(self.path, self.location):
-                _remove_leftovers(directory)
+                remove_temporaries(directory)
+                remove_notes(directory)
                 lengths = published_lengths(directory)
             if self.copy is not None:
                 bucket = BucketDirectory(self.location)
@@ -147,30 +158,30 @@ class StoreSession:
                 left = [name for name in bucket.objects(notes) if _is_published(Path(name).stem, lengths)]
                 bucket.remove_all(left, before=self.check_lock)
 
-    def take_over(self, tasks: list[ShardTask], sink: ShardSink) -> list[ShardTask]:
-        """The shards among `tasks` that an interrupted run finished; other files of their names are removed.
+    def adopt_finished(self, tasks: list[ShardTask], sink: ShardSink) -> list[ShardTask]:
+        """Returns those of `tasks` whose shards an interrupted run finished; removes other files of their names.
 
-        So a shard that is written is never in another's way, and never takes another's place.
+        Without these files, every shard can be written, and none replaces another.
 
         Raises:
           ValueError: one of the tasks has the name of a published shard.
         """
-        lengths = {
-            below(split): published_lengths(split_directory(self.path, split))
-            for split in {task.split for task in tasks}
-        }
+        if not tasks:
+            return []
+        directories = {split_directory(self.path, task.split) for task in tasks}
+        lengths = {directory: published_lengths(directory) for directory in directories}
         for task in tasks:
-            if _is_published(task.name, lengths[below(task.split)]):
-                raise ValueError(f"{task.name} is published: it is neither computed again nor removed")
+            if _is_published(task.name, lengths[split_directory(self.path, task.split)]):
+                raise ValueError(f"{task.name} is published; it must be neither computed nor removed")
         by_name = {f"{below(task.split)}/{task.name}".lstrip("/"): task for task in tasks}
         left = [by_name[name] for name in self._file_names() if name in by_name]
-        with concurrent.futures.ThreadPoolExecutor(_REQUESTS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
             found = list(zip(left, pool.map(sink.finished, left), strict=True))
             list(pool.map(sink.remove, [task for task, info in found if info is None]))
         return [task for task, info in found if info is not None]
 
     def _file_names(self) -> list[str]:
-        """Names of the files of the store's directories, relative to it."""
+        """Names of the files of the store, relative to it."""
         if self.copy is not None:
             return list(self.copy.bucket.objects())
         directories = [d for d in (self.path, self.path / EVAL_DIRECTORY) if d.is_dir()]
@@ -179,10 +190,10 @@ class StoreSession:
 
 @contextlib.contextmanager
 def open_session(location: str) -> Iterator[StoreSession]:
-    """Holds the lock of a store.
+    """Holds the lock of a store within the context.
 
     Raises:
-      UserError: somebody else holds it; says who, since when, and how to break it.
+      UserError: another process holds the lock; names it and how to end it.
     """
     if not is_url(location):
         with writer_lock(Path(location)):
@@ -194,13 +205,8 @@ def open_session(location: str) -> Iterator[StoreSession]:
         yield StoreSession(location, copy.path, lease, copy)
 
 
-def _remove_leftovers(directory: Path) -> None:
-    remove_temporaries(directory)
-    remove_notes(directory)
-
-
 def remove_notes(directory: Path) -> None:
-    """Removes the notes on shards that are published; only the holder of the store's lock may."""
+    """Removes the notes on published shards of a directory; the caller holds the lock of the store."""
     pending = directory / PENDING
     if not pending.is_dir():
         return
@@ -209,7 +215,7 @@ def remove_notes(directory: Path) -> None:
     for path in pending.iterdir():
         if _is_published(path.stem, lengths):
             path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # notes on shards that this run can adopt
+    with contextlib.suppress(OSError):  # not empty: notes on shards that this run can adopt
         pending.rmdir()
 
 
@@ -219,14 +225,14 @@ def _is_published(shard: str, lengths: Mapping[str, Sequence[int]]) -> bool:
 
 
 def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
-    """Refuses a run that the disk cannot hold, before it begins: all shards, or one on its way to a bucket.
+    """Checks that the disk can hold the missing shards, or the largest one if they are uploaded to a bucket.
 
     Args:
-      tasks: shards that are still to be written.
-      options: of the precompute.
+      tasks: shards to be written.
+      options: precompute options.
 
     Raises:
-      UserError: names both sizes.
+      UserError: the disk is too small; names both sizes.
     """
     remote = is_url(options.store)
     place = tempfile.gettempdir() if remote else options.store
@@ -237,5 +243,5 @@ def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
     if needed > free:
         raise UserError(
             f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed{f' in {place}' if remote else ''}, "
-            f"{free / 1e6:,.1f} MB are free there"
+            f"{free / 1e6:,.1f} MB are free there; free some space, or name another directory"
         )

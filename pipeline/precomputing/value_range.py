@@ -1,7 +1,7 @@
-"""Is the teacher fed what it was trained on? Its top-1 under each value range, on a sample of labeled images.
+"""Checks the teacher's value range by its top-1 under each value range, on a sample of labeled images.
 
-A wrong `--teacher_value_range` breaks nothing: the store is whole, the logits are finite, and each student learns from
-a teacher that sees noise. Labels show it at once.
+A wrong `--teacher_value_range` causes no error: the store is complete and the logits are finite, but students learn from a
+teacher that sees noise. Labels reveal it.
 """
 
 from __future__ import annotations
@@ -17,49 +17,50 @@ from pipeline.cli.choices import VALUE_RANGES
 from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.labels import UNLABELED
-from pipeline.precomputing.sample import spread
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.render import Window, eval_renderer
 from pipeline.views.source import ImageSource
+from pipeline.views.stratified import stratified_sample
 
-# At most so many images, one of each of as many stretches of the split, which may be sorted by class. A teacher that is
-# fed the wrong range is usually near chance, and 64 images are enough; 256 separate 85 % from 70 %.
+# Largest number of images, spread over the split, which may be sorted by class. With a wrong range, a teacher is usually near
+# chance, and 64 images are enough; 256 distinguish 85 % from 70 %.
 SAMPLE = 256
-# A range is clearly better than another if it leads by 5 points of top-1, and if an exact sign test on the images that
-# only one of the two gets right gives less than 1 in 1,000: 10 of 10, 16 of 18, 31 of 40.
+# A range is clearly better than another if its top-1 is higher by 5 points, and if an exact sign test on the images that
+# only one of the two classifies correctly gives less than 1 in 1,000: 10 of 10, 16 of 18, 31 of 40.
 LEAD = 0.05
 SIGNIFICANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RangeFigures:
-    """What a sample of labeled images says.
+    """Results on a sample of labeled images.
 
     Attributes:
-      split: of the data set.
-      asked: the value range that was asked for.
-      correct: by value range, which images it gets right, bool [n]; a range that fell behind has fewer of them.
+      split: split of the data set.
+      requested: requested value range.
+      correct: for each value range, whether each image is classified correctly, bool [n]; n is smaller for ranges that are
+        clearly worse than the requested one.
     """
 
     split: str
-    asked: str
+    requested: str
     correct: dict[str, np.ndarray]
 
     def better(self) -> str | None:
-        """The range that is clearly better than the one asked for, if there is one."""
-        rivals = [
-            name for name in self.correct if _beats(self.correct[name], self.correct[self.asked], lead=LEAD)
-        ]
-        return max(rivals, key=lambda name: self.correct[name].mean(), default=None)
+        """The best range that is clearly better than the requested one, or None."""
+        requested = self.correct[self.requested]
+        better = [name for name, correct in self.correct.items() if _is_better(correct, requested, lead=LEAD)]
+        return max(better, key=lambda name: self.correct[name].mean(), default=None)
 
-    def fallen_behind(self, name: str) -> bool:
-        """Whether a range is worse than the one asked for beyond doubt, so that it needs no more images."""
-        return name != self.asked and _beats(self.correct[self.asked], self.correct[name], lead=0.0)
+    def is_worse(self, name: str) -> bool:
+        """Whether a range is clearly worse than the requested one, so that it needs no more images."""
+        requested = self.correct[self.requested]
+        return name != self.requested and _is_better(requested, self.correct[name], lead=0.0)
 
     def text(self) -> str:
-        """One line for the user."""
+        """One line for the terminal."""
         parts = [
             f"{name} {found.mean():.1%}" + (f" (of {len(found)})" if len(found) < self.count else "")
             for name, found in self.correct.items()
@@ -68,12 +69,12 @@ class RangeFigures:
 
     @property
     def count(self) -> int:
-        """Images that the range asked for was tried on."""
-        return len(self.correct[self.asked])
+        """Number of images for the requested range."""
+        return len(self.correct[self.requested])
 
 
-def _beats(ours: np.ndarray, theirs: np.ndarray, *, lead: float) -> bool:
-    """Whether the first is clearly better on the images that both were tried on, bool [n] each."""
+def _is_better(ours: np.ndarray, theirs: np.ndarray, *, lead: float) -> bool:
+    """Whether `ours` is clearly better than `theirs`, bool [n] and [m], on their common images."""
     count = min(len(ours), len(theirs))
     ours, theirs = ours[:count], theirs[:count]
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
@@ -85,23 +86,23 @@ def _beats(ours: np.ndarray, theirs: np.ndarray, *, lead: float) -> bool:
 
 
 def measure(worker: ShardWorker, datasets: Mapping[str, Dataset]) -> RangeFigures | None:
-    """Tries each value range on the same evaluation crops, until those not asked for have fallen behind.
+    """Tries each value range on the same evaluation crops, until the others are clearly worse than the requested one.
 
     Args:
-      worker: of the precompute.
-      datasets: by split of the store; a held-out one is preferred to the one that views are of.
+      worker: worker of the precompute.
+      datasets: data set of each split of the store; a held-out split is preferred to the training split.
 
     Returns:
-      The figures; None if the sample has no labels.
+      The results, or None if the sample has no labels.
 
     Raises:
-      UserError: the teacher cannot be run.
+      UserError: the teacher fails.
       DataError: an image is damaged.
     """
     views = datasets[VIEWS_SPLIT]
     held_out = [dataset for dataset in datasets.values() if not dataset.overlap(views)]
     for dataset in [*held_out, views]:
-        examples = spread(range(dataset.num_examples), SAMPLE, seed=0, stream="value range")
+        examples = stratified_sample(range(dataset.num_examples), SAMPLE, seed=0, stream="value range")
         labels = dataset.labels(examples)
         if (labeled := labels != UNLABELED).any():
             return _measure(worker, dataset, examples[labeled], labels[labeled])
@@ -110,28 +111,29 @@ def measure(worker: ShardWorker, datasets: Mapping[str, Dataset]) -> RangeFigure
 
 def _measure(worker: ShardWorker, dataset: Dataset, examples: np.ndarray, labels: np.ndarray) -> RangeFigures:
     size, crop, image_size = worker.batch_size, worker.spec.eval_crop, worker.spec.policy.image_size
-    asked = worker.teacher.value_range
+    requested = worker.teacher.value_range
     figures = RangeFigures(
         split=dataset.split,
-        asked=asked,
-        correct={name: np.zeros(0, bool) for name in sorted(VALUE_RANGES, key=lambda name: name != asked)},
+        requested=requested,
+        correct={
+            name: np.zeros(0, bool) for name in sorted(VALUE_RANGES, key=lambda name: name != requested)
+        },
     )
     for start in range(0, len(examples), size):
         crops = eval_crops(dataset, crop, image_size=image_size, examples=examples[start : start + size])
         count = len(crops)
         padded = np.concatenate([crops, np.repeat(crops[-1:], size - count, axis=0)])
-        rivals = [name for name in figures.correct if not figures.fallen_behind(name)]
-        for name in rivals:
+        for name in [name for name in figures.correct if not figures.is_worse(name)]:
             choice = worker.teacher.run_in_range(padded, name)[:count].argmax(axis=1)
             found = choice == labels[start : start + size]
             figures.correct[name] = np.concatenate([figures.correct[name], found])
-        if figures.better() or all(figures.fallen_behind(name) for name in figures.correct if name != asked):
+        if figures.better() or all(figures.is_worse(name) for name in figures.correct if name != requested):
             break
     return figures
 
 
 def eval_crops(dataset: Dataset, crop: EvalCrop, *, image_size: int, examples: np.ndarray) -> np.ndarray:
-    """Evaluation crops of examples int64 [n], by the one renderer: uint8 [n, S, S, 3].
+    """Renders the evaluation crops of examples, int64 [n] to uint8 [n, S, S, 3].
 
     Raises:
       DataError: an image is damaged.
@@ -150,11 +152,11 @@ def eval_crops(dataset: Dataset, crop: EvalCrop, *, image_size: int, examples: n
 
 
 def check_value_range(figures: RangeFigures, *, assumed: bool) -> None:
-    """Refuses a value range that another one beats clearly.
+    """Refuses a value range if another one is clearly better.
 
     Args:
-      figures: of `measure`.
-      assumed: the user says that it is right all the same.
+      figures: results of `measure`.
+      assumed: whether the user states that the range is right.
 
     Raises:
       UserError: another one is clearly better.
@@ -162,9 +164,9 @@ def check_value_range(figures: RangeFigures, *, assumed: bool) -> None:
     better = figures.better()
     if better is None or assumed:
         return
-    ours, theirs = figures.correct[figures.asked], figures.correct[better]
+    ours, theirs = figures.correct[figures.requested], figures.correct[better]
     raise UserError(
-        f"--teacher_value_range={figures.asked}: the teacher's top-1 on {figures.count} images of {figures.split} is "
-        f"{ours.mean():.1%}, and {theirs.mean():.1%} with {better}; pass --teacher_value_range={better}, or "
-        "--assume_value_range to go on"
+        f"--teacher_value_range={figures.requested}: the teacher's top-1 on {figures.count} images of {figures.split} is "
+        f"{ours.mean():.1%}, but {theirs.mean():.1%} with {better}; pass --teacher_value_range={better}, or "
+        "--assume_value_range if the range is right"
     )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -227,95 +227,119 @@ def open_shard(path: Path, records: int, *, place: str | None = None) -> ArrayRe
     return reader
 
 
-def write_shard(
-    path: Path,
-    chunks: Iterable[list[bytes]],
-    records: int,
-    *,
-    expected: str | None = None,
-    replace: bool = False,
-) -> tuple[int, str]:
-    """Writes, closes, reopens, counts and checksums a shard, and gives it its name.
+class ShardFile:
+    """A shard file that is being written under a temporary name; see `create_shard`.
 
-    Args:
-      path: of the finished shard.
-      chunks: lists of serialized records, in order.
-      records: how many there have to be.
-      expected: SHA-256 that the file must have, if it is known.
-      replace: whether it takes the place of a file at `path`.
-
-    Returns:
-      Size in bytes and SHA-256 of the file at `path`.
-
-    Raises:
-      FileExistsError: another file is at `path`, with other content; it stays.
-      UserError: the disk is full, or cannot be written.
-      DataError: it does not read back, or has another SHA-256; what is at `path` stays.
+    Attributes:
+      size: bytes of the finished file.
+      sha256: SHA-256 of the finished file; empty while it is written.
     """
-    size, sha256 = 0, ""
-    try:
-        with atomic_file(path, replace=replace) as temporary:
-            size, sha256 = _write_records(temporary, path, chunks, records, expected)
-    except FileExistsError:
-        if not sha256 or sha256_of(path) != sha256:
-            raise
-    return size, sha256
 
+    def __init__(self, temporary: Path, path: Path) -> None:
+        self._temporary, self._path = temporary, path
+        self._writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        self.size, self.sha256 = 0, ""
 
-def _write_records(
-    temporary: Path, path: Path, chunks: Iterable[list[bytes]], records: int, expected: str | None
-) -> tuple[int, str]:
-    """`write_shard`, before the file gets its name."""
-    with _record_writer(temporary, path) as write:
-        for chunk in chunks:
-            write(chunk)
-    try:
-        open_shard(temporary, records).close()
-    except DataError as error:
-        raise DataError(
-            f"{path}: what was written does not read back ({error}); is the disk full?"
-        ) from error
-    size, sha256 = temporary.stat().st_size, sha256_of(temporary)
-    if expected not in (None, sha256):
-        raise DataError(
-            f"{path}: computed again, its sha256 is {sha256[:16]} here, {expected[:16]} in the manifest; what is "
-            "there stays: this machine or its libraries compute otherwise than what spec.json names, so bring the "
-            "file back from a copy"
-        )
-    return size, sha256
+    def write(self, serialized: Iterable[bytes]) -> None:
+        """Appends serialized records.
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        with self._named_errors():
+            for record in serialized:
+                self._writer.write(record)
+
+    def close(self) -> None:
+        """Closes the file.
+
+        Raises:
+          UserError: the disk is full or not writable.
+        """
+        with self._named_errors():
+            self._writer.close()
+
+    def verify(self, records: int, expected: str | None) -> None:
+        """Reopens the closed file, counts its records and computes its checksum.
+
+        Raises:
+          DataError: the file does not read back, or `expected` is another SHA-256.
+        """
+        path = self._path
+        try:
+            open_shard(self._temporary, records).close()
+        except DataError as error:
+            raise DataError(
+                f"{path}: what was written does not read back ({error}); is the disk full?"
+            ) from error
+        size, sha256 = self._temporary.stat().st_size, sha256_of(self._temporary)
+        if expected not in (None, sha256):
+            raise DataError(
+                f"{path}: computed again, its sha256 is {sha256[:16]} here, {expected[:16]} in the manifest; what is "
+                "there stays: this machine or its libraries compute otherwise than what spec.json names, so bring the "
+                "file back from a copy"
+            )
+        self.size, self.sha256 = size, sha256
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turns ArrayRecord's errors into UserErrors that name the final path."""
+        try:
+            yield
+        except RuntimeError as error:
+            if (found := of_the_system(error)) is None:
+                text = f"{self._path}: {first_line(error).split(';')[0]}; nothing published is lost"
+            else:
+                text = str(found).replace(str(self._temporary), str(self._path))
+            raise UserError(text) from error
 
 
 @contextlib.contextmanager
-def _record_writer(temporary: Path, path: Path) -> Iterator[Callable[[list[bytes]], None]]:
-    """An ArrayRecord writer of `temporary`, closed whatever happens; its errors name `path`.
+def create_shard(
+    path: Path, records: int, *, expected: str | None = None, replace: bool = False
+) -> Iterator[ShardFile]:
+    """Writes a shard within the context: temporary name, close, reopen, count, checksum, rename.
+
+    Args:
+      path: final path.
+      records: number of records that the context has to write.
+      expected: SHA-256 that the file must have, if it is known.
+      replace: whether the shard replaces a file at `path`.
 
     Raises:
-      UserError: the disk is full, or cannot be written.
+      FileExistsError: `path` has a file with other content, which stays.
+      UserError: the disk is full or not writable.
+      DataError: the file does not read back or has another SHA-256; a file at `path` stays.
     """
-
-    def refused(error: RuntimeError) -> UserError:
-        if (found := of_the_system(error)) is None:
-            return UserError(f"{path}: {first_line(error).split(';')[0]}; nothing published is lost")
-        return UserError(str(found).replace(str(temporary), str(path)))
-
-    def write(chunk: list[bytes]) -> None:
-        try:
-            for record in chunk:
-                writer.write(record)
-        except RuntimeError as error:
-            raise refused(error) from error
-
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    file = None
     try:
-        yield write
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the first error is the one to be told
-            writer.close()
-        raise
-    try:
-        writer.close()
-    except RuntimeError as error:
-        raise refused(error) from error
+        with atomic_file(path, replace=replace) as temporary:
+            file = ShardFile(temporary, path)
+            try:
+                yield file
+            except BaseException:
+                with contextlib.suppress(UserError):  # the first error is the one to report
+                    file.close()
+                raise
+            file.close()
+            file.verify(records, expected)
+    except FileExistsError:
+        if file is None or not file.sha256 or sha256_of(path) != file.sha256:
+            raise
+
+
+def write_shard(
+    path: Path, chunks: Iterable[list[bytes]], records: int, *, replace: bool = False
+) -> tuple[int, str]:
+    """Writes a shard from lists of serialized records; see `create_shard`.
+
+    Returns:
+      Size in bytes and SHA-256 of the file at `path`.
+    """
+    with create_shard(path, records, replace=replace) as file:
+        for chunk in chunks:
+            file.write(chunk)
+    return file.size, file.sha256
 
 
 class _Note(TypedDict):

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         def precompute(worker: ShardWorker) -> Callable[[], int]:
             def work() -> int:
                 task = ShardTask(split=VIEWS_SPLIT, number=next(numbers), first=0, records=flags.views)
-                return worker.compute(task).info.records
+                return worker.run(task).info.records
 
             return work
 

@@ -27,13 +27,13 @@ from apache_beam.utils.shared import Shared
 
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser, positive
+from pipeline.pages.statistics import sample_views
 from pipeline.pages.summary import find_contents, find_problems
 from pipeline.precompute import run_pipeline
 from pipeline.precomputing.options import PrecomputeOptions
 from pipeline.precomputing.progress import Progress
 from pipeline.precomputing.publishing import publish_results
-from pipeline.precomputing.sample import sample_views
-from pipeline.precomputing.shard_tasks import pending_tasks
+from pipeline.precomputing.shard_tasks import missing_shards
 from pipeline.precomputing.store_session import StoreSession
 from pipeline.precomputing.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity
@@ -172,7 +172,7 @@ def resume(options: PrecomputeOptions) -> None:
     measured(
         "resuming: spec, sizes of all files", lambda: StoreSession(options.store, store).check(options.spec)
     )
-    tasks, _ = measured("resuming: pending shards of one more epoch", lambda: pending_tasks(longer, store))
+    tasks, _ = measured("resuming: pending shards of one more epoch", lambda: missing_shards(longer, store))
     found = measured("a reader: opening the store", lambda: Store(store))
     contents = measured("inspect: contents", lambda: find_contents(found))
     problems = measured("inspect: sizes of all files", lambda: find_problems(found, checksums=False))
@@ -199,13 +199,16 @@ def main(argv: list[str]) -> int:
             epochs=flags.epochs,
             views_per_shard=flags.views_per_shard,
             image_cache_bytes=0,
+            input_buffer_bytes=None,
             data_cache_bytes=0,
             datasets={},
             repair=False,
+            assume_value_range=False,
             spec=make_spec(flags.examples),
+            loaded=None,  # type: ignore[arg-type]  # no teacher is run
         )
         print(f"peak of the process after its imports: {_peak() / 1e6:,.0f} MB")
-        tasks, _ = measured("pending shards", lambda: pending_tasks(options, Path(scratch)))
+        tasks, _ = measured("pending shards", lambda: missing_shards(options, Path(scratch)))
         first_shard(options.spec, tasks)
         StoreSession(scratch, Path(scratch)).write_spec(options.spec)
         print(f"peak of the process so far: {_peak() / 1e6:,.0f} MB")

@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser, number, positive
+from pipeline.precomputing.verification import sample_batches, verify_split
 from pipeline.store.layout import EVAL_DIRECTORY, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, publish_metadata
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
-from pipeline.verify import sample_batches, verify_split
 from pipeline.views.input import Batch
 from pipeline.views.records import ViewRecords
 from tests.benchmarks.scale import make_spec
@@ -101,8 +101,14 @@ class KnownRecords:
             columns = ("example", "box", "flip", "ratio", "found_crop_hash", "found_source_hash", "logits")
             yield {name: tf.constant(getattr(self.records, names.get(name, name))[rows]) for name in columns}
 
-    def run_teacher(self, batch: Batch) -> np.ndarray:
+    @property
+    def batch_size(self) -> int:
+        """Teacher batch size."""
+        return self.spec.teacher.batch_size
+
+    def run_teacher(self, batch: Batch, *, split: str) -> np.ndarray:
         """Logits float32 [B, C]."""
+        del split
         return batch["logits"].numpy()
 
 

@@ -142,7 +142,7 @@ def start(flags: list[str], *, log: Path, before: Callable[[], Any] = lambda: No
     def work() -> None:
         # Epochs are published as soon as they are finished, so that kills meet that more often than at the end.
         publishing._POLL_SECONDS = publishing._REMOTE_POLL_SECONDS = 0.02
-        publishing._SHARE = 0.5
+        publishing._TIME_SHARE = 0.5
         sys.argv = ["precompute", *flags]
         show_warnings()
         before()

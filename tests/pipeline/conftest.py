@@ -1,4 +1,4 @@
-"""What a precompute is asked for, and a teacher that breaks in the middle of it."""
+"""Flags of a precompute, and teachers that fail in the middle of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.stores import Asked, PlainTeacher, save_teacher
 
 @pytest.fixture
 def asked(data_dir: Path, teacher_path: Path, tmp_path: Path) -> Asked:
-    """The flags of the published store, with a store of their own."""
+    """Flags of the published store, for a new store."""
     return Asked(data_dir, teacher_path, tmp_path / "new")
 
 
 def save_breaking_teacher(path: Path, calls: int) -> Path:
-    """A SavedModel whose logits are not finite after so many calls in a process."""
+    """Saves a teacher whose logits are NaN after `calls` calls in a process."""
     module = PlainTeacher()
     module.calls = count = tf.Variable(0)
 
@@ -30,11 +30,11 @@ def save_breaking_teacher(path: Path, calls: int) -> Path:
 
 @pytest.fixture(scope="session")
 def breaking_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Breaks in the middle of the shards, in the command's process, which calls it 14 times to try it; read only."""
+    """Fails in the middle of the shards in the command's process, which tries it with 14 calls; read only."""
     return save_breaking_teacher(tmp_path_factory.mktemp("breaking") / "teacher", 20)
 
 
 @pytest.fixture(scope="session")
 def breaking_worker_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Breaks in the last of the 15 batches of a worker process, which does not try it; read only."""
+    """Fails in the last of the 15 batches of a worker process, which does not try it; read only."""
     return save_breaking_teacher(tmp_path_factory.mktemp("breaking_worker") / "teacher", 14)

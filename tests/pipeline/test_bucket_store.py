@@ -1,10 +1,9 @@
-"""Precomputes into a bucket: the same bytes as on a disk, over a failing link, killed, and two at once."""
+"""Precompute into a bucket: same bytes as on a disk, failing links, kills, and two runs at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import signal
 import subprocess
 import sys
@@ -36,19 +35,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def remote(asked: Asked, s3: str) -> Asked:
-    """The flags of the published store, into the bucket."""
+    """Flags of the published store, for a store in the bucket."""
     return dataclasses.replace(asked, store=s3)
 
 
 def content(url: str, port: int) -> dict[str, bytes]:
-    """All objects of a store but its lock, and its spec, which has another command line."""
+    """Objects of a store by name, without its lock and its spec, which has another command line."""
     prefix = url.removeprefix(f"s3://{BUCKET}/")
     names = set(BucketDirectory(url).objects()) - {"spec.json", LOCK_FILE}
     return {name: get_object(port, f"{prefix}/{name}") for name in names}
 
 
 def files(store: Path) -> dict[str, bytes]:
-    """Likewise of a store on a disk."""
+    """Files of a store by name, without its lock and its spec."""
     paths = [p for p in store.rglob("*") if p.is_file() and p.name not in ("spec.json", LOCK_FILE)]
     return {path.relative_to(store).as_posix(): path.read_bytes() for path in paths}
 
@@ -61,7 +60,7 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Data set and teacher from the bucket, too, and over a link that drops every fifth answer; grown once."""
+    """Data set and teacher are in the bucket too, the link drops every fifth answer, and the store is extended."""
     url = str(remote.store)
     prefix = f"other/{url.removeprefix(f's3://{BUCKET}/')}"
     places = {}
@@ -86,7 +85,7 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(
     assert "0 differing crops, largest logit difference 0 " in capsys.readouterr().out
     assert inspect.main([f"--store={url}", "--checksums"]) == 0
     assert f"store       {url}, format 1" in (text := capsys.readouterr().out)
-    assert "whole: each of 4 shards is as the manifest says" in text
+    assert "complete: each of 4 shards matches the manifest" in text
 
 
 def test_repair_of_a_shard_in_a_bucket(
@@ -111,22 +110,22 @@ def test_a_second_writer_and_a_foreign_directory_are_refused(
         monkeypatch.setattr("pipeline.storage.lease.is_dead", lambda owner: False)
         code, line = fail(remote.flags(), capsys, main=main)
     assert code == 2
-    assert f"process {os.getpid()}" in line
+    assert str(remote.store) in line
     BucketDirectory(str(remote.store)).write("photo.jpg", b"")
     code, line = fail(remote.flags(), capsys, main=main)
-    assert (code, "not a store and not empty (photo.jpg, ...)" in line) == (2, True)
+    assert code == 2
+    assert "photo.jpg" in line
 
 
 def test_another_spec_is_refused_with_both_sides(remote: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(remote.flags("--epochs=1")) == 0
     code, line = fail(remote.flags("--seed=3"), capsys, main=main)
     assert code == 3
-    assert (
-        f"--store={remote.store} was made from another spec: seed: 3 asked for, 0 in {remote.store}" in line
-    )
+    for part in (f"--store={remote.store}", "seed: 3 "):
+        assert part in line
 
 
-def test_who_lost_the_lock_writes_nothing_more(
+def test_a_run_that_lost_the_lock_writes_nothing(
     remote: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bucket = BucketDirectory(str(remote.store))
@@ -143,19 +142,19 @@ def test_who_lost_the_lock_writes_nothing_more(
     assert sorted(bucket.objects()) == [LOCK_FILE, "spec.json"]
 
 
-def test_metadata_that_are_damaged_are_named_by_their_url(remote: Asked) -> None:
+def test_damaged_metadata_are_named_by_their_url(remote: Asked) -> None:
     assert main(remote.flags("--epochs=1")) == 0
     BucketDirectory(str(remote.store)).write("manifest.json", b"{")
-    with pytest.raises(DataError, match=rf"{remote.store}/manifest.json: not a store's manifest"):
+    with pytest.raises(DataError, match=rf"{remote.store}/manifest.json: "):
         Store(str(remote.store))
     BucketDirectory(str(remote.store)).remove("spec.json")
-    with pytest.raises(UserError, match=rf"--store={remote.store}: no spec.json there; write a store with"):
+    with pytest.raises(UserError, match=rf"{remote.store}: .*spec.json"):
         Store(str(remote.store))
 
 
 @pytest.fixture
 def slow_link(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyLink]:
-    """Half a second for each shard and each step of publishing, so that a kill meets one."""
+    """A link that delays each write by half a second, so that a kill interrupts one."""
 
     def faults(method: str, path: str, number: int) -> Fault:
         return Fault(latency=0.5 if method == "PUT" else 0.0)
@@ -166,7 +165,7 @@ def slow_link(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyL
 
 
 def puts(link: FaultyLink) -> int:
-    """How many objects were put there, but the lock."""
+    """Number of written objects, without the lock."""
     return link.count("PUT", "") - link.count("PUT", LOCK_FILE)
 
 
@@ -174,7 +173,7 @@ def puts(link: FaultyLink) -> int:
 def test_killed_at_each_step_it_is_finished_by_the_same_command(
     remote: Asked, asked: Asked, s3_port: int, slow_link: FaultyLink
 ) -> None:
-    """SIGKILL before each object that a run puts there has come; what is there after each is continued."""
+    """SIGKILL before each written object; the same command continues after each kill."""
     assert main(asked.flags()) == 0
     command = [sys.executable, "-m", "pipeline.precompute", *remote.flags()]
     kills = 0
@@ -202,7 +201,7 @@ def test_killed_at_each_step_it_is_finished_by_the_same_command(
 def test_a_writer_that_wakes_up_after_its_lock_was_taken_writes_nothing_more(
     remote: Asked, asked: Asked, s3_port: int, slow_link: FaultyLink, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """SIGSTOP to a precompute, which another one takes the store over from, and SIGCONT when that has finished."""
+    """SIGSTOP to a run, another run takes its store over and finishes, SIGCONT to the first one."""
     assert main(asked.flags()) == 0
     command = [sys.executable, "-m", "pipeline.precompute", *remote.flags()]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:

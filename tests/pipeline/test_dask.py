@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 class Cluster:
-    """A scheduler and two workers, each a process of its own that the kernel can kill."""
+    """A scheduler and two workers as separate processes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -53,12 +53,12 @@ class Cluster:
         return process
 
     def start_worker(self, number: int) -> subprocess.Popen[bytes]:
-        """One thread; no nanny, which would start a killed worker again."""
+        """Starts a worker with one thread, without the nanny that restarts killed workers."""
         flags = ("--nthreads=1", "--no-nanny", f"--local-directory={self._directory}")
         return self._start("worker", self.address, *flags, name=f"worker{number}")
 
     def flags(self) -> list[str]:
-        """Of the precompute: by default Beam puts 128 shards into one partition, and one worker does them all."""
+        """Flags of the precompute. By default, Beam puts 128 shards into one partition of one worker."""
         return [RUNNER, f"--dask_client_address={self.address}", "--dask_partition_size=1"]
 
     def stop(self) -> None:
@@ -93,10 +93,10 @@ def test_dask_workers_write_the_same_bytes(cluster: Cluster, asked: Asked, publi
     assert shard_files(asked.store) == shard_files(published_store)
 
 
-def test_a_dask_worker_that_is_killed_costs_its_shard_and_no_more(
+def test_a_killed_dask_worker_loses_only_its_shard(
     cluster: Cluster, asked: Asked, published_store: Path
 ) -> None:
-    """Dask gives what the dead worker had to the other one; the command, or the same again, finishes the store."""
+    """Dask moves its tasks to the other worker; the command, or its repetition, finishes the store."""
     with start(asked.flags(*cluster.flags())) as process:
         deadline = time.monotonic() + 300
         while not list(asked.store.rglob("*.array_record-*")):

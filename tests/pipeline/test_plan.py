@@ -1,4 +1,4 @@
-"""pipeline.plan: what the numbers come to, from given rates and from a calibration."""
+"""pipeline.plan: estimates from given and from measured rates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.plan import Rates, Task, main, make_plan, table
+from pipeline.plan import main
+from pipeline.precomputing.planning import Rates, Workload, make_plan, plan_text
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.reader import Store
 from tests import stores
 
-TASK = Task(
+WORKLOAD = Workload(
     dataset="flowers:1.0.0",
     num_examples=1000,
     num_classes=100,
@@ -33,8 +34,8 @@ def plan_of(argv: list[str], tmp_path: Path) -> dict[str, Any]:
     return plan
 
 
-def test_hours_and_break_even_are_what_the_rates_say() -> None:
-    plan = make_plan(TASK, Rates(teacher=2.0, precompute=1.0, measured=False), students=5, workers=3)
+def test_hours_and_break_even_follow_from_the_rates() -> None:
+    plan = make_plan(WORKLOAD, Rates(teacher=2.0, precompute=1.0, measured=False), students=5, workers=3)
     assert plan["views"] == 36_000
     assert plan["teacher_hours"] == pytest.approx(40_000 / 2 / 3600)
     assert plan["precompute_hours"] == pytest.approx(40_000 / 3600)
@@ -48,10 +49,10 @@ def test_hours_and_break_even_are_what_the_rates_say() -> None:
     assert plan["shards"]["views_per_shard_in_ten_minutes"] == 600
 
 
-def test_a_precompute_at_the_teacher_s_rate_pays_with_the_first_student() -> None:
+def test_a_precompute_at_the_rate_of_the_teacher_pays_with_the_first_student() -> None:
     rates = Rates(teacher=7.0, precompute=7.0, measured=False)
-    task = Task(**(vars(TASK) | {"eval_views": 0}))
-    plan = make_plan(task, rates, students=1, workers=100)
+    workload = Workload(**(vars(WORKLOAD) | {"eval_views": 0}))
+    plan = make_plan(workload, rates, students=1, workers=100)
     assert plan["break_even_students"] == 1
     assert plan["saved_teacher_hours"] == pytest.approx(0)
     assert plan["wall_hours"] == pytest.approx(plan["precompute_hours"] / 8)  # no more workers than shards
@@ -59,7 +60,7 @@ def test_a_precompute_at_the_teacher_s_rate_pays_with_the_first_student() -> Non
 
 def test_bytes_of_each_codec_that_fits() -> None:
     rates = Rates(teacher=1.0, precompute=1.0, measured=False)
-    codecs = make_plan(TASK, rates, students=1, workers=1)["codecs"]
+    codecs = make_plan(WORKLOAD, rates, students=1, workers=1)["codecs"]
     assert list(codecs) == ["float32", "bfloat16", "float16", "int8", "topk:10", "topk:7"]
     # Seven shards of 5,000 views and one of 1,000; of 132 bytes a record, in blocks of 64 KiB, and two blocks for the file.
     assert codecs["int8"]["bytes_a_view"] * 36_000 == (7 * (11 + 2) + (3 + 2)) * 65_536
@@ -68,18 +69,18 @@ def test_bytes_of_each_codec_that_fits() -> None:
     assert "mean_kl" not in codecs["int8"]
 
 
-def test_with_fewer_shards_than_workers_smaller_ones_are_named() -> None:
+def test_smaller_shards_are_recommended_if_there_are_fewer_shards_than_workers() -> None:
     rates = Rates(teacher=1.0, precompute=1.0, measured=False)
-    task = Task(**(vars(TASK) | {"views_per_shard": 10**6}))
-    assert "--views_per_shard=4500 " in table(make_plan(task, rates, students=1, workers=8))
-    assert "--views_per_shard=18000 " in table(make_plan(task, rates, students=1, workers=1))
-    assert "worker, so" not in table(make_plan(TASK, rates, students=1, workers=8))
+    workload = Workload(**(vars(WORKLOAD) | {"views_per_shard": 10**6}))
+    assert "--views_per_shard=4500 " in plan_text(make_plan(workload, rates, students=1, workers=8))
+    assert "--views_per_shard=18000 " in plan_text(make_plan(workload, rates, students=1, workers=1))
+    assert "same time" not in plan_text(make_plan(WORKLOAD, rates, students=1, workers=8))
 
 
 def test_more_shards_than_a_store_can_have_are_refused() -> None:
-    task = Task(**(vars(TASK) | {"epochs": 10**6, "views_per_shard": 1000}))
-    with pytest.raises(UserError, match="--views_per_shard=1000: 1000000 shards, at most 99999"):
-        make_plan(task, Rates(teacher=1.0, precompute=1.0, measured=False), students=1, workers=1)
+    workload = Workload(**(vars(WORKLOAD) | {"epochs": 10**6, "views_per_shard": 1000}))
+    with pytest.raises(UserError, match=r"--views_per_shard=1000: .*1000000"):
+        make_plan(workload, Rates(teacher=1.0, precompute=1.0, measured=False), students=1, workers=1)
 
 
 def test_given_rates_need_neither_data_set_nor_teacher(
@@ -98,8 +99,8 @@ def test_given_rates_need_neither_data_set_nor_teacher(
     out = capsys.readouterr().out
     assert "float16" in out
     assert "<- --codec" in out
-    assert "a lost worker costs as much: --views_per_shard=12000 takes ten minutes" in out
-    assert "the store has paid for itself with student 1; with 10 it saves" in out
+    assert "--views_per_shard=12000 " in out
+    assert "pays for itself with student 1, " in out
 
 
 def test_given_rates_for_a_data_set(data_dir: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_rates_and_fidelity_are_measured(
     assert "measuring for 0.2 s" in err
 
 
-def test_the_calibration_uses_the_buffer_that_is_given(
+def test_calibration_uses_input_buffer_bytes(
     data_dir: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(worker: ShardWorker, *, seconds: float) -> tuple[Rates, np.ndarray]:
@@ -150,7 +151,7 @@ def test_the_calibration_uses_the_buffer_that_is_given(
         return Rates(teacher=1.0, precompute=1.0, measured=True), np.zeros((1, stores.CLASSES), np.float32)
 
     jobs: list[PrecomputeJob] = []
-    monkeypatch.setattr("pipeline.plan.calibrate", measure)
+    monkeypatch.setattr("pipeline.precomputing.planning.calibrate", measure)
     asked = stores.Asked(data_dir, teacher_path, tmp_path)
     given = asked.flags("--input_buffer_bytes=12345")
     assert main([flag for flag in given if not flag.startswith(("--runner", "--store"))]) == 0
@@ -158,22 +159,19 @@ def test_the_calibration_uses_the_buffer_that_is_given(
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "named"),
     [
-        (["--num_examples=5"], "--num_examples=5"),
-        (["--teacher_rate=5"], "--teacher_rate needs a data set"),
-        (["--teacher_rate=5", "--num_examples=5"], "--teacher_rate needs a data set"),
-        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--dataset=x"], "give either --dataset"),
-        (
-            ["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--precompute_rate=6"],
-            "--teacher_rate=5",
-        ),
+        (["--num_examples=5"], "--num_examples"),
+        (["--teacher_rate=5"], "--dataset"),
+        (["--teacher_rate=5", "--num_examples=5"], "--num_classes"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--dataset=x"], "--dataset"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--precompute_rate=6"], "=6"),
         (["--teacher_rate=0"], "--teacher_rate"),
-        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--codec=topk:5"], "of 5 classes"),
-        (["--dataset=x"], "--teacher is missing"),
-        (["--student=4"], "did you mean --students?"),
+        (["--teacher_rate=5", "--num_examples=5", "--num_classes=5", "--codec=topk:5"], "topk:5"),
+        (["--dataset=x"], "--teacher"),
+        (["--student=4"], "--students"),
     ],
 )
-def test_mistakes_are_refused(argv: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+def test_mistakes_are_refused(argv: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
         main(argv)

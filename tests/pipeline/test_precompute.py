@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import inspect, verify
 from pipeline.cli.main import run_command
@@ -18,8 +17,9 @@ from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import find_error
 from pipeline.flags.precompute import make_parser
 from pipeline.inputs import dataset
-from pipeline.precompute import main, make_job
+from pipeline.precompute import main
 from pipeline.precomputing.options import resolve
+from pipeline.precomputing.preflight import make_job
 from pipeline.precomputing.store_session import open_session
 from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import published_lengths
@@ -30,10 +30,10 @@ from tests.images import TRAIN_IMAGES, encoded_images
 from tests.stores import DATASET, Asked, prepare_dataset, shard_files
 
 
-def test_the_command_writes_the_store_and_says_so(
+def test_the_command_writes_the_store(
     asked: Asked, published_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beam's graph writes what the worker writes without it; then it repeats, grows, and refuses."""
+    """Same bytes as without Beam; then repeated, extended, and refused for another spec."""
     assert main(asked.flags("--direct_num_workers=1")) == 0
     out = capsys.readouterr().out
     assert "51 views and evaluation crops of test (7), in 4 shards" in out
@@ -61,7 +61,7 @@ def test_the_command_writes_the_store_and_says_so(
     assert published_lengths(asked.store)["views"] == [20, 20, 11, 17]
     assert {p: p.stat().st_mtime_ns for p in before} == before
     # Another spec on it.
-    with pytest.raises(DataError, match="seed: 1 asked for, 0 in "):
+    with pytest.raises(DataError, match=r"seed: 1 .*0 "):
         main(asked.flags("--seed=1"))
 
 
@@ -69,35 +69,32 @@ def test_a_second_writer_is_refused_before_it_changes_anything(asked: Asked) -> 
     asked.store.mkdir()
     with (
         writer_lock(asked.store),
-        pytest.raises(UserError, match=f"process {os.getpid()}"),
+        pytest.raises(UserError, match=f"process {os.getpid()} on "),
     ):
         main(asked.flags())
     assert [p.name for p in asked.store.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "parts"),
     [
-        (["--epoch=3"], "unknown flag --epoch=3; did you mean --epochs?"),
-        (["--epochs=-1"], "--epochs: -1: expected 1 or more"),
-        (
-            ["--codec=float8"],
-            "`codec`=float8: expected one of float32, bfloat16, float16, int8, topk:K",
-        ),
-        (["--teacher=nowhere"], "--teacher=nowhere: no such file or directory"),
-        (["--dataset=no_such_photos"], "`dataset`=no_such_photos: "),
-        (["--split=nope"], f"`split`=nope: {DATASET}/1.0.0"),
-        (["--split=train[:0]"], "`split`=train[:0]: "),
-        (["--runner=NoRunner"], "--runner=NoRunner: "),
-        (["--direct_num_worker=1"], "did you mean --direct_num_workers?"),
-        (["--direct_running_mode=slow"], "--direct_running_mode"),
+        ("--epoch=3", ["--epoch=3", "--epochs"]),
+        ("--epochs=-1", ["--epochs", "-1"]),
+        ("--codec=float8", ["float8", "bfloat16", "topk:"]),
+        ("--teacher=nowhere", ["nowhere"]),
+        ("--dataset=no_such_photos", ["no_such_photos"]),
+        ("--split=nope", ["nope", DATASET, "test", "train"]),
+        ("--split=train[:0]", ["train[:0]"]),
+        ("--runner=NoRunner", ["--runner=NoRunner"]),
+        ("--direct_num_worker=1", ["--direct_num_workers"]),
+        ("--direct_running_mode=slow", ["--direct_running_mode"]),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_leaves_no_store(asked: Asked, flags: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_leaves_no_store(asked: Asked, flag: str, parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        main(asked.flags(*flags))
-    assert message in str(caught.value)
+        main(asked.flags(flag))
+    for part in parts:
+        assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (asked.store / SPEC_FILE).exists()
 
@@ -106,7 +103,7 @@ def test_a_data_set_in_another_format_is_refused(asked: Asked, tmp_path: Path) -
     data = prepare_dataset(
         tmp_path / "tf", {"train": encoded_images(TRAIN_IMAGES[:2])}, file_format="tfrecord"
     )
-    with pytest.raises(UserError, match=r"prepared as tfrecord .*pipeline.dataset import --from_tfds="):
+    with pytest.raises(UserError, match=r"tfrecord .*--from_tfds="):
         main(asked.flags(f"--data_dir={data}"))
 
 
@@ -114,7 +111,7 @@ def test_a_data_set_in_another_format_is_refused(asked: Asked, tmp_path: Path) -
 def test_a_garbled_spec_is_refused_and_kept(asked: Asked, text: str) -> None:
     asked.store.mkdir()
     (asked.store / SPEC_FILE).write_text(text)
-    with pytest.raises(DataError, match=f"{SPEC_FILE}: not a store's spec"):
+    with pytest.raises(DataError, match=SPEC_FILE):
         main(asked.flags())
     assert (asked.store / SPEC_FILE).read_text() == text
 
@@ -122,7 +119,7 @@ def test_a_garbled_spec_is_refused_and_kept(asked: Asked, text: str) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "dataset_info.json"])
 def test_garbled_metadata_are_refused(asked: Asked, store: Path, name: str) -> None:
     (store / name).write_text("garbage")
-    with pytest.raises(DataError, match=f"{name}: not "):
+    with pytest.raises(DataError, match=name):
         main(dataclasses.replace(asked, store=store).flags("--epochs=4"))
 
 
@@ -134,7 +131,7 @@ def test_a_swapped_teacher_or_data_set_does_not_continue_a_store(
         (dataclasses.replace(asked, store=store, teacher=keras_teacher_path), "teacher.fingerprint"),
         (dataclasses.replace(asked, store=store, data_dir=other_data_dir), "dataset.fingerprint"),
     ):
-        with pytest.raises(DataError, match=rf"{field}: \w+ asked for, \w+ in {store}"):
+        with pytest.raises(DataError, match=rf"{field}: \w+ .*\w+ .*{store}"):
             main(changed.flags("--epochs=4"))
     assert shard_files(store) == before
 
@@ -148,13 +145,13 @@ def test_a_swapped_evaluation_split_does_not_continue_a_store(
         {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TRAIN_IMAGES[:9], seed=3)},
     )
     before = published_lengths(store / "eval")
-    with pytest.raises(DataError, match="num_examples: 9 here, 7 in "):
+    with pytest.raises(DataError, match=r"num_examples: 9 .*7 "):
         main(dataclasses.replace(asked, store=store, data_dir=data).flags())
     assert published_lengths(store / "eval") == before
 
 
-def test_the_teachers_error_comes_out_of_beam(asked: Asked, breaking_teacher: Path) -> None:
-    """A teacher that breaks in the middle: the error is found, finished shards stay, whole epochs are published."""
+def test_an_error_of_the_teacher_is_found_behind_beam(asked: Asked, breaking_teacher: Path) -> None:
+    """A teacher fails in the middle: finished shards stay, whole epochs are published."""
     with pytest.raises(Exception, match="nan") as caught:
         main(dataclasses.replace(asked, teacher=breaking_teacher).flags())
     found = find_error(caught.value)
@@ -177,13 +174,13 @@ def test_damaged_data_exit_3_with_one_line_on_standard_error(
     assert caught.value.code == 3
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"error: {asked.store}/{SPEC_FILE}: not a store's spec")
+    assert lines[0].startswith(f"error: {asked.store}/{SPEC_FILE}: ")
 
 
-def test_slices_are_evaluated_under_names_that_tfds_reads(
+def test_evaluated_slices_have_names_that_tfds_reads(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The data set is opened once, for both splits and the worker."""
+    """The data set is opened only once for both splits and the worker."""
     opened, load_builder = [], dataset.load_builder
     monkeypatch.setattr(dataset, "load_builder", lambda *args: opened.append(args) or load_builder(*args))
     flags = asked.flags("--split=train[:12]", "--eval_splits=train[12:],test", "--epochs=1")
@@ -203,7 +200,7 @@ def test_slices_are_evaluated_under_names_that_tfds_reads(
     assert verify.main([*found, "--fraction=1"]) == 0
     assert inspect.main(found[:1]) == 0
     out = capsys.readouterr().out
-    assert "evaluation crops: 12 run again, 0 with other parameters, 0 differing crops" in out
+    assert "evaluation crops: 12 computed again, 0 with other parameters, 0 differing crops" in out
     assert "train[12:]" in out
     assert "unpublished" not in out
     (asked.store / "eval" / shard_name("train[12:]", 0)).unlink()
@@ -215,10 +212,10 @@ def test_slices_are_evaluated_under_names_that_tfds_reads(
     assert Store(asked.store).held_out_splits == ["test", "train[12:]"]
 
 
-def test_workers_get_absolute_paths_and_the_buffer_that_is_given(
+def test_workers_get_absolute_paths_and_input_buffer_bytes(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A worker may run in another directory; 0 is a size."""
+    """A worker may run in another directory, and 0 is a valid size."""
     monkeypatch.chdir(tmp_path)
     relative = {
         name: Path(os.path.relpath(getattr(asked, name), tmp_path))
@@ -229,11 +226,11 @@ def test_workers_get_absolute_paths_and_the_buffer_that_is_given(
     assert options.store == "new"
     asked.store.mkdir()
     with open_session(options.store) as session:
-        job = make_job(session, options, PipelineOptions([]), {"test": options.spec.dataset})
+        job = make_job(session, options, {"test": options.spec.dataset}, input_buffer_bytes=7)
     assert (job.store, job.progress) == (str(asked.store), str(asked.store))
     for place in (job.data_dir, job.teacher):
         assert place is not None
         assert Path(place).is_absolute()
         assert Path(place).exists()
     assert job.input_buffer_bytes == 0
-    assert job.evaluated == (options.spec.dataset,)
+    assert job.eval_datasets == (options.spec.dataset,)

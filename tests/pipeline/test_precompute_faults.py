@@ -1,4 +1,4 @@
-"""The campaign of faults in a short form; in a process of its own, which must never have run TensorFlow to fork."""
+"""A short campaign of faults, in a separate process that has not used TensorFlow, because it forks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""A store that cannot be written: reading it needs no right to write, writing it is refused in one line."""
+"""A read-only store can be read; writing it is refused in one line."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,14 +38,14 @@ for name, main, arguments in (
 
 
 def obey_permission_bits() -> None:
-    """In a child, before its program begins: root gives up its right to ignore them."""
+    """Runs in a child before its program: root gives up its right to ignore permission bits."""
     if os.geteuid() == 0 and ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0):
         os._exit(77)
 
 
 @pytest.fixture
 def readonly(store: Path) -> Path:
-    """The copy of the published store, nothing in it writable, and no lock file there."""
+    """A read-only copy of the published store without a lock file."""
     (store / ".lock").unlink(missing_ok=True)
     for path in (store, *store.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -54,9 +55,7 @@ def readonly(store: Path) -> Path:
     return store
 
 
-def test_a_read_only_store_is_read_by_all_and_written_by_none(
-    readonly: Path, asked: Asked, tmp_path: Path
-) -> None:
+def test_a_read_only_store_can_be_read_but_not_written(readonly: Path, asked: Asked, tmp_path: Path) -> None:
     precomputing = Asked(asked.data_dir, asked.teacher, readonly).flags("--epochs=4")
     before = sorted(path.name for path in readonly.rglob("*"))
     done = subprocess.run(
@@ -80,13 +79,14 @@ def test_a_read_only_store_is_read_by_all_and_written_by_none(
         for line in done.stderr.replace("\r", "\n").splitlines()
         if line.startswith(("error", "precompute e", "verify e", "train e"))
     ]
-    refusal = f"error: --store={readonly}: cannot be written (Permission denied); get the right to it, or name another"
-    assert lines == [
-        refusal,
+    assert lines[0].startswith("error: ")
+    assert str(readonly) in lines[0]
+    assert "Permission denied" in lines[0]
+    assert lines[1:] == [
         "precompute exits 2",
         "verify exits 0",
         "train exits 0",
     ], done.stderr
-    assert "views: 4 run again" in done.stdout or "views: 8 run again" in done.stdout, done.stdout
+    assert re.search(r"views: [48] computed again", done.stdout), done.stdout
     assert (tmp_path / "run" / "result.json").exists()
     assert sorted(path.name for path in readonly.rglob("*")) == before

@@ -1,9 +1,10 @@
-"""pipeline.verify on real stores, whole and forged."""
+"""pipeline.verify on intact and on forged stores."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import shutil
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline import verify
 from pipeline.errors import DataError, UserError
+from pipeline.precomputing.verification import Findings, sample_batches, verified_shards, verify_split
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.files import sha256_of
 from pipeline.store.metadata import load_manifest, publish_metadata
@@ -35,7 +37,7 @@ def run_verify(store: Path, data_dir: Path, teacher: Path, *flags: str) -> int:
 
 
 def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
-    """Rewrites the first shard with a change, and the manifest to go with it: only the teacher can tell."""
+    """Changes the first shard and its checksum, so that only the teacher can reveal it."""
     opened = Store(store)
     codec, digest = opened.spec.make_codec(), opened.spec.digest()
     manifest = load_manifest(store, digest=digest)
@@ -52,11 +54,11 @@ def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
     publish_metadata(store, splits, digest=digest, codec=codec)
 
 
-def first_batch(worker: ShardWorker, store: Path) -> verify.Findings:
+def first_batch(worker: ShardWorker, store: Path) -> Findings:
     """Findings over the first teacher batch of a store."""
     reader = Store(store).views
     samples = [np.arange(0 if number else 1) for number in range(len(reader.manifest.shards))]
-    return verify.verify_split(worker, reader, samples, lambda count: None)
+    return verify_split(worker, reader, samples, lambda count: None)
 
 
 def with_column(name: str, change: Callable[[np.ndarray], None]) -> Callable[[ViewRecords], ViewRecords]:
@@ -68,14 +70,14 @@ def with_column(name: str, change: Callable[[np.ndarray], None]) -> Callable[[Vi
     return apply
 
 
-def test_a_whole_store_passes_and_says_how_much_was_run_again(
+def test_an_intact_store_passes(
     published_store: Path, data_dir: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_verify(published_store, data_dir, teacher_path) == 0
     out = capsys.readouterr().out
     views = Store(published_store).views.num_records
-    assert f"views: {views} run again, 0 with other parameters, 0 differing crops" in out
-    assert "evaluation crops: 7 run again" in out
+    assert f"views: {views} computed again, 0 with other parameters, 0 differing crops" in out
+    assert "evaluation crops: 7 computed again" in out
 
 
 @pytest.mark.parametrize("codec", ["int8", "topk:3"])
@@ -95,7 +97,7 @@ def test_tolerance_follows_the_codec(
     assert 0 < cost["mean_kl"] < 0.1
     assert cost["max_logit_error"] > 1e-3
     assert run_verify(store, data_dir, teacher_path) == 0
-    same = f"largest logit difference 0 (0 views beyond what {codec} allows)"
+    same = f"largest logit difference 0 (0 views beyond the tolerance of {codec})"
     assert capsys.readouterr().out.count(same) == 2
     # As much as another machine's arithmetic may, and ten times as much.
     for share, count in ((1e-4, 0), (1e-2, 1)):
@@ -111,7 +113,7 @@ def test_tolerance_follows_the_codec(
 def worker(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path, teacher_path: Path
 ) -> ShardWorker:
-    """One worker for all forgeries: it computes, and reads nothing of a store."""
+    """One worker for all forged stores; it does not read the store."""
     return ShardWorker(stores.job_for(tmp_path_factory.mktemp("unused"), spec, data_dir, teacher_path))
 
 
@@ -142,9 +144,9 @@ def test_a_forged_store_is_refused(
     store: Path, data_dir: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forge(store, with_column("logits", lambda row: np.add(row, 0.5, out=row)))
-    with pytest.raises(DataError, match="do not train on it"):
+    with pytest.raises(DataError, match=re.escape(str(store))):
         run_verify(store, data_dir, teacher_path)
-    assert "(1 views beyond what float16 allows)" in capsys.readouterr().out
+    assert "(1 views beyond the tolerance of float16)" in capsys.readouterr().out
 
 
 def test_a_damaged_shard_is_refused(store: Path, data_dir: Path, teacher_path: Path) -> None:
@@ -152,19 +154,19 @@ def test_a_damaged_shard_is_refused(store: Path, data_dir: Path, teacher_path: P
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"views\.array_record-00001: sha256 is .* here, .* in the manifest"):
+    with pytest.raises(DataError, match=r"views\.array_record-00001: sha256"):
         run_verify(store, data_dir, teacher_path)
 
 
 def test_another_teacher_is_refused_with_both_fingerprints(
     published_store: Path, data_dir: Path, keras_teacher_path: Path, spec: object
 ) -> None:
-    with pytest.raises(DataError, match=r"fingerprint: \w{64} here, \w{64} in the spec"):
+    with pytest.raises(DataError, match=r"fingerprint: \w{64} .*\w{64} "):
         run_verify(published_store, data_dir, keras_teacher_path)
 
 
 def sample(lengths: list[int], fraction: float, seed: int) -> list[int]:
-    samples = verify.sample_batches(lengths, batch_size=8, fraction=fraction, seed=seed)
+    samples = sample_batches(lengths, batch_size=8, fraction=fraction, seed=seed)
     per_shard = list(samples)
     assert len(per_shard) == len(lengths)
     return np.concatenate(per_shard).tolist()
@@ -185,10 +187,10 @@ def test_the_sample_is_seeded_uniform_and_as_large_as_asked() -> None:
 
 
 def test_the_sample_of_a_large_store_is_taken_in_bounded_memory() -> None:
-    """Of 14 million images and 300 epochs: 66 million batches in 64,000 shards, of which a few are looked at here."""
+    """As for 14 million images and 300 epochs: 66 million batches in 64,000 shards, of which 100 are sampled here."""
     lengths = [65_536] * 64_000
     tracemalloc.start()
-    samples = verify.sample_batches(lengths, batch_size=64, fraction=0.01, seed=0)
+    samples = sample_batches(lengths, batch_size=64, fraction=0.01, seed=0)
     found = np.concatenate([next(samples) for _ in range(100)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -227,7 +229,7 @@ def test_shards_are_read_ahead_as_far_as_there_is_room(
 
     first = reader.opener.verify
     monkeypatch.setattr(reader.opener, "verify", verify_first)
-    shards = verify.verified_shards(reader, capacity=int(fitting * shard.bytes))
+    shards = verified_shards(reader, capacity=int(fitting * shard.bytes))
     next(shards)
     next(shards)
     time.sleep(0.2)
@@ -254,7 +256,7 @@ def test_each_shard_of_a_bucket_is_downloaded_once(
 
 
 def test_a_fraction_outside_0_to_1_is_a_mistake(published_store: Path) -> None:
-    with pytest.raises(UserError, match=r"--fraction=2\.0: expected 0 to 1"):
+    with pytest.raises(UserError, match="--fraction=2"):
         verify.main([f"--store={published_store}", "--fraction=2"])
 
 
@@ -270,5 +272,5 @@ def test_an_evaluation_crop_is_not_named_as_a_view(
     named: list[str] = []
     monkeypatch.setattr(worker.teacher, "logits", name_first)
     reader = Store(published_store).eval_reader("test")
-    verify.verify_split(worker, reader, [np.arange(1)], lambda count: None)
+    verify_split(worker, reader, [np.arange(1)], lambda count: None)
     assert named == ["example 0 of test"]

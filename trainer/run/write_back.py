@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -37,9 +38,11 @@ from pipeline.cli.units import counted
 from pipeline.errors import DataError, Interrupted, UserError
 from pipeline.inputs.teacher import Teacher
 from pipeline.precomputing.publishing import publish_results
+from pipeline.precomputing.shard_sink import RecordEncoder
 from pipeline.precomputing.shard_tasks import cut_shards
 from pipeline.precomputing.store_session import remove_notes
-from pipeline.precomputing.worker import ShardResult, Totals, encode_records, found_records, row_name
+from pipeline.precomputing.verification import ARITHMETIC_TOLERANCE, arithmetic_tolerance
+from pipeline.precomputing.worker import ShardResult, rendered_records, row_name
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.files import remove_temporaries
@@ -48,7 +51,6 @@ from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import Store
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
 from pipeline.store.spec import Spec
-from pipeline.verify import ARITHMETIC, arithmetic_slack
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
 from trainer.run.following import wait_for_store
@@ -112,13 +114,11 @@ class WriteBack:
     def _begin(self) -> None:
         """A new shard, of which nothing is known."""
         self._task = self._tasks[0]
-        self._totals = Totals()
+        self._encoder = RecordEncoder(self._spec)
         self._serialized: list[bytes] = []
         self._waiting: ViewRecords | None = None  # fewer than a teacher batch
-        self._whole_epochs = (
-            0,
-            Totals(),
-        )  # views of this shard up to its latest epoch's end, and their totals
+        # Number of views of this shard up to the end of its last whole epoch, and their encoder.
+        self._whole_epochs = (0, self._encoder)
 
     def add(self, first_view: int, records: ViewRecords) -> None:
         """Takes the records of consecutive views with the teacher's logits as they were before the codec.
@@ -156,29 +156,23 @@ class WriteBack:
             done += size
         self._waiting = waiting.take(np.arange(done, count))
         if len(self._serialized) == self._task.records:
-            self._write(self._task, self._serialized, self._totals)
+            self._write(self._task, self._serialized, self._encoder)
 
     def _encode(self, chunk: ViewRecords) -> None:
         """One teacher batch, as the precompute cuts and sums them."""
         first = self._task.first + len(self._serialized)
         epoch_end = (first + len(chunk.example)) // self._spec.num_examples * self._spec.num_examples
         if epoch_end > first:
-            totals = dataclasses.replace(self._totals)
-            encode_records(self._spec, chunk.take(np.arange(epoch_end - first)), totals, first_view=first)
-            self._whole_epochs = (epoch_end - self._task.first, totals)
-        self._serialized += encode_records(self._spec, chunk, self._totals, first_view=first)
+            encoder = copy.copy(self._encoder)
+            encoder.encode(chunk.take(np.arange(epoch_end - first)), first_view=first)
+            self._whole_epochs = (epoch_end - self._task.first, encoder)
+        self._serialized += self._encoder.encode(chunk, first_view=first)
 
-    def _write(self, task: ShardTask, serialized: list[bytes], totals: Totals) -> None:
+    def _write(self, task: ShardTask, serialized: list[bytes], encoder: RecordEncoder) -> None:
         path = self._store.path
         # In place of what an interrupted run may have left there, cut elsewhere: nothing is published at this number.
         size, sha256 = write_shard(path / task.name, [serialized], task.records, replace=True)
-        info = ShardInfo(
-            records=task.records,
-            bytes=size,
-            sha256=sha256,
-            kl=totals.kl / task.records,
-            max_error=totals.max_error,
-        )
+        info = encoder.info(records=task.records, size=size, sha256=sha256)
         write_note(path, task, info, digest=self._digest)
         self._finished(task, info)
 
@@ -206,10 +200,10 @@ class WriteBack:
             return  # shards of one epoch: it is not whole, and the finished ones wait for the next run
         if self._waiting is not None and end > begun:
             self._encode(self._waiting.take(np.arange(end - begun)))
-        count, totals = self._whole_epochs
+        count, encoder = self._whole_epochs
         task = dataclasses.replace(self._task, records=count)
         self._tasks = collections.deque([task])
-        self._write(task, self._serialized[:count], totals)
+        self._write(task, self._serialized[:count], encoder)
         self.next_view = self._task.first
 
 
@@ -243,7 +237,7 @@ class TeacherPass:
         for start, batch in zip(starts.tolist(), self.view_input.batches(starts), strict=True):
             ratio, name_row = batch["ratio"][:size], functools.partial(row_name, batch)
             logits = self.teacher.logits(batch["crops"], batch["partner"], ratio, name_row=name_row)
-            yield start, found_records(batch, logits[: stop - start])
+            yield start, rendered_records(batch, logits[: stop - start])
 
 
 def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
@@ -265,10 +259,10 @@ def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
         return None
     difference = np.abs(stored - here)
     worst = float(difference.max())
-    if (difference > codec.allowed_difference(fresh.logits, arithmetic_slack(fresh.logits))).any():
+    if (difference > codec.allowed_difference(fresh.logits, arithmetic_tolerance(fresh.logits))).any():
         raise DataError(
             f"--write_back: of views {first}..{end - 1} the teacher's logits differ by up to {worst:.3g} from the "
-            f"stored ones, where rounding allows {ARITHMETIC:g} of the largest; nothing is appended to {store.path}"
+            f"stored ones, where rounding allows {ARITHMETIC_TOLERANCE:g} of the largest; nothing is appended to {store.path}"
         )
     return (
         f"{int((here != stored).sum())} of {here.size} logits of views {first}..{end - 1} differ from the stored ones, by "

@@ -1,4 +1,4 @@
-"""pipeline.pages.charts: bins are as high as their share of the sample."""
+"""pipeline.pages.charts: histograms of shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.pages.svg import inline_svg
 from tests.results import words
 
 
-def test_a_histogram_is_of_shares() -> None:
+def test_a_histogram_shows_shares() -> None:
     figure = histogram([0.0, 1.0, 2.0, 4.0], [1, 0, 3], xlabel="nats")
     (axes,) = figure.axes
     for patch in axes.patches:
@@ -20,6 +20,6 @@ def test_a_histogram_is_of_shares() -> None:
     assert {"nats", "share of the sample", "0%"} <= set(words(inline_svg(figure, "entropy", title="")))
 
 
-def test_of_nothing_all_bins_are_empty() -> None:
+def test_an_empty_sample_has_empty_bins() -> None:
     figure = histogram([0.0, 1.0], [0], xlabel="nats")
     assert [patch.get_data().values.tolist() for patch in figure.axes[0].patches] == [[0], [0]]

@@ -1,13 +1,12 @@
-"""pipeline.pages.figures: what a reader sees of a number, and where on the page it is from."""
+"""pipeline.pages.figures: formatted numbers, and their paths in the JSON tree."""
 
 from __future__ import annotations
 
 import pytest
 
+from pipeline.cli.units import bytes_text
 from pipeline.pages.figures import (
     KINDS,
-    bytes_text,
-    codec_cost_text,
     duration_text,
     join,
     leaves,
@@ -15,6 +14,7 @@ from pipeline.pages.figures import (
     number_text,
     show,
 )
+from pipeline.precomputing.reports import codec_error_text
 
 TREE = {"runs": [{"top1": 0.5, "a.b": {"c": None, "d": {}}}], "name": '<b>"x"</b>', "ok": True}
 
@@ -71,7 +71,7 @@ def test_kinds(kind: str, value: object, text: str) -> None:
     assert KINDS[kind](value) == text
 
 
-def test_paths_name_a_place_in_a_tree() -> None:
+def test_paths_in_a_tree() -> None:
     assert look_up(TREE, "runs.0.top1") == 0.5
     assert look_up(TREE, "runs.7.top1") is None
     assert look_up(TREE, "name.first") is None
@@ -81,7 +81,7 @@ def test_paths_name_a_place_in_a_tree() -> None:
     assert not list(leaves(TREE, "runs"))
 
 
-def test_a_figure_says_where_it_is_from_and_is_escaped() -> None:
+def test_a_number_has_its_path_and_is_escaped() -> None:
     assert show(TREE, "runs.0.top1", "percent") == (
         '<span class="number" data-figure="runs.0.top1" data-value="0.5">50.00%</span>'
     )
@@ -89,17 +89,17 @@ def test_a_figure_says_where_it_is_from_and_is_escaped() -> None:
     assert ">true<" in show(TREE, "ok")
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_missing_values_are_named() -> None:
     assert ">not measured<" in show(TREE, "runs.0.seconds", "seconds")
     assert ">not known<" in show(TREE, "nowhere")
     assert ">none<" in show(TREE, "nowhere", absent="none")
     assert ">not measured<" in show(TREE, "ok", "number")
 
 
-def test_cost_of_a_codec_that_keeps_some_logits_is_its_kl() -> None:
-    plain = codec_cost_text("float16", mean_kl=1.11e-10, max_logit_error=0.00195, temperature=10.0)
+def test_the_error_of_topk_is_its_kl() -> None:
+    plain = codec_error_text("float16", mean_kl=1.11e-10, max_logit_error=0.00195, temperature=10.0)
     assert plain.startswith("float16: mean KL 1.1e-10 nats at T = 10")
     assert "largest logit error 0.00195" in plain
-    kept = codec_cost_text("topk:10", mean_kl=-1.8e-16, max_logit_error=8.48, temperature=1.0)
+    kept = codec_error_text("topk:10", mean_kl=-1.8e-16, max_logit_error=8.48, temperature=1.0)
     assert kept.startswith("topk:10: mean KL 0 nats at T = 1")
     assert "error" not in kept

@@ -1,4 +1,4 @@
-"""pipeline.pages.store_page: figures, pictures and boxes are the store's, in a browser too."""
+"""pipeline.pages.store_page: numbers, pictures and boxes match the store, also in a browser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.pages import Reader
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page and the JSON that was written with it."""
+    """A page and its JSON."""
 
     path: Path
     text: str
@@ -53,7 +53,7 @@ def pages(
     data_dir: Path,
     teacher_path: Path,
 ) -> dict[str, Page]:
-    """Of the published store, and of one of everything else: `light`, unmixed, `topk`, T = 1, no evaluation."""
+    """Pages of the published store and of one with other options: `light`, no mixup, `topk`, T = 1, no evaluation."""
     policy = Light(image_size=stores.SIZE, mixup=False)
     spec = stores.make_spec(data_dir, teacher_path, policy=policy, codec="topk:3", temperature=1.0)
     other = tmp_path_factory.mktemp("light") / "store"
@@ -76,7 +76,7 @@ def test_every_figure_of_the_page_is_in_json(name: str, pages: dict[str, Page]) 
     assert "script" not in page.tags
 
 
-def test_gallery_is_of_the_store(pages: dict[str, Page], published_store: Path, data_dir: Path) -> None:
+def test_the_gallery_matches_the_store(pages: dict[str, Page], published_store: Path, data_dir: Path) -> None:
     store = Store(published_store)
     dataset = open_dataset(store, "views", data_dir=str(data_dir))
     gallery = pages["published"].contents["gallery"]
@@ -141,7 +141,7 @@ CHROMIUM = find_chromium()
     CHROMIUM is None, reason="no chromium on this machine: the page is not opened in a browser"
 )
 def test_in_a_browser(pages: dict[str, Page], tmp_path: Path) -> None:
-    """Figures as the page shows them, pictures whole, no word on the console, no request, and a phone's width."""
+    """Complete numbers and pictures, no console messages, no requests, also at the width of a phone."""
     assert CHROMIUM is not None
     read = "[...document.querySelectorAll('[data-figure]')].map(e => [e.dataset.figure, e.dataset.value, e.innerText])"
     with open_browser(CHROMIUM, tmp_path / "profile") as page:

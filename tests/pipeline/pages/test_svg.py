@@ -1,4 +1,4 @@
-"""pipeline.pages.svg: a figure in a page's colours, or in a file that reads anywhere."""
+"""pipeline.pages.svg: figures with the colors of a page, and files with fixed colors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline import pages
 from pipeline.pages.charts import histogram
-from pipeline.pages.svg import COLOURS, DRAWN, inline_svg, save_svg
+from pipeline.pages.svg import COLORS, DRAWN, inline_svg, save_svg
 from tests.results import words
 
 
@@ -19,7 +19,7 @@ def make_figure() -> Figure:
     return histogram([0.0, 0.5, 1.0], [1, 1], xlabel="share of the image", percent=True)
 
 
-def test_a_file_reads_on_any_page_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_a_file_has_fixed_colors_and_the_same_bytes_each_time(tmp_path: Path) -> None:
     files = []
     for name in ("a.svg", "b.svg"):
         save_svg(make_figure(), tmp_path / name, name="areas")
@@ -31,36 +31,36 @@ def test_a_file_reads_on_any_page_and_is_the_same_each_time(tmp_path: Path) -> N
     assert {"0%", "100%", "share of the image"} <= set(words(files[0]))
 
 
-def test_inline_takes_colours_from_the_page_and_ids_of_its_own() -> None:
+def test_inline_figures_use_css_variables_and_unique_ids() -> None:
     svgs = [inline_svg(make_figure(), name, title='<"title">') for name in ("first", "second")]
     for svg in svgs:
         assert not re.search(r"#[0-9a-f]{6}\b", svg)
-        assert set(re.findall(r"var\(--([\w-]+)\)", svg)) <= set(COLOURS)
+        assert set(re.findall(r"var\(--([\w-]+)\)", svg)) <= set(COLORS)
         assert "<metadata" not in svg
     first, second = ({*re.findall(r' id="([^"]+)"', svg)} for svg in svgs)
     assert first
     assert not first & second
 
 
-def contrast(colour: str, ground: str) -> float:
-    """WCAG's ratio of luminances."""
+def contrast(color: str, ground: str) -> float:
+    """Contrast ratio of WCAG."""
 
     def luminance(text: str) -> float:
         values = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    high, low = sorted((luminance(colour), luminance(ground)), reverse=True)
+    high, low = sorted((luminance(color), luminance(ground)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1])
-def test_colours_of_the_page_can_be_read(theme: int) -> None:
+def test_colors_have_enough_contrast(theme: int) -> None:
     css = (Path(pages.__file__).parent / "templates" / "page.css").read_text()
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split(":root {")[1 + theme].split("}")[0]))
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split(":root {")[1 + theme].split("}")[0]))
     if theme == 0:
-        assert COLOURS.items() <= colours.items()
-    for name in colours.keys() - {"rule", "ground", "raised", "part"}:
-        assert contrast(colours[name], colours["ground"]) >= 4.5, name
-    assert contrast(colours["muted"], colours["raised"]) >= 4.5
-    assert contrast(colours["part"], colours["ground"]) >= 3
+        assert COLORS.items() <= colors.items()
+    for name in colors.keys() - {"rule", "ground", "raised", "part"}:
+        assert contrast(colors[name], colors["ground"]) >= 4.5, name
+    assert contrast(colors["muted"], colors["raised"]) >= 4.5
+    assert contrast(colors["part"], colors["ground"]) >= 3

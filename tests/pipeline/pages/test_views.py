@@ -1,4 +1,4 @@
-"""pipeline.pages.views: what is shown is what the trainer's input gives."""
+"""pipeline.pages.views: replayed views match the trainer's input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import stores
 from tests.runs import forge_records
 
 
-def test_views_are_the_store_s_in_the_order_asked_for(published_store: Path, data_dir: Path) -> None:
+def test_views_match_the_store_in_the_given_order(published_store: Path, data_dir: Path) -> None:
     store = Store(published_store)
     wanted = np.array([50, 3, 16])
     records = store.views.read(wanted)
@@ -33,11 +33,11 @@ def test_views_are_the_store_s_in_the_order_asked_for(published_store: Path, dat
         assert own.shape == (stores.SIZE, stores.SIZE, 3)
 
 
-def test_a_crop_that_is_not_the_teacher_s_is_refused(
+def test_a_crop_with_another_fingerprint_is_refused(
     published_store: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     forged = Path(shutil.copytree(published_store, tmp_path / "store"))
     forge_records(forged, 12, crop_hash=7)
     store = Store(forged)
-    with pytest.raises(DataError, match=r"view 12 .* crop fingerprint"):
+    with pytest.raises(DataError, match=r"view 12 .*crop"):
         list(replay_views(store, open_dataset(store, "views", data_dir=str(data_dir)), np.array([12])))

@@ -1,4 +1,4 @@
-"""pipeline.precomputing.accuracy: the teacher's top-1 from stored logits; unlabeled examples are counted and left out."""
+"""pipeline.precomputing.accuracy: the teacher's top-1 from stored logits, without unlabeled examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.pages.summary import contents_text, find_contents
-from pipeline.precomputing.accuracy import SplitAccuracy, record_accuracy
+from pipeline.precomputing.accuracy import record_accuracy
+from pipeline.store.accuracy import SplitAccuracy
 from pipeline.store.reader import Store
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images

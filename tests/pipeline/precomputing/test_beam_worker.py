@@ -1,4 +1,4 @@
-"""pipeline.precomputing.beam_worker: Beam's worker process, quiet unless something is wrong."""
+"""pipeline.precomputing.beam_worker: Beam's worker process with less output."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ DEFECT = "Traceback (most recent call last):\n  ...\nZeroDivisionError: division
 @pytest.mark.parametrize(
     ("text", "kept"), [(TOLD, False), (DEFECT, True), ("a DataError: in a line\n", True)]
 )
-def test_only_tracebacks_of_what_is_told_in_one_line_are_dropped(text: str, kept: bool) -> None:
+def test_only_tracebacks_of_reported_errors_are_dropped(text: str, kept: bool) -> None:
     stream = io.StringIO()
     print(text, file=StandardError(stream))
     assert stream.getvalue() == (f"{text}\n" if kept else "\n")
 
 
-def test_it_is_a_stream_otherwise() -> None:
+def test_other_attributes_are_those_of_the_stream() -> None:
     wrapped = StandardError(sys.__stderr__)
     assert wrapped.fileno() == sys.__stderr__.fileno()
     assert wrapped.encoding == sys.__stderr__.encoding
 
 
-def test_a_worker_without_a_runner_says_what_is_wrong_and_no_more() -> None:
-    """It is Beam's own command: where nobody tells it what to do, its error comes through."""
+def test_a_worker_without_a_runner_prints_only_its_error() -> None:
+    """Errors of Beam's own command are not hidden."""
     environment = {k: v for k, v in os.environ.items() if "API_SERVICE_DESCRIPTOR" not in k}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.precomputing.beam_worker"],
@@ -49,8 +49,8 @@ def test_a_worker_without_a_runner_says_what_is_wrong_and_no_more() -> None:
     assert "apitools" not in done.stderr
 
 
-def test_an_interrupt_ends_it_without_a_word() -> None:
-    """It has one control channel, to a port where nobody answers, and waits for it."""
+def test_an_interrupt_ends_it_without_output() -> None:
+    """It waits for a control channel to a closed port."""
     environment = {**os.environ, "CONTROL_API_SERVICE_DESCRIPTOR": "url: 'localhost:1'"}
     with subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "pipeline.precomputing.beam_worker"],

@@ -1,4 +1,4 @@
-"""pipeline.precomputing.options: flags parsed strictly, and the spec that they ask for."""
+"""pipeline.precomputing.options: strictly parsed flags, and the requested spec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pipeline.errors import UserError
 from pipeline.flags.precompute import announce_demo, make_parser
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.teacher import fingerprint
-from pipeline.precomputing.options import PrecomputeOptions, describe_eval_splits, find_eval_splits, resolve
+from pipeline.precomputing.options import PrecomputeOptions, find_eval_splits, resolve
+from pipeline.precomputing.reports import eval_splits_text
 from pipeline.views.policies.inception import Inception
 from pipeline.views.recipes import view_recipe
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -25,33 +26,34 @@ def options(data_dir: Path, teacher: Path, *flags: str) -> PrecomputeOptions:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flag", "parts"),
     [
-        ("--epoch=3", "unknown flag --epoch=3; did you mean --epochs?"),
-        ("--epochs=-1", "argument --epochs: -1: expected 1 or more"),
-        ("--epochs=0", "argument --epochs: 0: expected 1 or more"),
-        ("--epochs=2.5", "argument --epochs: 2.5: expected a whole number"),
-        ("--epochs=", "argument --epochs: : expected a whole number"),
-        ("--seed=-3", "argument --seed: -3: expected 0 or more"),
-        ("--teacher_batch_size=0", "argument --teacher_batch_size: 0: expected 1 or more"),
-        ("--views_per_shard=0", "argument --views_per_shard: 0: expected 1 or more"),
-        ("--area_range=0.5", "argument --area_range: 0.5: expected two shares of the image, such as 0.05,1"),
-        ("--mixup=maybe", "argument --mixup: invalid choice: 'maybe'"),
-        ("--temperature=hot", "argument --temperature: hot: expected a number"),
-        ("--zzz", "unknown flag --zzz (--help lists the flags)"),
-        ("stray", "unknown flag stray"),
+        ("--epoch=3", ["--epoch=3", "--epochs"]),
+        ("--epochs=-1", ["--epochs", "-1", "1 or more"]),
+        ("--epochs=0", ["--epochs", "0", "1 or more"]),
+        ("--epochs=2.5", ["--epochs", "2.5"]),
+        ("--epochs=", ["--epochs"]),
+        ("--seed=-3", ["--seed", "-3", "0 or more"]),
+        ("--teacher_batch_size=0", ["--teacher_batch_size", "1 or more"]),
+        ("--views_per_shard=0", ["--views_per_shard", "1 or more"]),
+        ("--area_range=0.5", ["--area_range", "0.5", "0.05,1"]),
+        ("--mixup=maybe", ["--mixup", "maybe"]),
+        ("--temperature=hot", ["--temperature", "hot"]),
+        ("--zzz", ["--zzz", "--help"]),
+        ("stray", ["stray"]),
     ],
 )
-def test_a_mistaken_flag_is_one_line(flag: str, message: str) -> None:
+def test_a_mistaken_flag_is_one_line(flag: str, parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         make_parser().parse_strictly([flag])
-    assert message in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_flags_are_never_abbreviated() -> None:
-    """`--temp=3` must not become `--temperature=3`."""
-    with pytest.raises(UserError, match="unknown flag --temp=3"):
+    """`--temp=3` is not `--temperature=3`."""
+    with pytest.raises(UserError, match="--temp=3"):
         make_parser().parse_strictly(["--temp=3"])
 
 
@@ -62,7 +64,7 @@ def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--image_cache_bytes" in capsys.readouterr().out
 
 
-def test_the_spec_is_of_what_was_asked(data_dir: Path, teacher_path: Path) -> None:
+def test_the_spec_has_the_requested_values(data_dir: Path, teacher_path: Path) -> None:
     found = options(
         data_dir,
         teacher_path,
@@ -131,60 +133,57 @@ def test_evaluation_splits(data_dir: Path, teacher_path: Path, flags: str, split
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flag", "parts"),
     [
-        (
-            "--codec=float8",
-            "`codec`=float8: expected one of float32, bfloat16, float16, int8, topk:K",
-        ),
-        ("--policy=autoaugment", "--policy=autoaugment: expected one of inception, light"),
-        ("--recipe=vit", "--recipe=vit: expected one of keras_example, bit, demo"),
-        ("--split=nope", f"`split`=nope: {DATASET}/1.0.0"),
-        ("--split=train[:0]", "`split`=train[:0]: "),
-        ("--eval_splits=valid", f"`eval_splits`=valid: {DATASET}/1.0.0"),
-        ("--eval_splits=train[99:]", "`eval_splits`=train[99:]: "),
-        ("--area_range=0,2", "--area_range=0.0,2.0: expected 0 < low"),
-        ("--image_size=9999", "--image_size=9999: expected 1 to 4096"),
-        ("--image_size=32", "takes float32 (None, 24, 24, 3), but views are float32 [B, 32, 32, 3]"),
-        ("--temperature=2e6", "--temperature=2000000.0: expected a number above 0 and below 1,000,000"),
-        (
-            "--seed=9223372036854775808",
-            "argument --seed: 9223372036854775808: expected 9223372036854775807 or less",
-        ),
-        ("--teacher_signature=predict", "`teacher_signature`=predict: "),
-        ("--teacher_value_range=0..2", "`teacher_value_range`=0..2: "),
-        ("--teacher=nowhere", "`teacher`=nowhere: "),
-        ("--dataset=no_such_photos", "`dataset`=no_such_photos: "),
+        ("--codec=float8", ["float8", "bfloat16", "int8", "topk:"]),
+        ("--policy=autoaugment", ["autoaugment", "inception", "light"]),
+        ("--recipe=vit", ["vit", "keras_example", "bit"]),
+        ("--split=nope", ["nope", DATASET, "test", "train"]),
+        ("--split=train[:0]", ["train[:0]"]),
+        ("--eval_splits=valid", ["valid", DATASET, "test", "train"]),
+        ("--eval_splits=train[99:]", ["train[99:]"]),
+        ("--area_range=0,2", ["0.0", "2.0"]),
+        ("--image_size=9999", ["9999", "4096"]),
+        ("--image_size=32", ["(None, 24, 24, 3)", "32, 32, 3"]),
+        ("--temperature=2e6", ["2000000"]),
+        ("--seed=9223372036854775808", ["9223372036854775808", "9223372036854775807"]),
+        ("--teacher_signature=predict", ["predict"]),
+        ("--teacher_value_range=0..2", ["0..2", "0..255", "-1..1"]),
+        ("--teacher=nowhere", ["nowhere"]),
+        ("--dataset=no_such_photos", ["no_such_photos"]),
     ],
 )
-def test_an_impossible_value_is_one_line(data_dir: Path, teacher_path: Path, flag: str, message: str) -> None:
+def test_an_impossible_value_is_one_line(
+    data_dir: Path, teacher_path: Path, flag: str, parts: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         options(data_dir, teacher_path, flag)
-    assert message in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_evaluated_and_trained_on_is_described(data_dir: Path, teacher_path: Path) -> None:
+def test_the_overlap_of_training_and_evaluation_is_described(data_dir: Path, teacher_path: Path) -> None:
     asked = options(data_dir, teacher_path, "--split=train[:10]", "--eval_splits=test,train[8:],train")
-    line = describe_eval_splits(asked)
+    line = eval_splits_text(asked)
     assert "test (7 examples);" in line
-    assert "train[8:] (9 examples, 2 of them in --split=train[:10])" in line
-    assert "train (17 examples, 10 of them" in line
-    assert "none is held out" not in line
-    assert "none is held out" in describe_eval_splits(options(data_dir, teacher_path, "--eval_splits=train"))
+    assert "train[8:] (9 examples, 2 " in line
+    assert "train (17 examples, 10 " in line
+    assert "held out" not in line
+    assert "held out" in eval_splits_text(options(data_dir, teacher_path, "--eval_splits=train"))
 
 
-def test_splits_that_a_store_would_name_alike_are_refused(tmp_path: Path) -> None:
+def test_splits_with_the_same_file_name_are_refused(tmp_path: Path) -> None:
     images = encoded_images(TRAIN_IMAGES[:3])
     prepare_dataset(tmp_path, {"train": images, "train_to_2": images, "views": images})
     dataset = Dataset(DATASET, "train", data_dir=tmp_path)
     assert list(find_eval_splits("train_to_2,train[:1]", dataset)) == ["train_to_2", "train[:1]"]
     for name in ("train[:2]", "views"):
-        with pytest.raises(UserError, match=rf"--eval_splits={re.escape(name)}: "):
+        with pytest.raises(UserError, match=re.escape(name)):
             find_eval_splits(f"train,{name}", dataset)
 
 
-def test_the_embedded_default_is_said_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_embedded_default_is_announced_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert announce_demo(make_parser().parse_strictly(["--epochs=3"]))
     assert capsys.readouterr().out.splitlines()[0].startswith("Embedded default: 5,000 MNIST digits")
 

@@ -1,4 +1,4 @@
-"""pipeline.precomputing.progress: the bar follows what workers note beside the store."""
+"""pipeline.precomputing.progress: the bar follows the notes of the workers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.precomputing.progress import Progress
-from pipeline.precomputing.worker import progress_path
-from pipeline.store.layout import PENDING
+from pipeline.precomputing.progress import Progress, progress_name
+from pipeline.store.layout import PENDING, split_directory
 from pipeline.store.shards import ShardTask
 
 TASKS = [
@@ -21,18 +20,18 @@ TASKS = [
 
 
 def note(store: Path, task: ShardTask, text: str) -> Path:
-    path = progress_path(store, task)
+    path = split_directory(store, task.split) / PENDING / progress_name(task)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> list[int]:
-    """The counts that the bar went through, of 27."""
+    """Counts that the bar has shown, of 27."""
     return [int(n) for n in re.findall(r"(\d+)/27 \[", capsys.readouterr().err)]
 
 
-def test_the_bar_adds_up_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_sums_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(KeyboardInterrupt), Progress(tmp_path, TASKS):
         note(tmp_path, TASKS[0], "5")
         note(tmp_path, TASKS[1], "12")
@@ -46,10 +45,8 @@ def test_the_bar_adds_up_all_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert counts[-1] == 23  # what was done when it ended
 
 
-def test_splits_are_counted_apart_and_loading_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An evaluation crop is no view of an epoch; before the first batch, workers load."""
+def test_splits_are_counted_separately(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first batch, the bar shows that workers are loading."""
     with contextlib.suppress(KeyboardInterrupt), Progress(tmp_path, TASKS):
         time.sleep(0.2)
         note(tmp_path, TASKS[0], "7")
@@ -61,14 +58,14 @@ def test_splits_are_counted_apart_and_loading_is_named(
 
 
 def test_a_whole_run_ends_at_the_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Publishing removes the notes before the bar has seen the last of them."""
+    """Publishing may remove notes before the bar reads the last of them."""
     with Progress(tmp_path, TASKS):
         note(tmp_path, TASKS[1], "12").unlink()
     assert shown(capsys)[-1] == 27
 
 
 @pytest.mark.parametrize(("text", "counted"), [("", 0), ("half a numb", 0), ("999999", 7)])
-def test_a_note_being_written_is_no_error(
+def test_an_incomplete_note_is_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, counted: int
 ) -> None:
     with contextlib.suppress(ValueError), Progress(tmp_path, TASKS):

@@ -1,4 +1,4 @@
-"""pipeline.precomputing.shard_tasks: which shards are missing."""
+"""pipeline.precomputing.shard_tasks: the shards that a store lacks."""
 
 from __future__ import annotations
 
@@ -62,11 +62,10 @@ def test_five_digits_number_every_shard() -> None:
     assert tasks[-1].number == MAX_SHARDS - 1 == 99_998
     with pytest.raises(UserError) as caught:
         cut_shards("views", published=[], total=1_000_000, views_per_shard=10)
-    assert "--views_per_shard=10: 100000 shards, at most 99999; use --views_per_shard=11 or more" in str(
-        caught.value
-    )
+    for part in ("--views_per_shard=10:", "100000", "99999", "--views_per_shard=11 "):
+        assert part in str(caught.value)
     assert len(cut_shards("views", published=[], total=1_000_000, views_per_shard=11)) <= MAX_SHARDS
-    with pytest.raises(UserError, match="use --views_per_shard=30 or more"):
+    with pytest.raises(UserError, match="--views_per_shard=30 "):
         cut_shards("views", published=[1] * 99_998, total=99_998 + 30, views_per_shard=1)
     with pytest.raises(UserError):  # not one number is left
         cut_shards("views", published=[1] * 99_999, total=100_000, views_per_shard=1000)

@@ -1,8 +1,9 @@
-"""pipeline.precomputing.store_session: whose a directory is, and whether it may be written."""
+"""pipeline.precomputing.store_session: pre-flight checks, locking, and leftovers of dead runs."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -23,29 +24,27 @@ from tests.stores import Asked, assert_same_store
 
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(
-        UserError, match=r"not a store and not empty \(photo.jpg, ...\); name another directory"
-    ):
+    with pytest.raises(UserError, match=re.escape("photo.jpg")):
         prepare_directory(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 @pytest.mark.parametrize("name", [".git", ".bashrc", ".tmp-other", ".old-store"])
-def test_a_directory_of_hidden_files_is_somebodys(tmp_path: Path, name: str) -> None:
+def test_a_directory_with_hidden_files_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / ".lock").touch()
-    with pytest.raises(UserError, match=rf"not a store and not empty \({name}, ...\)"):
+    with pytest.raises(UserError, match=re.escape(name)):
         prepare_directory(str(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", name])
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").touch()
-    with pytest.raises(UserError, match="a file is in the way"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "store"))):
         prepare_directory(str(tmp_path / "store"))
 
 
-def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path, spec: Spec) -> None:
+def test_the_directory_of_a_run_that_died_before_its_spec_is_used(tmp_path: Path, spec: Spec) -> None:
     (tmp_path / ".lock").write_text("{}")
     (tmp_path / ".tmp-spec.json-1-ab").write_text("{")
     prepare_directory(str(tmp_path))
@@ -57,8 +56,8 @@ def test_a_directory_of_a_run_that_died_before_its_spec_is_taken(tmp_path: Path,
 
 
 @pytest.mark.parametrize("below", ["", "eval"])
-def test_notes_on_published_shards_are_forgotten(store: Path, spec: Spec, below: str) -> None:
-    """A run was killed between its metadata and its last step."""
+def test_notes_on_published_shards_are_removed(store: Path, spec: Spec, below: str) -> None:
+    """A run was killed between publishing and its last step."""
     pending = store / below / "pending"
     split, last = ("test", 0) if below else ("views", 2)
     pending.mkdir()
@@ -81,17 +80,17 @@ def test_a_store_of_another_spec_is_refused_with_both_sides(store: Path, spec: S
     before = (store / SPEC_FILE).read_bytes()
     with pytest.raises(DataError) as caught, open_session(str(store)) as session:
         session.check(other)
-    assert f"codec: float32 asked for, float16 in {store}" in str(caught.value)
-    assert f"seed: 9 asked for, 0 in {store}" in str(caught.value)
+    for part in ("codec: float32 ", "float16", "seed: 9 ", str(store)):
+        assert part in str(caught.value)
     assert (store / SPEC_FILE).read_bytes() == before
 
 
 def test_the_spec_of_another_run_in_a_bucket_is_not_replaced(s3: str, spec: Spec) -> None:
-    """It has broken the lock, while this one warmed up."""
+    """It took the store over while this run tried the teacher."""
     bucket = BucketDirectory(s3)
     with open_session(s3) as session:
         bucket.write(SPEC_FILE, b"another")
-        with pytest.raises(TryAgainError, match="another run has written its spec"):
+        with pytest.raises(TryAgainError, match=SPEC_FILE):
             session.write_spec(spec)
         assert bucket.read(SPEC_FILE, limit=1 << 20) == b"another"
         bucket.write(SPEC_FILE, spec.to_json().encode())  # by an attempt whose answer was lost
@@ -99,16 +98,14 @@ def test_the_spec_of_another_run_in_a_bucket_is_not_replaced(s3: str, spec: Spec
     assert Spec.load(session.path) == spec
 
 
-def test_a_directory_that_a_console_has_made_in_a_bucket_is_empty(s3: str, s3_port: int) -> None:
+def test_a_directory_placeholder_in_a_bucket_is_empty(s3: str, s3_port: int) -> None:
     put_object(s3_port, f"{s3.removeprefix(f's3://{BUCKET}/')}/", b"")
     prepare_directory(s3)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"--store=.*/file/below/store: a file is in the way; name a directory"
-    ):
+    with pytest.raises(UserError, match=r"--store=.*/file/below/store"):
         prepare_directory(str(tmp_path / "file" / "below" / "store"))
 
 
@@ -118,24 +115,24 @@ def test_a_run_that_no_disk_can_hold_is_refused_with_both_sizes(asked: Asked) ->
     options = resolve(flags, is_demo=announce_demo(flags))
     task = ShardTask(split="views", number=0, first=0, records=1000)
     check_space([task], options)
-    with pytest.raises(UserError, match=r"about 34,000,000\.\d MB are needed, [\d,]+\.\d MB are free there"):
+    with pytest.raises(UserError, match=r"34,000,000\.\d MB.* [\d,]+\.\d MB"):
         check_space([dataclasses.replace(task, records=10**12)], options)
 
 
 def test_a_published_shard_is_never_removed_as_a_leftover(store: Path, spec: Spec) -> None:
-    sink = open_sink(str(store), digest=spec.digest(), lease=None)
+    sink = open_sink(str(store), spec, lease=None)
     with open_session(str(store)) as session:
         for split, number in (("views", 2), ("test", 0)):
             task = ShardTask(split=split, number=number, first=0, records=3)
             with pytest.raises(ValueError, match=task.name):
-                session.take_over([task], sink)
+                session.adopt_finished([task], sink)
             assert (store / ("eval" if split == "test" else "") / task.name).exists()
 
 
 def test_evaluation_shards_are_checked_before_the_first_epoch_is_published(
     store: Path, spec: Spec, asked: Asked, published_store: Path
 ) -> None:
-    """An interrupted run has published the evaluation splits alone."""
+    """An interrupted run has published only the evaluation splits."""
     for path in [*store.glob("views.*"), *(store / name for name in ("manifest.json", "dataset_info.json"))]:
         path.unlink()
     shard = store / "eval/test.array_record-00000"
@@ -148,7 +145,7 @@ def test_evaluation_shards_are_checked_before_the_first_epoch_is_published(
     assert_same_store(store, published_store)
 
 
-def test_notes_are_removed_only_under_the_lock(s3: str) -> None:
+def test_a_lost_lock_is_noticed(s3: str) -> None:
     with open_session(s3) as session:
         session.check_lock()
         BucketDirectory(s3).write(LOCK_FILE, b'{"lease": "another"}')

@@ -1,4 +1,4 @@
-"""pipeline.precomputing.value_range and pipeline.precomputing.accuracy: labels show a teacher that is fed the wrong range, and how good it is."""
+"""pipeline.precomputing.value_range and .accuracy: labels reveal a wrong value range, and the teacher's top-1."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tensorflow as tf
 from pipeline import inspect
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, UserError
 from pipeline.precompute import main
-from pipeline.precomputing.accuracy import read_accuracy
 from pipeline.precomputing.value_range import RangeFigures, check_value_range
+from pipeline.store.accuracy import read_accuracy
 from pipeline.store.layout import ACCURACY_FILE
 from pipeline.store.reader import Store
 from tests.runs import fail
@@ -30,7 +30,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def color_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Knows each color by its distance, of images in 0..1; brighter ones are white."""
+    """Classifies images in 0..1 by the distance of their color; brighter values are white."""
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
         mean = tf.clip_by_value(tf.reduce_mean(image, [1, 2]), 0, 1)[:, tf.newaxis]
@@ -92,7 +92,7 @@ def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
     assert "100.00%" not in capsys.readouterr().out
 
 
-def test_a_teacher_that_gives_the_same_for_every_view_is_refused(
+def test_a_constant_teacher_is_refused(
     colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = save_teacher(
@@ -105,17 +105,17 @@ def test_a_teacher_that_gives_the_same_for_every_view_is_refused(
     assert "same for" in line
 
 
-def figures(asked: list[int], other: list[int]) -> RangeFigures:
+def figures(requested: list[int], other: list[int]) -> RangeFigures:
     correct = {
-        "0..255": np.array(asked, bool),
+        "0..255": np.array(requested, bool),
         "0..1": np.array(other, bool),
-        "-1..1": np.zeros(len(asked), bool),
+        "-1..1": np.zeros(len(requested), bool),
     }
-    return RangeFigures(split="test", asked="0..255", correct=correct)
+    return RangeFigures(split="test", requested="0..255", correct=correct)
 
 
 @pytest.mark.parametrize(
-    ("asked", "other", "better"),
+    ("requested", "other", "better"),
     [
         ([0] * 10, [1] * 10, "0..1"),
         ([0] * 9, [1] * 9, None),
@@ -126,20 +126,20 @@ def figures(asked: list[int], other: list[int]) -> RangeFigures:
     ],
     ids=["ten_of_ten", "nine_of_nine", "equal", "24_of_24", "even", "small_lead"],
 )
-def test_what_is_clearly_better(asked: list[int], other: list[int], better: str | None) -> None:
-    assert figures(asked, other).better() == better
-    assert figures(other, asked).better() in (None, "0..1")
+def test_what_is_clearly_better(requested: list[int], other: list[int], better: str | None) -> None:
+    assert figures(requested, other).better() == better
+    assert figures(other, requested).better() in (None, "0..1")
 
 
-def test_a_user_may_insist_on_a_range() -> None:
+def test_a_user_may_state_that_the_range_is_right() -> None:
     found = figures([0] * 10, [1] * 10)
     with pytest.raises(UserError, match="--assume_value_range"):
         check_value_range(found, assumed=False)
     check_value_range(found, assumed=True)
 
 
-def test_a_range_falls_behind_once_it_is_clear() -> None:
+def test_a_range_is_worse_once_it_is_clear() -> None:
     found = figures([1] * 10, [0] * 10)
-    assert found.fallen_behind("0..1")
-    assert not found.fallen_behind("0..255")
-    assert not figures([1] * 9, [0] * 9).fallen_behind("0..1")
+    assert found.is_worse("0..1")
+    assert not found.is_worse("0..255")
+    assert not figures([1] * 9, [0] * 9).is_worse("0..1")

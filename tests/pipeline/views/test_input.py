@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipeline.errors import DataError
 from pipeline.errors.causes import find_error
-from pipeline.precomputing.worker import found_records
+from pipeline.precomputing.worker import rendered_records
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
@@ -120,7 +120,7 @@ def test_draw_store_read_back_render(tmp_path, cache_bytes: int) -> None:
     codec = make_codec("float32", CLASSES, temperature=2.0)
     logits = np.random.default_rng(0).normal(size=(len(starts) * batch_size, CLASSES)).astype(np.float32)
     chunks = [
-        serialize(found_records(batch, part), codec.encode(part))
+        serialize(rendered_records(batch, part), codec.encode(part))
         for batch, part in zip(batches, np.split(logits, len(starts)), strict=True)
     ]
     total = len(starts) * batch_size

@@ -13,6 +13,7 @@ import pytest
 from pipeline.errors import Interrupted
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.locate import load_teacher
+from pipeline.precomputing.shard_sink import RecordEncoder
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
@@ -186,7 +187,7 @@ def test_interrupted_addition_is_not_published(
     )
     write_back = appending.callback._write_back
     add_steps(write_back, records, N, 3 * N, batch_size=5)
-    monkeypatch.setattr("trainer.run.write_back.encode_records", stop)
+    monkeypatch.setattr(RecordEncoder, "encode", stop)
     with pytest.raises(Interrupted), appending:
         add_steps(write_back, records, 3 * N, 4 * N, batch_size=5)
     assert Store(grown).epochs == 1

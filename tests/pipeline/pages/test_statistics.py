@@ -1,4 +1,4 @@
-"""pipeline.precomputing.sample: seeded, bounded, and counted right."""
+"""pipeline.pages.statistics: seeded, bounded samples and their histograms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.inputs.dataset import Dataset
-from pipeline.precomputing.sample import count_areas, count_records, sample_views, spread
+from pipeline.pages.statistics import area_statistics, record_statistics, sample_views
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
@@ -19,7 +19,7 @@ from tests import stores
 
 
 def reader_of(lengths: list[int], *, num_records: int | None = None) -> SplitReader:
-    """Of shards that nobody wrote."""
+    """A reader of shards without files."""
     shards = tuple(ShardInfo(records=n, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0) for n in lengths)
     codec = make_codec("float16", 5, temperature=1.0)
     return SplitReader(
@@ -32,14 +32,14 @@ def reader_of(lengths: list[int], *, num_records: int | None = None) -> SplitRea
     )
 
 
-def test_of_a_store_that_ends_inside_an_epoch_whole_epochs_are_sampled() -> None:
-    """As while its precompute is running."""
+def test_only_whole_epochs_are_sampled() -> None:
+    """The store ends within an epoch, because its precompute is running."""
     reader = reader_of([20, 20, 11, 11], num_records=51)
     np.testing.assert_array_equal(np.concatenate(sample_views(reader, seed=0)), np.arange(51))
 
 
 def test_a_sample_is_bounded_seeded_and_from_all_over_the_store() -> None:
-    """64,000 shards of 65,536 views: 4 billion views, none of which is listed."""
+    """64,000 shards of 65,536 views: 4 billion views, which must not be listed."""
     reader = reader_of([65_536] * 63_999 + [5])
     sample = sample_views(reader, seed=3)
     assert len(sample) == 16
@@ -54,7 +54,7 @@ def test_a_sample_is_bounded_seeded_and_from_all_over_the_store() -> None:
     assert not np.array_equal(sample[0], sample_views(reader, seed=4)[0])
 
 
-def test_of_a_small_store_all_is_sampled() -> None:
+def test_all_views_of_a_small_store_are_sampled() -> None:
     sample = sample_views(reader_of([20, 20, 11]), seed=0)
     np.testing.assert_array_equal(np.concatenate(sample), np.arange(51))
 
@@ -65,20 +65,11 @@ def test_the_lengths_of_a_hostile_manifest_take_no_memory() -> None:
     assert sample[1].max() < 2**41
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 99, 100, 101])
-def test_spread_takes_one_of_each_stretch(count: int) -> None:
-    chosen = spread(np.arange(1000, 1100), count, seed=0, stream="test")
-    places = np.arange(len(chosen))
-    assert len(chosen) == min(count, 100)
-    assert (chosen - 1000 >= places * 100 // len(chosen)).all()
-    assert (chosen - 1000 < (places + 1) * 100 // len(chosen)).all()
-
-
-def test_counts_are_those_of_the_records(published_store: Path, data_dir: Path) -> None:
+def test_statistics_match_the_records(published_store: Path, data_dir: Path) -> None:
     store = Store(published_store)
     views = sample_views(store.views, seed=0)
     done: list[int] = []
-    counted = count_records(store, views, on_views=done.append)
+    counted = record_statistics(store, views, on_views=done.append)
     records = store.views.read(np.arange(51))
     assert (counted["shards"], counted["views"], sum(done)) == (3, 51, 51)
     assert counted["ratio"]["mean"] == pytest.approx(records.ratio.mean())
@@ -93,7 +84,7 @@ def test_counts_are_those_of_the_records(published_store: Path, data_dir: Path) 
         assert (counted[name]["edges"][0], counted[name]["edges"][-1]) == pytest.approx(limits)
 
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    areas = count_areas(store, dataset, views, seed=0, on_views=done.append)
+    areas = area_statistics(store, dataset, views, seed=0, on_views=done.append)
     sizes = image_sizes(dataset.read(records.example)).astype(np.float64)
     shares = records.box[:, 2] * records.box[:, 3] / sizes.prod(axis=1)
     assert areas["mean"] == pytest.approx(shares.mean())
