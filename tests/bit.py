@@ -1,4 +1,4 @@
-"""BiT checkpoints as they are published, and their network in float64 NumPy, independent of `trainer.models.bit`."""
+"""BiT checkpoints in the published formats, and their network in float64 NumPy, independent of `trainer.models.bit`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = 7
 def shapes_of(
     units: tuple[int, ...], *, width: int = 1, num_classes: int | None = CLASSES
 ) -> dict[str, tuple]:
-    """Names and shapes of a big_vision checkpoint, from the paper and not from our model."""
+    """Names and shapes of a big_vision checkpoint, according to the paper, not to our model."""
     channels = 64 * width
     out: dict[str, tuple] = {"root_block/conv_root/kernel": (7, 7, 3, channels)}
     for block, count in enumerate(units):
@@ -38,7 +38,7 @@ def shapes_of(
 
 
 def random_arrays(shapes: dict[str, tuple], *, seed: int = 0) -> Arrays:
-    """float32 weights; what joins the residual stream is so small that the standardisation's epsilon counts."""
+    """Random float32 weights. Those that feed the residual stream are so small that the epsilon of the standardization matters."""
     generator = np.random.default_rng(seed)
     out = {}
     for name, shape in shapes.items():
@@ -59,7 +59,7 @@ def save_npz(path: Path, arrays: Arrays) -> Path:
 
 
 def paper_names(arrays: Arrays) -> Arrays:
-    """A checkpoint as the paper's own files have it: other names, scales of rank 1, a convolution for a head."""
+    """A checkpoint in the paper's format: other names, scales of rank 1, a convolution as head."""
     out, group = {}, {"1": "a", "2": "b", "3": "c"}
     for name, array in arrays.items():
         new = name
@@ -79,11 +79,11 @@ def paper_names(arrays: Arrays) -> Arrays:
     return out
 
 
-# The network in float64 NumPy, from the paper and bit_paper's description of it.
+# The network in float64 NumPy, according to the paper.
 
 
 def windows(x: np.ndarray, size: int, stride: int, pad: int) -> np.ndarray:
-    """[B, H, W, D] to [B, H', W', D, size, size], zeros around."""
+    """Windows of a zero-padded input: [B, H, W, D] to [B, H', W', D, size, size]."""
     x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
     return np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
 
@@ -111,7 +111,7 @@ def group_norm(
 
 
 def reference(arrays: Arrays, images: np.ndarray, units: tuple[int, ...]) -> np.ndarray:
-    """Logits float64 [B, C] of images in 0..255."""
+    """Logits, float64 [B, C], for images in 0..255."""
 
     def norm_relu(x: np.ndarray, name: str) -> np.ndarray:
         return np.maximum(group_norm(x, arrays[f"{name}/scale"], arrays[f"{name}/bias"]), 0)
@@ -137,5 +137,5 @@ def pictures(count: int, size: int, *, seed: int = 0) -> np.ndarray:
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, as a share of the spread of what is expected."""
+    """Largest difference relative to the standard deviation of the expected values."""
     return float(np.abs(got - expected).max() / expected.std())

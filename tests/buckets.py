@@ -1,4 +1,4 @@
-"""Servers of buckets on loopback, each a process of its own, and a link to them that fails as links do."""
+"""Bucket servers on loopback in processes of their own, and proxies that simulate failing connections."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SECONDS = 60
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def environment(port: int) -> dict[str, str]:
-    """What points the S3 library of this and other processes at a server on loopback."""
+    """Environment variables that direct the S3 library to a server on loopback."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
@@ -47,21 +47,21 @@ def environment(port: int) -> dict[str, str]:
 
 
 def point_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this process and its children take a server, or a link, for S3."""
+    """Directs this process and its children to a server, or a link, instead of S3."""
     for name, value in environment(port).items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # of another port
 
 
 def point_at_gcs(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this process and its children take a server, or a link, for Google Cloud Storage."""
+    """Directs this process and its children to a server, or a link, instead of Google Cloud Storage."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     gcsfs.GCSFileSystem.clear_instance_cache()  # of another port
 
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[int]:
-    """Runs a server with one bucket, `BUCKET`; gives its port."""
+    """Runs a server with one bucket, `BUCKET`; yields its port."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -89,7 +89,7 @@ def s3_server() -> Iterator[int]:
 
 @contextlib.contextmanager
 def gcs_server() -> Iterator[int]:
-    """Runs an emulator of Google Cloud Storage with one bucket, `BUCKET`; gives its port.
+    """Runs an emulator of Google Cloud Storage with one bucket, `BUCKET`; yields its port.
 
     The emulator ignores preconditions; a `GenerationLink` in front of it honors them.
     """
@@ -116,15 +116,15 @@ def gcs_server() -> Iterator[int]:
 
 @dataclasses.dataclass
 class Fault:
-    """What a link does to a response.
+    """A fault that a link adds to a response.
 
     Attributes:
       latency: seconds before the first byte.
-      rate: bytes of a body a second; 0 for as fast as it goes.
-      drop: closes the connection after half of the body.
-      truncate: sends half of the body as if that were all.
-      flip: changes one byte of the body.
-      status: sends this status instead, with no body; 0 for the server's.
+      rate: bytes of the body per second; 0 for no limit.
+      drop: whether to close the connection after half of the body.
+      truncate: whether to send half of the body as if it were complete.
+      flip: whether to change one byte of the body.
+      status: HTTP status to send instead, without a body; 0 for the server's.
     """
 
     latency: float = 0.0
@@ -144,14 +144,14 @@ class FaultyLink:
 
     Args:
       server: port of the server.
-      faults: method, path, and number of the request to what happens to its response.
-      serial: has the server answer one request at a time: its check of a precondition and its write are one step, as in
-        S3, while moto's are two.
+      faults: function from method, path and number of a request to the fault of its response.
+      serial: whether requests are forwarded one at a time. The check of a precondition and the write are then one step, as in S3;
+        in moto they are two.
 
     Attributes:
-      port: to be used in place of the server's.
+      port: port for clients.
       requests: (method, path) of each request, in order.
-      bytes_sent: of bodies, to clients.
+      bytes_sent: bytes of bodies sent to clients.
     """
 
     def __init__(self, server: int, faults: Faults, *, serial: bool = False) -> None:
@@ -210,7 +210,7 @@ class FaultyLink:
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Says nothing."""
+                """Logs nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -218,7 +218,7 @@ class FaultyLink:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
-        """The server's answer to a request with a body, if any."""
+        """Forwards a request with an optional body and returns the response."""
         return _ask(self.server, handler, sent)
 
     def __enter__(self) -> Self:
@@ -230,12 +230,12 @@ class FaultyLink:
         self._server.server_close()
 
     def count(self, method: str, part: str) -> int:
-        """How many requests there were of a method, for paths with a part."""
+        """Number of requests with a method and a part of the path."""
         return sum(asked == method and part in path for asked, path in self.requests)
 
 
 class GenerationLink(FaultyLink):
-    """A link to the emulator of GCS that honors generations, which the emulator ignores: those of preconditions and of reads.
+    """A link to the emulator of GCS that adds support for generations in preconditions and reads.
 
     Args:
       server: port of the emulator.
@@ -245,7 +245,7 @@ class GenerationLink(FaultyLink):
         super().__init__(server, lambda *_: Fault(), serial=True)
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
-        """412 or 404 where another generation is there."""
+        """Responds with 412 or 404 if the object has another generation."""
         url = urllib.parse.urlsplit(handler.path)
         query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
         for parameter, status in (("ifGenerationMatch", 412), ("generation", 404)):
@@ -254,7 +254,7 @@ class GenerationLink(FaultyLink):
         return super().answer(handler, sent)
 
     def _generation(self, path: str, query: dict[str, str], sent: bytes) -> str:
-        """Of the object that a request is about; 0 where there is none."""
+        """Generation of the object of a request; 0 if there is none."""
         bucket, _, name = path.partition("/b/")[2].partition("/o")
         # The name is in the path, in the query, or in the first part of an upload in two.
         name = urllib.parse.unquote(name.strip("/")) or query.get("name", "")
@@ -272,7 +272,7 @@ class GenerationLink(FaultyLink):
 
 
 def _sent(handler: http.server.BaseHTTPRequestHandler) -> bytes | None:
-    """A request's body."""
+    """Body of a request."""
     if handler.headers.get("Transfer-Encoding", "").lower() == "chunked":
         return _chunks(handler)
     length = int(handler.headers.get("Content-Length", 0))
@@ -280,7 +280,7 @@ def _sent(handler: http.server.BaseHTTPRequestHandler) -> bytes | None:
 
 
 def _ask(port: int, handler: http.server.BaseHTTPRequestHandler, body: bytes | None) -> Answer:
-    """The server's own answer to a request."""
+    """The server's response to a request."""
     headers = {
         k: v
         for k, v in handler.headers.items()
@@ -308,24 +308,24 @@ def _chunks(handler: http.server.BaseHTTPRequestHandler) -> bytes:
 
 
 def upload_tree(port: int, directory: Path, prefix: str) -> None:
-    """Puts a directory's files into the bucket, without this project's code."""
+    """Uploads the files of a directory, without code of this project."""
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         put_object(port, f"{prefix}/{path.relative_to(directory).as_posix()}", path.read_bytes())
 
 
 def put_object(port: int, name: str, data: bytes) -> None:
-    """Puts an object into the bucket."""
+    """Writes an object."""
     _client(port).put_object(Bucket=BUCKET, Key=name, Body=data)
 
 
 def get_object(port: int, name: str) -> bytes:
-    """An object's content."""
+    """Content of an object."""
     body: bytes = _client(port).get_object(Bucket=BUCKET, Key=name)["Body"].read()
     return body
 
 
 def list_objects(port: int, prefix: str) -> list[str]:
-    """Names of the objects below a directory, relative to it."""
+    """Names of the objects in a directory, relative to it."""
     pages = _client(port).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
     return [found["Key"].removeprefix(f"{prefix}/") for page in pages for found in page.get("Contents", ())]
 

@@ -1,4 +1,4 @@
-"""Photo-like images of every kind that a data set may hold, made here with Pillow."""
+"""Synthetic photo-like images of all kinds that a data set may contain, made with Pillow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 
 def photo(height: int, width: int, *, seed: int) -> np.ndarray:
-    """Soft shapes, a hard edge and grain: uint8 [height, width, 3]."""
+    """An image with soft shapes, a hard edge and noise: uint8 [height, width, 3]."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), np.uint8))
     soft = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -21,7 +21,7 @@ def photo(height: int, width: int, *, seed: int) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, kind: str) -> bytes:
-    """uint8 [H, W, 3] as one of `KINDS`."""
+    """Encodes uint8 [H, W, 3] as one of `KINDS`."""
     image = Image.fromarray(pixels)
     mode, file_format, options = KINDS[kind]
     if mode == "RGBA":
@@ -58,7 +58,7 @@ KINDS: dict[str, tuple[str, str, dict[str, object]]] = {
     "bmp": ("RGB", "BMP", {}),
 }
 
-# (kind, height, width) of the examples of the test data set's splits. One is a pixel high, one a pixel wide.
+# (kind, height, width) of the examples in the splits of the test data set. Some are one pixel high or wide.
 TRAIN_IMAGES = [
     ("jpeg_420", 61, 83),
     ("jpeg_422", 64, 48),
@@ -90,7 +90,7 @@ TEST_IMAGES = [
 
 
 def encoded_images(images: list[tuple[str, int, int]], *, seed: int = 0) -> list[bytes]:
-    """The files of a split."""
+    """The encoded images of a split."""
     return [
         encode(photo(height, width, seed=1000 * seed + i), kind)
         for i, (kind, height, width) in enumerate(images)
@@ -98,7 +98,7 @@ def encoded_images(images: list[tuple[str, int, int]], *, seed: int = 0) -> list
 
 
 class ImageList:
-    """Encoded images in memory, as `pipeline.views.source.EncodedImages`; counts what is read."""
+    """Encoded images in memory; implements `pipeline.views.source.EncodedImages` and counts reads."""
 
     def __init__(self, images: list[bytes]) -> None:
         self.images = images
@@ -111,5 +111,5 @@ class ImageList:
 
 
 def pictures(count: int, size: int) -> tf.Tensor:
-    """float32 [count, size, size, 3] in 0..255."""
+    """Random images, float32 [count, size, size, 3] in 0..255."""
     return tf.constant(np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""A file system of a few megabytes, for tests of what happens when it is full or cannot be written."""
+"""A small file system, for tests with a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(path: Path, *, size: int, readonly: bool = False) -> Iterator[Path]:
-    """Mounts a tmpfs of `size` bytes at `path`; skips the test where this user may not mount."""
+    """Mounts a tmpfs of `size` bytes at `path`; skips the test if this user cannot mount."""
     path.mkdir()
     options = f"size={size},{'ro' if readonly else 'rw'}"
     done = subprocess.run(
@@ -27,10 +27,10 @@ def small_disk(path: Path, *, size: int, readonly: bool = False) -> Iterator[Pat
 
 
 def resize(disk: Path, *, size: int) -> None:
-    """Gives a mounted disk another size, in bytes; what is on it stays."""
+    """Changes the size of a mounted disk in bytes, and keeps its files."""
     subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
 
 
 def set_readonly(disk: Path, *, readonly: bool) -> None:
-    """Lets a mounted disk be written, or not."""
+    """Makes a mounted disk read-only or writable."""
     subprocess.run(["mount", "-o", f"remount,{'ro' if readonly else 'rw'}", disk], check=True)

@@ -1,1 +1,1 @@
-"""What every command shares: running it, parsing flags, filtering logs."""
+"""Shared by all commands: running them, parsing flags, filtering log output."""

@@ -1,4 +1,4 @@
-"""Flags that bound what a command copies from buckets and holds in memory."""
+"""Flags for the size of local copies and of caches in memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _data_dir_is_in_a_bucket(flags: argparse.Namespace) -> bool:
 
 STORE_IN_BUCKET = Condition(lambda flags: is_url(flags.store or ""), "without a --store in a bucket")
 DATA_IN_BUCKET = Condition(_data_dir_is_in_a_bucket, "without a --data_dir in a bucket")
-# Of commands whose default is the precompute's data directory, which is not known before the store is open.
+# For commands whose default is the precompute's data directory, which is not known before the store is open.
 DATA_MAY_BE_IN_BUCKET = Condition(
     lambda flags: flags.data_dir is None or _data_dir_is_in_a_bucket(flags),
     "with a --data_dir that is not in a bucket",

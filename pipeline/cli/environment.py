@@ -1,4 +1,4 @@
-"""What a result was made with, versions and processor; and what of the machine this process may use."""
+"""Versions and processor for provenance, and the CPUs and memory that this process may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VERSIONED = ("view-distill", "tensorflow", "tensorflow-datasets", "array-record
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' that a result may depend on, by name."""
+    """Versions of Python and of the packages that results may depend on, by name."""
     found = {"python": platform.python_version()}
     for package in _VERSIONED:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, as Linux tells it, else as Python does."""
+    """Name of the processor, from Linux or else from Python."""
     try:
         with Path("/proc/cpuinfo").open() as file:
             for line in file:
@@ -37,10 +37,10 @@ def processor() -> str:
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """Cores that this process may use: the affinity mask, and the CPU quota of its cgroups, rounded up; 1 or more.
+    """Number of cores that this process may use, from its affinity mask and the CPU quotas of its cgroups, rounded up.
 
     Args:
-      root: of the file system, for tests.
+      root: root of the file system, for tests.
     """
     count = len(os.sched_getaffinity(0))
     quotas = [text.split() for text in _limits("cpu", "cpu.max", root)]  # "200000 100000" or "max 100000"
@@ -53,10 +53,10 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may use: the machine's, or the smallest limit of its cgroups.
+    """Bytes of memory that this process may use: the machine's memory or the smallest limit of its cgroups.
 
     Args:
-      root: of the file system, for tests.
+      root: root of the file system, for tests.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory.limit_in_bytes"):
@@ -65,7 +65,7 @@ def usable_memory(root: Path = Path("/")) -> int:
 
 
 def _limits(controller: str, name: str, root: Path) -> Iterator[str]:
-    """A limit's text in this process's cgroup and in those around it, of version 2 or 1."""
+    """Texts of a limit in this process's cgroup and its parents, for cgroup version 2 or 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -75,7 +75,7 @@ def _limits(controller: str, name: str, root: Path) -> Iterator[str]:
         if controllers and controller not in controllers.split(","):
             continue
         base = root / "sys/fs/cgroup" / (controller if controllers else "")
-        # In a container the path may be that of the host, which is not mounted: then its own is the base.
+        # In a container, the path may be that of the host, which is not mounted. The base is the container's own.
         directory = base / path.lstrip("/") if ".." not in path else base
         for place in (directory, *directory.parents):
             with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""Runs a command: maps exceptions to one line and an exit code.
+"""Runs a command, and reports errors on one line with an exit code.
 
-`run_module` is the first statement of each command's module, before the imports that take seconds.
+`run_module` is the first statement of each command's module, before imports that take seconds.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pipeline.cli.parameters import with_flags
 from pipeline.errors import EXIT_INTERRUPTED, DataError, Interrupted, UserError
 from pipeline.errors.causes import chain, find_reason
 
-DEBUG_VARIABLE = "VIEW_DISTILL_DEBUG"  # 1 in the environment: as `--debug`, here and in child processes
+DEBUG_VARIABLE = "VIEW_DISTILL_DEBUG"  # 1 has the effect of `--debug`, also in child processes
 
 
 def _interrupted() -> int:
-    print("interrupted; what was published stays, run the same command to continue", file=sys.stderr)
+    print("interrupted; published data is safe, rerun the same command to continue", file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
@@ -34,7 +34,8 @@ def _has_no_reader(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _told(error: UserError | DataError, *, behind: BaseException) -> int:
+def _report(error: UserError | DataError, *, behind: BaseException) -> int:
+    """Prints an error; returns its exit code."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(behind)
     print(f"error: {with_flags(str(error))}", file=sys.stderr)
@@ -42,12 +43,12 @@ def _told(error: UserError | DataError, *, behind: BaseException) -> int:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """Prints what a command says of `error`, and returns its exit code; None of a defect."""
+    """Reports an exception and returns the exit code; None for a defect."""
     found = find_reason(error)
     if found is not None:
-        return _told(found, behind=error)
+        return _report(found, behind=error)
     if any("KeyboardInterrupt" in f"{link!r}" for link in chain(error)):
-        return _interrupted()  # Beam has made another exception of it
+        return _interrupted()  # Beam wraps it, as text
     return None
 
 
@@ -81,28 +82,28 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """Ends the process without taking the interpreter down.
+    """Ends the process without finalizing the interpreter.
 
-    A failed run leaves iterators of tf.data behind, whose threads call Python. Taking the interpreter down waits for those
-    threads and keeps them from running: an error was printed, and the process never ended.
+    A failed run leaves iterators of tf.data behind, whose threads call Python. The finalization waits for these threads and keeps
+    them from running, so the process would never end.
     """
-    atexit._run_exitfuncs()  # temporary directories
+    atexit._run_exitfuncs()  # removes temporary directories
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def run_module(name: str, *, flags: str | None = None) -> NoReturn:
-    """Runs the command that is a module's `main`, the module's import included.
+    """Imports a command's module and runs its `main`.
 
-    For the first lines of that module, before its other imports, under `if __name__ == "__main__"`: TensorFlow
-    and Beam take seconds to import, and a Ctrl-C in them must end like any other. It also means that the
-    module is known by its name rather than as `__main__`, by which no other process could import it.
+    Called in the first lines of the module, under `if __name__ == "__main__"`, before its other imports. TensorFlow and Beam take
+    seconds to import, and Ctrl-C during the import must be handled as well. Besides, other processes can import the module by its name,
+    but not as `__main__`.
 
     Args:
-      name: of the module, such as `trainer.train`.
-      flags: the module whose `parse` takes the command's arguments. It imports nothing that takes seconds, and is
-        called first: `--help` and mistakes are answered at once.
+      name: name of the module, such as `trainer.train`.
+      flags: module whose `parse` checks the command's arguments. It is called first and imports nothing that takes seconds, so that
+        `--help` and mistakes are answered at once.
     """
 
     def main(argv: list[str]) -> int | None:

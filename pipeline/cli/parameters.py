@@ -1,4 +1,4 @@
-"""Errors of the library name parameters, such as `dataset`; a command prints them as its flags, such as --dataset.
+"""Errors of the library name parameters, such as `dataset`; commands print them as flags, such as --dataset.
 
 The convention: a message puts a parameter in backticks, "`image_size`=5000: expected 1 to 4096". The name is that of the
 flag without dashes. Text that crossed a process, as from a Beam worker, keeps it.

@@ -1,4 +1,4 @@
-"""Command-line flags, parsed strictly: an unknown one is a mistake, and a mistake is one line."""
+"""Strict parsing of command-line flags with one-line errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from pipeline.errors.causes import remedy
 from pipeline.storage.bucket import check_url, is_url
 
 BY_RECIPE = " (default: from the recipe)"
-
-
 _EXAMPLES = "examples:"
 
 
@@ -34,18 +32,18 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Debug(argparse.Action):
-    """`--debug`, which `pipeline.cli.main.run_command` looks for; it leaves no attribute in the flags."""
+    """`--debug`, which `pipeline.cli.main.run_command` handles. It adds no attribute to the flags."""
 
     def __call__(self, *_: Any) -> None:
         return
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, as UserError, no abbreviated flags, and `--debug` beside `--help`.
+    """argparse with errors as UserError, without abbreviated flags, and with `--debug`.
 
     Args:
       examples: command lines at the end of the help.
-      **kwargs: of `argparse.ArgumentParser`.
+      **kwargs: arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
@@ -53,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         self.set_examples(*examples)
         self._groups: dict[str, argparse._ArgumentGroup] = {}
         if self.add_help:
-            text = f"show the traceback behind a one-line error; as does {DEBUG_VARIABLE}=1"
+            text = f"Show the traceback behind a one-line error. {DEBUG_VARIABLE}=1 has the same effect."
             self.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> NoReturn:
@@ -71,16 +69,16 @@ class Parser(argparse.ArgumentParser):
         return self._groups[title]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; errors print parameters as these flags from now on."""
+        """Overrides argparse's method; from now on, errors print parameters as these flags."""
         register_flags(self.flag_names())
         return super().parse_known_args(args, namespace)
 
     def flag_names(self) -> list[str]:
-        """All flags, `--help` included."""
+        """Names of all flags, including `--help`."""
         return [name for action in self._actions for name in action.option_strings]
 
     def refuse(self, unknown: Sequence[str], *, also: Sequence[str] = ()) -> None:
-        """Raises UserError for the first unknown argument, with the nearest flag, of ours or `also`."""
+        """Raises UserError for the first unknown argument and suggests the nearest flag, from the parser or `also`."""
         if unknown:
             name = unknown[0].split("=")[0]
             near = difflib.get_close_matches(name, [*self.flag_names(), *also], n=1)
@@ -88,20 +86,20 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"unknown flag {unknown[0]}{hint}")
 
     def given(self, argv: Sequence[str]) -> list[str]:
-        """Names of the flags that the arguments give, without dashes, whether or not their values are the defaults."""
+        """Names of the flags in the arguments, without dashes, even if their values are the defaults."""
         unset = object()
         names = [action.dest for action in self._actions]
         known, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
         return [name for name in names if getattr(known, name) is not unset]
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses flags; an unknown one is an error that names the nearest."""
+        """Parses flags and refuses unknown ones."""
         known, unknown = self.parse_known_args(argv)
         self.refuse(unknown)
         return known
 
 
-_LARGEST_BATCH = 2**16  # far more than any device holds; beyond, TensorFlow's own counts overflow somewhere
+_LARGEST_BATCH = 2**16  # far more than a device can hold; larger sizes overflow inside TensorFlow
 
 
 def positive(text: str) -> int:
@@ -115,33 +113,35 @@ def whole(text: str) -> int:
 
 
 def batch_size(text: str) -> int:
-    """argparse type: a number of views or images at a time, 1 to 65,536."""
+    """argparse type: a number of views or images per batch, 1 to 65,536."""
     return _integer(text, at_least=1, at_most=_LARGEST_BATCH)
 
 
 def file_path(text: str) -> str:
-    """argparse type: a path; `~` is the home directory, which shells leave alone after `--flag=`."""
+    """argparse type: a local path. `~` is the home directory, which shells do not expand after `--flag=`."""
     if not text:
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
+        raise argparse.ArgumentTypeError("empty; expected a path")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # TensorFlow and TFDS take no other path
-        raise argparse.ArgumentTypeError(f"{text!a}: not UTF-8; rename it, or name another path") from error
-    if is_url(text):  # it would be taken for a directory of that name
-        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine")
+    except UnicodeEncodeError as error:  # TensorFlow and TFDS require UTF-8
+        raise argparse.ArgumentTypeError(f"{text!a}: not UTF-8; rename it, or use another path") from error
+    if is_url(text):  # otherwise used as the name of a directory
+        raise argparse.ArgumentTypeError(f"{text}: is a URL; expected a local path")
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def output_path(text: str) -> Path:
-    """argparse type: a file to be written, so that what it cannot be is said before the work and not after it."""
+    """argparse type: an output file, checked before the work starts."""
     path = Path(file_path(text))
     try:
         if not path.parent.is_dir():
-            raise argparse.ArgumentTypeError(f"{path}: no directory {path.parent}; make it, or name another")
+            raise argparse.ArgumentTypeError(
+                f"{path}: the directory {path.parent} does not exist; create it, or use another"
+            )
         if (found := find_enclosing(path)) is not None:
-            raise argparse.ArgumentTypeError(f"{path}: is inside {found}; name a place outside of it")
+            raise argparse.ArgumentTypeError(f"{path}: is inside {found}; use a path outside of it")
         if path.exists() and not path.is_file():  # a device such as /dev/null would be replaced
-            raise argparse.ArgumentTypeError(f"{path}: is there, and not a file; name another")
+            raise argparse.ArgumentTypeError(f"{path}: exists and is not a regular file; use another path")
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise argparse.ArgumentTypeError(
@@ -151,7 +151,7 @@ def output_path(text: str) -> Path:
 
 
 def place(text: str) -> str:
-    """argparse type: a path, or the URL of a directory in a bucket."""
+    """argparse type: a local path, or the URL of a directory in a bucket."""
     if not is_url(text):
         return file_path(text)
     try:
@@ -162,7 +162,7 @@ def place(text: str) -> str:
 
 
 def seed(text: str) -> int:
-    """argparse type: what NumPy's and TensorFlow's global generators take as a seed, 0 to 2**32 - 1."""
+    """argparse type: a seed of NumPy's and TensorFlow's global generators, 0 to 2**32 - 1."""
     return _integer(text, at_least=0, at_most=2**32 - 1)
 
 
@@ -200,8 +200,8 @@ def _finite(text: str, *, positive: bool) -> float:
     return found
 
 
-# Files by which a directory is known whose files are all counted or fingerprinted.
-_WHOLE = {
+# Marker files of directories whose files are all counted or fingerprinted.
+_COMPLETE = {
     "spec.json": "a store",
     "saved_model.pb": "a SavedModel",
     "dataset_info.json": "a prepared data set",
@@ -209,58 +209,58 @@ _WHOLE = {
 
 
 def find_enclosing(path: Path, *, replaceable: str | None = None) -> str | None:
-    """Describes the store, SavedModel or prepared data set that a path is or lies in, links followed; None if there is none.
+    """Describes the store, SavedModel or prepared data set that contains a path, with links resolved; None if there is none.
 
     Args:
-      path: a file or directory to be written.
-      replaceable: the file in a directory that may be written itself, such as `spec.json` in a store.
+      path: file or directory to write.
+      replaceable: marker file of a directory that may be written itself, such as `spec.json` of a store.
     """
     place = path.resolve()
-    # A store is a prepared data set, too.
+    # A store is also a prepared data set.
     is_replaced = replaceable is not None and (place / replaceable).is_file()
-    for name, what in _WHOLE.items():
+    for name, what in _COMPLETE.items():
         for parent in place.parents if is_replaced or name == replaceable else (place, *place.parents):
-            with contextlib.suppress(OSError):  # too long a name, which is reported when it is written
+            with contextlib.suppress(OSError):  # a name that is too long is reported when it is written
                 if (parent / name).is_file():
                     return f"{what}, {parent}"
     return None
 
 
 def check_outside(path: Path, *, flag: str, replaceable: str | None = None) -> None:
-    """Refuses to write into a store, a SavedModel or a prepared data set, all of whose files count.
+    """Refuses to write into a store, a SavedModel or a prepared data set.
 
     Args:
-      path: directory to be written.
-      flag: that names it.
+      path: directory to write.
+      flag: flag that names it.
       replaceable: see `find_enclosing`.
 
     Raises:
-      UserError: the path is or lies in one.
+      UserError: the path is inside one.
     """
     if (found := find_enclosing(path, replaceable=replaceable)) is not None:
-        raise UserError(f"{flag}={path}: is inside {found}; name a directory outside of it")
+        raise UserError(f"{flag}={path}: is inside {found}; use a directory outside of it")
 
 
 def make_directory(path: Path, *, flag: str, replaceable: str | None = None) -> Path:
-    """Makes the directory that a flag names, with its parents, and checks that it can be written.
+    """Creates a directory with its parents, and checks that it is writable.
 
     Args:
-      path: of the directory.
-      flag: that names it.
+      path: directory.
+      flag: flag that names it.
       replaceable: see `find_enclosing`.
 
     Raises:
-      UserError: a file is in the way, it cannot be made or written, or it lies in a store, SavedModel or data set.
+      UserError: a file has that path, the directory cannot be created or written, or it is inside a store, SavedModel or data set.
     """
     check_outside(path, flag=flag, replaceable=replaceable)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{flag}={path}: a file is in the way; name a directory") from error
+        raise UserError(f"{flag}={path}: is a file, or inside a file; expected a directory") from error
     except OSError as error:
         raise UserError(
-            f"{flag}={path}: cannot be made ({error.strerror}: {error.filename}); "
-            f"{remedy(error.errno, otherwise='name another directory')}"
+            f"{flag}={path}: cannot be created ({error.strerror}: {error.filename}); "
+            f"{remedy(error.errno, otherwise='use another directory')}"
         ) from error
     try:
         tempfile.TemporaryFile(dir=path).close()
@@ -272,10 +272,10 @@ def make_directory(path: Path, *, flag: str, replaceable: str | None = None) -> 
 
 
 def check_exists(flag: str, place: str | None) -> None:
-    """Checks a path of this machine that a flag names; a URL is checked when it is opened.
+    """Checks that the local path of a flag exists. A URL is checked when it is opened.
 
     Raises:
-      UserError: there is nothing.
+      UserError: the path does not exist.
     """
     if place is not None and not is_url(place) and not Path(place).exists():
         raise UserError(f"{flag}={place}: no such file or directory")

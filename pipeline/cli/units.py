@@ -1,4 +1,4 @@
-"""Counts as messages spell them."""
+"""Formats counts in messages."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The exceptions by which a command fails on purpose, and their exit codes.
+"""Exceptions that commands report on one line, and their exit codes.
 
-A user's mistake (`UserError`) ends in one line on standard error and exit code 2. Corrupt or mismatched data (`DataError`)
-is fatal, shows both sides, and exits 3. An unreachable service (`TryAgainError`) exits 75. Any other exception is a defect
-and keeps its traceback.
+A user's mistake (`UserError`) exits with 2. Corrupt or mismatched data (`DataError`) exit with 3; the message shows both sides. An
+unreachable service (`TryAgainError`) exits with 75. Any other exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,48 +13,48 @@ from pipeline.errors.text import printable
 EXIT_USER_ERROR = 2
 EXIT_DATA_ERROR = 3
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report signals
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_HANGUP = 128 + signal.SIGHUP
 
 
 class _OneLineError(Exception):
-    """Its message is one line, whatever text of a foreign store is in it."""
+    """An error whose message is always one line, also if it quotes a file."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class UserError(_OneLineError):
-    """What is wrong, what was got, what was expected, what to do: in one line. Exit code 2."""
+    """A user's mistake: what is wrong, the value, what was expected, what to do. Exit code 2."""
 
     exit_code = EXIT_USER_ERROR
 
 
 class TryAgainError(UserError):
-    """Something outside ended the work, and nothing of it is lost: the same command continues it. Exit code 75."""
+    """An external failure ended the work, and rerunning the same command continues it. Exit code 75."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 class UnpublishedError(UserError):
-    """A store has nothing for readers yet."""
+    """A store has no published data yet."""
 
 
 class DataError(_OneLineError):
-    """Data are corrupt, or two sides do not match; the message shows both. Exit code 3."""
+    """Data are corrupt, or two sides differ; the message shows both. Exit code 3."""
 
     exit_code = EXIT_DATA_ERROR
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the command in an orderly way: the message says where; no traceback.
+    """A signal ended the command in an orderly way; printed without a traceback.
 
-    A KeyboardInterrupt, so that no library takes it for a failure to be mended.
+    It is a KeyboardInterrupt, so that libraries do not handle it as a failure.
 
     Args:
-      message: one line.
-      exit_code: 128 + the signal's number, as a shell reports it.
+      message: one line that describes the state of the work.
+      exit_code: 128 + number of the signal, as shells report it.
     """
 
     def __init__(self, message: str, *, exit_code: int) -> None:

@@ -1,7 +1,8 @@
-"""Finds the reason behind an exception that crossed a process or a library.
+"""Finds the cause of an exception that crossed a process or a library.
 
-Beam workers and tf.data threads turn exceptions into text inside exceptions of their own. `find_error` recovers a `UserError`
-or `DataError` from them, and `of_the_system` what the operating system reported.
+Beam workers and tf.data threads convert exceptions to text inside exceptions of their own. `find_error` recovers a `UserError` or
+`DataError` from them, and `system_error` an error of the operating system. TensorFlow and ArrayRecord report those, too, only as
+text: their exception types distinguish fewer cases, and only the text contains the path.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections.abc import Iterator
 
 from pipeline.errors import DataError, UserError
 
-_BEAMS = " [while running"  # begins what Beam adds to the message of an error of one of its steps
-# As in "pipeline.errors.DataError: view 7: ...", up to the end of its line or Beam's own addition.
+_BEAM_SUFFIX = " [while running"  # Beam appends the name of the step to the message of an error
+# Matches "pipeline.errors.DataError: view 7: ...", up to the end of the line or Beam's suffix.
 _IN_TEXT = r"\b({kinds}): (.+?)(?= \[while running|\\n|\n|$)"
 
 
 def _kinds() -> dict[str, type[UserError | DataError]]:
-    """All types of our errors by name, subclasses in other modules included."""
+    """All subclasses of UserError and DataError by name, including those in other modules."""
     found: list[type[UserError | DataError]] = [UserError, DataError]
     for kind in found:
         found += kind.__subclasses__()
@@ -28,7 +29,7 @@ def _kinds() -> dict[str, type[UserError | DataError]]:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from or while handling, and so on."""
+    """An exception, the one that it was raised from or during the handling of, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -37,7 +38,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def raised_in(error: BaseException) -> str:
-    """The package whose line raised an exception, or called what did of Python's own; empty if nothing raised it."""
+    """The package that raised an exception, directly or in a call of the standard library; empty if it was not raised."""
     trace, package = error.__traceback__, ""
     while trace is not None:
         name = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
@@ -46,7 +47,7 @@ def raised_in(error: BaseException) -> str:
     return package
 
 
-# They raise an error of their own while they handle one of ours.
+# Libraries that raise their own error while they handle one of this project.
 _WRAPPERS = frozenset({"", "apache_beam", "keras", "tensorflow"})
 _OURS = re.compile(r'File "[^"]*\b(?:pipeline|trainer)/[^"/]+(?:/[^"/]+)*\.py"')
 _HANDLING = "During handling of the above exception, another exception occurred:"
@@ -54,9 +55,9 @@ _CAUSING = "The above exception was the direct cause of the following exception:
 
 
 def _reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what it stands for: its causes, and what a library's wrapper was raised for.
+    """An exception and its causes, including the exception that a library's wrapper was raised for.
 
-    Not what one of our own lines failed at while it handled another exception: that is a defect, whatever was handled.
+    If code of this project fails while it handles an exception, the failure is a defect and the handled exception not its cause.
     """
     for link in chain(error):
         yield link
@@ -66,12 +67,12 @@ def _reasons(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _wraps(error: BaseException, context: BaseException) -> bool:
-    """Whether an error stands for the one that was being handled."""
+    """Whether an error wraps the one that was being handled."""
     return raised_in(error) in _WRAPPERS or _origin(error) == _origin(context)
 
 
 def _origin(error: BaseException) -> tuple[object, int]:
-    """The line that raised an exception; a wrapper may have taken over the traceback of the original."""
+    """The position that raised an exception. A wrapper may have the traceback of the original."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -79,7 +80,7 @@ def _origin(error: BaseException) -> tuple[object, int]:
 
 
 def _reasons_in_text(text: str) -> Iterator[str]:
-    """As `_reasons`, of a traceback that is text: all that is left of an exception between processes."""
+    """`_reasons` for a traceback as text, which is all that remains of an exception from another process."""
     parts = re.split(f"({_HANDLING}|{_CAUSING})", text)
     while parts:
         last = parts.pop()
@@ -91,23 +92,23 @@ def _reasons_in_text(text: str) -> Iterator[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says first, at most 300 characters; its type if it says nothing."""
+    """First line of an exception's message, up to 300 characters; its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def find_error(error: BaseException) -> UserError | DataError | None:
-    """The UserError or DataError at the bottom of `error`, or None: the very object, if it is still there.
+    """The UserError or DataError that caused an exception, None if there is none.
 
-    Only an object keeps its attributes, such as an `exit_code` of its own; text keeps the type and the message.
+    If the original object is available, it is returned with its attributes, such as `exit_code`. Text keeps only the type and the
+    message.
 
     Args:
-      error: an exception as it came out of Beam or TensorFlow. Both may have turned the original into
-        text, with their own lines around it.
+      error: exception raised by Beam or TensorFlow, which may contain the original as text with their own lines around it.
     """
     ours = [link for link in _reasons(error) if isinstance(link, UserError | DataError)]
     if ours:
-        # Beam raises a new error of the same type, without the attributes, while it handles the original.
-        first, message = ours[0], str(ours[0]).split(_BEAMS)[0]
+        # While Beam handles the original, it raises a new error of the same type without the attributes.
+        first, message = ours[0], str(ours[0]).split(_BEAM_SUFFIX)[0]
         same = [link for link in ours if type(link) is type(first) and str(link) == message]
         return same[-1] if same else type(first)(message)
     kinds = _kinds()
@@ -120,55 +121,55 @@ def find_error(error: BaseException) -> UserError | DataError | None:
     return None
 
 
-_AGAIN = "run the same command again: nothing published is lost"
-# What helps, by what the operating system says.
+_AGAIN = "rerun the same command (published data is safe)"
+# Remedies by errno.
 _REMEDIES = {
-    errno.ENOSPC: f"make room and {_AGAIN}",
-    errno.EDQUOT: f"make room below the quota and {_AGAIN}",
-    errno.EFBIG: f"raise the limit on the size of files (`ulimit -f unlimited`) and {_AGAIN}",
-    errno.EROFS: "name a directory that can be written",
-    errno.EACCES: "get the right to it, or name another",
-    errno.EPERM: "get the right to it, or name another",
-    errno.EMFILE: f"raise the limit of open files (`ulimit -n 65536`) and {_AGAIN}",
-    errno.ENFILE: f"the machine has too many files open: end other programs and {_AGAIN}",
-    errno.ENAMETOOLONG: "name a shorter path",
-    errno.ENOTDIR: "a file is in the way: name another directory",
-    errno.EIO: "the disk may be failing: check it, or name a directory on another",
+    errno.ENOSPC: f"free up space and {_AGAIN}",
+    errno.EDQUOT: f"free up space within the quota and {_AGAIN}",
+    errno.EFBIG: f"raise the file size limit (`ulimit -f unlimited`) and {_AGAIN}",
+    errno.EROFS: "use a writable directory",
+    errno.EACCES: "change the permissions, or use another path",
+    errno.EPERM: "change the permissions, or use another path",
+    errno.EMFILE: f"raise the limit on open files (`ulimit -n 65536`) and {_AGAIN}",
+    errno.ENFILE: f"too many files are open on this machine; end other programs and {_AGAIN}",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ENOTDIR: "a parent of the path is a file; use another directory",
+    errno.EIO: "the disk may be failing; check it, or use a directory on another disk",
     errno.EBUSY: _AGAIN,
     errno.ENOMEM: f"end other programs and {_AGAIN}",
-    errno.ESTALE: f"mount that file system again and {_AGAIN}",
+    errno.ESTALE: f"mount the file system again and {_AGAIN}",
 }
-_OF_A_PATH = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR}
+_PATH_ERRORS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR}
 _REASONS = "|".join(re.escape(os.strerror(code)) for code in _REMEDIES)
-# How libraries tell the same inside a text of their own; also all that is left of an exception between processes.
+# System errors inside texts of libraries, and in text from other processes.
 _SYSTEM_TEXTS = (
-    # Of TensorFlow, as in `{{function_node ...}} the/path; No space left on device [Op:SaveV2]`.
+    # TensorFlow, as in `{{function_node ...}} the/path; No space left on device [Op:SaveV2]`.
     re.compile(rf"(?P<path>[^;\n]+); (?P<reason>{_REASONS})\b"),
-    # Of ArrayRecord, as in `write() failed: No space left on device; writing the/path; at byte 4096`.
+    # ArrayRecord, as in `write() failed: No space left on device; writing the/path; at byte 4096`.
     re.compile(rf"\w\(\) failed: (?P<reason>{_REASONS}); \w+ (?P<path>[^;\n]+)"),
-    # Of Python, of one file or of the second of two: `[Errno 28] No space left on device: 'a' -> 'the/path'`.
+    # Python, with one path or the second of two: `[Errno 28] No space left on device: 'a' -> 'the/path'`.
     re.compile(rf"\[Errno \d+\] (?P<reason>{_REASONS})(?:: (?:'[^'\n]*' -> )?'(?P<path>[^'\n]+)')?"),
 )
 _CODES = {os.strerror(code): code for code in _REMEDIES}
 
 
 def remedy(code: int | None, *, otherwise: str = _AGAIN) -> str:
-    """What a user can do where the operating system says `code`, an errno; `otherwise` where it is not known."""
+    """What a user can do about an errno; `otherwise` if it is not in the table."""
     return _REMEDIES.get(code or 0, otherwise)
 
 
-def of_the_system(error: BaseException) -> UserError | None:
-    """A full disk, a missing right, too many open files: what the user can fix, in one line; else None.
+def system_error(error: BaseException) -> UserError | None:
+    """The one-line error for a full disk, a missing permission or another system error that a user can fix; None for others.
 
-    Other OSErrors, such as of a file that is not there, are defects: what a user names is checked where it is read.
+    Other OSErrors, such as a missing file, are defects, because user-supplied paths are checked where they are read.
 
     Args:
-      error: as Python raises it, or one of a library's with the system's reason in its text.
+      error: exception of Python, or one of a library with the system's error message in its text.
     """
     for link in _reasons(error):
         if isinstance(link, OSError) and link.strerror:
             path = link.filename2 or link.filename
-            if link.errno in _REMEDIES and (path or link.errno not in _OF_A_PATH):
+            if link.errno in _REMEDIES and (path or link.errno not in _PATH_ERRORS):
                 return _refusal(path, link.strerror, link.errno)
         elif isinstance(link, OSError | RuntimeError) or type(link).__module__ != "builtins":
             for text in _reasons_in_text(str(link)):
@@ -191,5 +192,5 @@ def _refusal(path: object, reason: str, code: int | None) -> UserError:
 
 
 def find_reason(error: BaseException) -> UserError | DataError | None:
-    """What a command says of `error` in one line; None if it is a defect, which keeps its traceback."""
-    return find_error(error) or of_the_system(error)
+    """The error that a command reports on one line; None for a defect, which keeps its traceback."""
+    return find_error(error) or system_error(error)

@@ -1,25 +1,25 @@
-"""Text from elsewhere on its way to a terminal: control characters are shown, not sent."""
+"""Escapes control characters in text that is printed to a terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Control codes (ANSI escapes, line ends), formats (bidirectional overrides, zero width), lone surrogates, line and paragraph
-# separators, and code points without a character.
+# Unicode categories: control codes (ANSI escapes, line ends), formats (bidirectional overrides, zero width), lone surrogates, line
+# and paragraph separators, and unassigned code points.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"}
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text changes nothing on a terminal but adds its characters."""
+    """Whether a text has no control characters."""
     return (text.isascii() and text.isprintable()) or not any(map(_is_control, text))
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    r"""The text with every control character escaped as Python escapes it: ESC becomes `\x1b`.
+    r"""Escapes control characters as Python does: ESC becomes `\x1b`.
 
     Args:
-      text: or what `str` makes one of.
-      keep: control characters that stay, such as the line ends of a text of several lines.
+      text: text, or an object that `str` converts.
+      keep: control characters that are not escaped, such as line ends.
     """
     plain = str(text)
     if is_printable(plain):

@@ -22,7 +22,7 @@ import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline.errors import DataError, UserError
-from pipeline.errors.causes import first_line, of_the_system
+from pipeline.errors.causes import first_line, system_error
 from pipeline.inputs.builder import image_and_label, load_builder, prepare_hint
 from pipeline.inputs.labels import UNLABELED
 from pipeline.storage.bucket import is_url
@@ -270,6 +270,6 @@ def _not_whole(reader: ArrayRecordReader, path: str) -> UserError | DataError:
     try:
         reader.close()  # raises what opening did not
     except RuntimeError as error:
-        if (found := of_the_system(error)) is not None:
+        if (found := system_error(error)) is not None:
             return found
     return DataError(f"{path}: not a whole ArrayRecord file; prepare the data set again")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.errors.causes import chain, of_the_system
+from pipeline.errors.causes import chain, system_error
 
 # CUDA's libraries and XLA report some of them as internal errors.
 _MESSAGE = re.compile(r"OUT_OF_MEMORY|out of memory|ran out of memory|ALLOC_FAILED", re.IGNORECASE)
@@ -20,7 +20,7 @@ _TENSOR = re.compile(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether TensorFlow could not allocate memory. A full disk raises the same type and is not meant."""
-    if of_the_system(error) is not None:
+    if system_error(error) is not None:
         return False
     return any(
         isinstance(link, tf.errors.ResourceExhaustedError)

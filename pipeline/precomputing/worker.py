@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.errors.causes import of_the_system
+from pipeline.errors.causes import system_error
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.locate import load_teacher
 from pipeline.inputs.teacher import Teacher
@@ -159,7 +159,7 @@ class ShardWorker:
                     shard.write(rendered_records(batch, logits[:count]))
                     progress.add(count)
         except OSError as error:  # only our own exceptions cross process borders as more than text
-            raise (of_the_system(error) or error) from error
+            raise (system_error(error) or error) from error
         return ShardResult(
             task=task,
             info=shard.info,

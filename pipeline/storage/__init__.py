@@ -1,1 +1,1 @@
-"""Bytes on disks and in buckets: atomic files, locks, checked JSON, copies."""
+"""Bytes on disks and in buckets: atomic files, locks, checked JSON, local copies, retries."""

@@ -1,4 +1,4 @@
-"""A directory in a bucket: its objects listed, read and written whole, and tried again when the link fails."""
+"""A directory in a bucket: lists, reads and writes whole objects, with retries when the connection fails."""
 
 from __future__ import annotations
 
@@ -19,35 +19,32 @@ from pipeline.errors.causes import first_line
 from pipeline.storage.conditional import ConditionalObjects, GcsObjects, S3Objects, is_conflict
 from pipeline.storage.retry import IncompleteError, Result, with_retries
 
-EXTRAS = {"s3": "s3", "gs": "gcs"}  # scheme to the extra of this project that reads it
-_REMOVALS = 16  # at a time
-_CONNECT_SECONDS, _SILENCE_SECONDS = (
-    10.0,
-    60.0,
-)  # of gcsfs, which else waits for ever; s3fs has limits of its own
+EXTRAS = {"s3": "s3", "gs": "gcs"}  # URL scheme to the extra of this project that supports it
+_REMOVALS = 16  # removals in parallel
+_CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 60.0  # gcsfs has no timeouts of its own; s3fs has
 
 
 def is_url(place: object) -> bool:
-    """Whether a place is a URL rather than a path of this machine."""
+    """Whether a location is a URL, not a local path."""
     return "://" in str(place)
 
 
 def check_url(url: str) -> None:
-    """Refuses what is no URL of a directory in a bucket.
+    """Checks that a URL names a directory in a bucket.
 
     Raises:
-      UserError: another scheme, or no bucket.
+      UserError: the scheme is not supported, or the bucket is missing.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in EXTRAS or not rest.strip("/"):
         schemes = " or ".join(f"{name}://BUCKET/DIRECTORY" for name in EXTRAS)
-        raise UserError(f"{url}: expected {schemes}, or a path of this machine")
+        raise UserError(f"{url}: expected {schemes}, or a local path")
 
 
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
-    options: dict[str, Any] = {"use_listings_cache": False}  # another machine writes there, too
+    options: dict[str, Any] = {"use_listings_cache": False}  # other machines write to the bucket
     try:
         if scheme == "gs":
             import aiohttp
@@ -58,17 +55,17 @@ def _filesystem(scheme: str) -> Any:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UserError(
-            f"{scheme}:// needs the extra `{EXTRAS[scheme]}`: pip install 'view-distill[{EXTRAS[scheme]}]'"
+            f"{scheme}:// needs the extra {EXTRAS[scheme]}; run pip install 'view-distill[{EXTRAS[scheme]}]'"
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """What a listing says of an object.
+    """An object as listed.
 
     Attributes:
-      size: in bytes.
-      version: a text that changes with its content.
+      size: size in bytes.
+      version: text that changes whenever the content changes.
     """
 
     size: int
@@ -80,15 +77,15 @@ def _object(info: dict[str, Any]) -> Object:
 
 
 class BucketDirectory:
-    """A directory in a bucket; names are relative to it, with `/` between their parts.
+    """A directory in a bucket. Names of objects are relative to it, with `/` as separator.
 
-    Credentials, endpoint and region are the business of the bucket's library: its environment variables and files.
+    s3fs or gcsfs find credentials, endpoint and region in their own environment variables and files.
 
     Attributes:
-      url: of the directory, without a `/` at the end.
+      url: URL of the directory, without a trailing `/`.
 
     Raises:
-      UserError: no such kind of URL, or its library is not installed.
+      UserError: the URL is not supported, or the library for it is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -105,9 +102,9 @@ class BucketDirectory:
         return f"{self.url}/{name}"
 
     def objects(self, below: str = "") -> dict[str, Object]:
-        """All objects by name, or those below a directory of this one; empty where there is nothing.
+        """All objects by name, or those in a subdirectory; empty if there are none.
 
-        Placeholders of directories are none: consoles make such objects, of no bytes and with a `/` at the end.
+        Placeholders for directories are left out. Web consoles create them as empty objects with a trailing `/`.
         """
         root = self._files._strip_protocol(self.place(below).rstrip("/"))
 
@@ -127,10 +124,10 @@ class BucketDirectory:
         }
 
     def stat(self, name: str) -> Object:
-        """What a listing says of one object.
+        """One object as listed.
 
         Raises:
-          FileNotFoundError: there is none.
+          FileNotFoundError: there is no such object.
         """
         info = with_retries(
             f"{self.place(name)}: cannot be read", lambda: self._files.info(self.place(name), refresh=True)
@@ -138,53 +135,53 @@ class BucketDirectory:
         return _object(info)
 
     def read(self, name: str, *, limit: int) -> bytes:
-        """A small object's content.
+        """The content of a small object.
 
         Raises:
-          FileNotFoundError: there is none.
-          ValueError: longer than `limit` bytes.
+          FileNotFoundError: there is no such object.
+          ValueError: the object is longer than `limit` bytes.
         """
         return self.read_version(name, limit=limit)[0]
 
     def read_version(self, name: str, *, limit: int) -> tuple[bytes, str]:
-        """A small object's content and version, of the same moment; see `replace`.
+        """The content of a small object and the version that has this content; see `replace`.
 
         Raises:
-          FileNotFoundError: there is none.
-          ValueError: longer than `limit` bytes.
+          FileNotFoundError: there is no such object.
+          ValueError: the object is longer than `limit` bytes.
         """
         place = self.place(name)
         return with_retries(f"{place}: cannot be read", lambda: self.conditional.get(place, limit=limit))
 
     def write(self, name: str, data: bytes, *, before: Callable[[], None] | None = None) -> None:
-        """Puts an object there, whole or not at all, over any that is there.
+        """Writes an object, whole or not at all, and replaces an existing one.
 
         Args:
-          name: of the object.
-          data: its content.
-          before: called before each attempt; what it raises ends them.
+          name: object name.
+          data: content.
+          before: called before each attempt; an exception that it raises ends the attempts.
         """
         self._put(name, lambda: self._files.pipe_file(self.place(name), data), before)
 
     def replace(
         self, name: str, data: bytes, *, version: str | None, before: Callable[[], None] | None = None
     ) -> str:
-        """Writes a small object only over the version that is known; compare and swap.
+        """Writes a small object if it has a known version (compare and swap).
 
-        An attempt whose answer was lost is recognized by its content: where `data` is there, this is a success. Where
-        that may be another writer's, `data` needs something of its own.
+        An attempt whose response was lost is recognized by the content: if the object contains `data`, the write succeeded.
+        If another writer could write the same content, `data` must contain something unique.
 
         Args:
-          name: of the object.
-          data: its content.
-          version: that is there, of `read_version` or `replace`; None if there must be no such object.
-          before: called before each attempt; what it raises ends them.
+          name: object name.
+          data: content.
+          version: expected version, from `read_version` or `replace`; None if the object must not exist.
+          before: called before each attempt; an exception that it raises ends the attempts.
 
         Returns:
           The new version.
 
         Raises:
-          FileExistsError: another version is there, or none where one was expected; nothing was written.
+          FileExistsError: the object has another version, or does not exist although a version was expected.
         """
         place = self.place(name)
         try:
@@ -193,7 +190,7 @@ class BucketDirectory:
             conflict = error
         try:
             found, there = self.read_version(name, limit=len(data))
-        except (FileNotFoundError, ValueError):  # gone, or longer
+        except (FileNotFoundError, ValueError):  # removed, or longer
             raise conflict from None
         if found != data:
             raise conflict
@@ -202,16 +199,16 @@ class BucketDirectory:
     def upload(
         self, path: Path, name: str, *, create: bool = False, before: Callable[[], None] | None = None
     ) -> None:
-        """`write` of a file's content.
+        """Writes a file's content to an object.
 
         Args:
-          path: of the file.
-          name: of the object.
-          create: only where there is none.
+          path: local file.
+          name: object name.
+          create: whether the object must not exist.
           before: see `write`.
 
         Raises:
-          FileExistsError: there is one, and `create` wants none; it may be of an attempt whose answer was lost.
+          FileExistsError: the object exists, and `create` is set. An attempt whose response was lost may have written it.
         """
         mode = "create" if create else "overwrite"
 
@@ -235,41 +232,43 @@ class BucketDirectory:
             return with_retries(f"{self.place(name)}: cannot be written", attempt)
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.url}: {first_line(error)}; make the bucket first, or correct its name"
+                f"{self.url}: {first_line(error)}; create the bucket, or correct its name"
             ) from error
 
     def download(self, name: str, path: Path, *, size: int) -> None:
-        """Copies an object to a file.
+        """Copies an object of a known size to a local file.
 
         Raises:
-          FileNotFoundError: there is none.
+          FileNotFoundError: there is no such object.
+          TryAgainError: the download fails repeatedly.
+          DataError: the object has another size.
         """
 
         def get() -> None:
             self._files.get_file(self.place(name), str(path))
             if (came := path.stat().st_size) != size:
-                raise IncompleteError(f"{came:,} bytes came of {size:,}")
+                raise IncompleteError(f"received {came:,} of {size:,} bytes")
 
         with_retries(f"{self.place(name)}: cannot be read", get)
 
     def fetch(self, name: str, *, size: int, sha256: str, scratch: Path | None = None) -> IO[bytes]:
-        """A verified copy of an object in a file that has no name, and that nothing is left of when it is closed.
+        """A verified copy of an object in a temporary file without a name, which disappears when it is closed.
 
         Args:
-          name: of the object.
-          size: in bytes.
-          sha256: of its content.
-          scratch: directory of whose file system the space is.
+          name: object name.
+          size: expected size in bytes.
+          sha256: expected SHA-256 of the content.
+          scratch: directory on the file system that holds the copy; by default the one for temporary files.
 
         Raises:
-          FileNotFoundError: there is none.
-          DataError: other bytes than those came, several times.
+          FileNotFoundError: there is no such object.
+          DataError: the content differs, in several attempts.
         """
 
         def get() -> IO[bytes]:
-            # Before anything is taken for it: what a store says and what is there may be far apart.
+            # Checked before the download, since the actual size may be much larger than expected.
             if (there := self._files.info(self.place(name), refresh=True)["size"]) != size:
-                raise IncompleteError(f"{there:,} bytes are there, {size:,} in the manifest")
+                raise IncompleteError(f"{there:,} bytes in the bucket, {size:,} in the manifest")
             file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115
             try:
                 with _naming_full_disk(scratch):
@@ -278,7 +277,7 @@ class BucketDirectory:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 if (came := file.tell()) != size or digest != sha256:
                     raise IncompleteError(
-                        f"{came:,} bytes with sha256 {digest[:16]} came, {size:,} with {sha256[:16]} in the manifest"
+                        f"received {came:,} bytes with sha256 {digest[:16]}, expected {size:,} with {sha256[:16]}"
                     )
             except BaseException:
                 file.close()
@@ -313,7 +312,7 @@ class BucketDirectory:
 
 @contextlib.contextmanager
 def _naming_full_disk(scratch: Path | None) -> Iterator[None]:
-    """A full disk is told by a directory: the file on it has no name."""
+    """Adds the directory to the error of a full disk, since the file on it has no name."""
     try:
         yield
     except OSError as error:
@@ -324,5 +323,5 @@ def _naming_full_disk(scratch: Path | None) -> Iterator[None]:
 
 
 def named(file: IO[bytes]) -> str:
-    """A path by which this process can open a file that has no name."""
+    """A path by which this process can open a file without a name."""
     return f"/proc/self/fd/{file.fileno()}"

@@ -1,4 +1,4 @@
-"""Where this project keeps what it can make or fetch again, and how much of it."""
+"""The cache directory, and default limits of what it holds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ DATA_CACHE_BYTES = 256 << 30
 
 
 def cache_dir() -> Path:
-    """Where the embedded default and copies of buckets are kept.
+    """Directory of the embedded default and of copies of bucket contents.
 
     Returns:
-      `$VIEW_DISTILL_CACHE`, else `$XDG_CACHE_HOME/view-distill`, else `~/.cache/view-distill`. An empty
-      variable counts as unset. The directory need not exist.
+      `$VIEW_DISTILL_CACHE`, or else `$XDG_CACHE_HOME/view-distill`, or else `~/.cache/view-distill`. An empty variable counts as
+      unset. The directory may not exist.
     """
     if own := os.environ.get("VIEW_DISTILL_CACHE"):
         return Path(own).expanduser()

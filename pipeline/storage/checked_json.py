@@ -1,9 +1,8 @@
-"""Builds dataclasses and typed dicts from parsed JSON; anything of another shape is refused.
+"""Builds dataclasses and typed dicts from parsed JSON, and rejects anything with another shape.
 
-The one parser of every metadata file: what a file may hold is written as annotations, and is checked here. A dataclass takes
-exactly its fields, but those with `json: False` in their metadata, and validates their values in `__post_init__`. A field with
-`build` in its metadata is built by that function of (tree, path). A `TypedDict` describes the keys that are read; other keys
-are kept as they are, so that a later version may add some.
+All metadata files are parsed here. Annotations declare what a file may contain. A dataclass takes exactly its fields, except
+those with `json: False` in their metadata, and validates them in `__post_init__`. A field with `build` in its metadata is built by
+that function of (tree, path). A `TypedDict` declares the keys that are read; other keys are kept, so a later version may add some.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from pipeline.errors import UserError
 
 T = TypeVar("T")
 
-# No text of a metadata file is longer, and no number larger: paths, command lines, bytes.
+# Limits of texts (paths, command lines) and numbers (bytes) in metadata files.
 MAX_TEXT = 1 << 16
 MAX_NUMBER = (1 << 63) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast:
-    """A lower bound of a number, as in `Annotated[int, AtLeast(1)]`."""
+    """Lower bound of a number, as in `Annotated[int, AtLeast(1)]`."""
 
     low: float
 
@@ -40,7 +39,7 @@ Positive = Annotated[int, AtLeast(1)]
 
 
 class ShapeError(ValueError):
-    """A value has another type than its annotation, is missing, is unknown, or is out of range."""
+    """A value does not match its annotation, is missing, unknown, or out of range."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}" if path else problem)
@@ -50,14 +49,14 @@ def build(kind: type[T], tree: Any, *, path: str = "") -> T:
     """A value of type `kind` from a JSON tree.
 
     Args:
-      kind: a dataclass, a `TypedDict`, `str`, `int`, `float`, `bool`, `None`, `Any`, an `Annotated` number that is
-        `AtLeast` some other, or a union, `Literal`, `list`, `tuple` (`tuple[X, ...]`) or `dict[str, X]` of these. A `float` takes whole numbers, too, and keeps them as they are: a
-        digest is taken over what was written.
-      tree: as `parse_json` returns it.
-      path: of the tree in its file, for errors, such as `identity.teacher`.
+      kind: a dataclass, a `TypedDict`, `str`, `int`, `float`, `bool`, `None`, `Any`, an `Annotated` number with `AtLeast`, or a
+        union, `Literal`, `list`, `tuple` (`tuple[X, ...]`) or `dict[str, X]` of these. A `float` also takes whole numbers and
+        does not convert them, since digests are computed from the file's content.
+      tree: result of `parse_json`.
+      path: path of the tree in its file, for errors, such as `identity.teacher`.
 
     Raises:
-      ShapeError: names the field, what it is and what was expected.
+      ShapeError: a value has another shape; the message names the field, the value and what was expected.
     """
     value: T = _build(kind, tree, path)
     return value
@@ -102,7 +101,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 @functools.cache
 def _required(kind: Any) -> frozenset[str]:
-    """Keys of a `TypedDict` that have to be there; its own list overlooks `NotRequired` in postponed annotations."""
+    """Required keys of a `TypedDict`. Its own list misses `NotRequired` in postponed annotations."""
     hints = _hints(kind)
     return frozenset(
         name for name in kind.__required_keys__ if typing.get_origin(hints[name]) is not typing.NotRequired
@@ -128,7 +127,7 @@ def _dataclass(kind: Any, tree: Any, path: str) -> Any:
         return kind(**values)
     except ShapeError:
         raise
-    except (UserError, ValueError, TypeError) as error:  # of its `__post_init__`
+    except (UserError, ValueError, TypeError) as error:  # from `__post_init__`
         raise ShapeError(path, str(error)) from error
 
 
@@ -145,7 +144,7 @@ def _typed_dict(kind: Any, tree: Any, path: str) -> dict[str, Any]:
 
 
 def _union(kinds: tuple[Any, ...], tree: Any, path: str) -> Any:
-    """The first kind that takes the tree; the errors of the last, which says most of an `X | None`."""
+    """The value of the first kind that matches the tree; errors are those of the last kind."""
     if tree is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
@@ -159,7 +158,7 @@ def _union(kinds: tuple[Any, ...], tree: Any, path: str) -> Any:
 
 def _scalar(kind: Any, tree: Any, path: str) -> Any:
     if kind is float and type(tree) in (int, float):
-        # An integer may be too long for a float.
+        # An integer may be too large for a float.
         if abs(tree) <= MAX_NUMBER if type(tree) is int else math.isfinite(tree):
             return tree
         raise ShapeError(path, f"expected a finite number, got {_shown(tree)}")
@@ -184,7 +183,7 @@ _NAMES = {
 
 
 def _expect(kind: type[T], tree: Any, path: str) -> T:
-    """The tree, if its type is exactly `kind`: True is no number."""
+    """The tree, if its type is exactly `kind` (True is not a number)."""
     if type(tree) is not kind:
         raise ShapeError(path, f"expected {_NAMES.get(kind, kind.__name__)}, got {_shown(tree)}")
     value: T = tree
@@ -196,23 +195,27 @@ def _join(path: str, name: str) -> str:
 
 
 def _shown(tree: Any) -> str:
-    """A value in an error: short, and on one line."""
+    """A value as errors show it: short, on one line."""
     if isinstance(tree, Mapping | list):
         return _NAMES[dict if isinstance(tree, Mapping) else list]
-    if type(tree) is int and abs(tree) > 10**100:  # longer ones Python refuses to print
+    if type(tree) is int and abs(tree) > 10**100:  # Python refuses to print longer ones
         return "a number of more than 100 digits"
     text = repr(tree)
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def read_text(path: Path, *, limit: int) -> str:
-    """Text of a file of at most `limit` bytes.
+    """Text of a file.
+
+    Args:
+      path: file.
+      limit: maximum size in bytes.
 
     Raises:
-      OSError: it is not there, is no file, or cannot be read.
-      ValueError: longer, or not UTF-8.
+      OSError: the file does not exist, is not a regular file, or cannot be read.
+      ValueError: the file is longer, or not UTF-8.
     """
-    if path.exists() and not path.is_file():  # a pipe has no end
+    if path.exists() and not path.is_file():  # reading a pipe might never end
         raise OSError(errno.EINVAL, "not a file", str(path))
     with path.open("rb") as file:
         data = file.read(limit + 1)
@@ -222,10 +225,10 @@ def read_text(path: Path, *, limit: int) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The tree that a text is; NaN and infinities, which JSON has not, are refused.
+    """Parses JSON strictly, without NaN and infinities.
 
     Raises:
-      ValueError: it is not JSON, or nested deeper than Python's stack.
+      ValueError: the text is not JSON, or nested too deeply.
     """
 
     def refuse(constant: str) -> None:
@@ -238,15 +241,15 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: Path, *, limit: int) -> Any:
-    """`parse_json` of a file; see `read_text` for what is raised."""
+    """Parses a JSON file; raises what `read_text` and `parse_json` raise."""
     return parse_json(read_text(path, limit=limit))
 
 
 def scalars(tree: Any, *, nested: int = 0) -> dict[str, Any]:
-    """A mapping of names to strings and numbers, and to such mappings `nested` levels deep.
+    """A mapping of names to strings and numbers, and to such mappings up to `nested` levels deep.
 
     Raises:
-      TypeError: it is something else.
+      TypeError: the tree has another shape.
     """
     if not isinstance(tree, Mapping):
         raise TypeError(f"expected an object, got {type(tree).__name__}")
@@ -259,5 +262,5 @@ def scalars(tree: Any, *, nested: int = 0) -> dict[str, Any]:
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
-    """Whether a value is a whole number, and no other type that compares like one, in `low .. high`."""
+    """Whether a value is an int, not just equal to one, in `low .. high`."""
     return type(value) is int and low <= value <= high

@@ -1,7 +1,7 @@
-"""Reads of an object together with its version, and writes only over a known version: ETags in S3, generations in GCS.
+"""Reads of an object with its version, and writes under the condition of a version: ETags in S3, generations in GCS.
 
-fsspec offers only "create if absent". These classes call the clients that s3fs and gcsfs hold. A precondition that
-fails is a FileExistsError in both.
+fsspec supports only "create if absent", so these classes call the clients inside s3fs and gcsfs. Both raise FileExistsError if a
+precondition fails.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _FAILED = 412  # HTTP status of a failed precondition
 
 
 class ConditionalObjects(Protocol):
-    """The objects of one kind of bucket; one request per call, without retries of its own."""
+    """Conditional access to the objects of one kind of bucket. A call does not retry."""
 
     def get(self, place: str, *, limit: int) -> tuple[bytes, str]:
         """Content and version of an object.
 
         Raises:
-          FileNotFoundError: no such object.
-          ValueError: longer than `limit` bytes.
-          IncompleteError: the object changed during the call, or the answer was cut off.
+          FileNotFoundError: there is no such object.
+          ValueError: the object is longer than `limit` bytes.
+          IncompleteError: the object changed during the call, or the response was cut off.
         """
 
     def put(self, place: str, data: bytes, *, version: str | None) -> str:
-        """Writes an object if `version` is its version, or if it is absent for None; returns the new version.
+        """Writes an object if it has `version`, or if it does not exist for None; returns the new version.
 
         Raises:
-          FileExistsError: the object has another version, or is absent where a version was expected.
-          FileNotFoundError: no such bucket.
+          FileExistsError: the object has another version, or does not exist although a version was expected.
+          FileNotFoundError: there is no such bucket.
           UserError: the server does not implement conditional writes.
         """
 
@@ -42,8 +42,8 @@ class ConditionalObjects(Protocol):
 def is_conflict(error: BaseException) -> bool:
     """Whether an error of s3fs or gcsfs is a failed precondition.
 
-    s3fs knows only that of If-None-Match, and only by a field that some servers omit. gcsfs hides the one at the end of a
-    large upload behind an AttributeError.
+    s3fs recognizes only If-None-Match, by a field that some servers omit. At the end of a large upload, gcsfs hides the failed
+    precondition behind an AttributeError.
     """
     return any(
         isinstance(link, FileExistsError) or (s3_error(link) or (0,))[0] == _FAILED for link in chain(error)
@@ -51,10 +51,10 @@ def is_conflict(error: BaseException) -> bool:
 
 
 class S3Objects:
-    """Of S3 and servers like it.
+    """Objects of S3 and compatible servers.
 
     Args:
-      files: an `s3fs.S3FileSystem`.
+      files: `s3fs.S3FileSystem`.
     """
 
     def __init__(self, files: Any) -> None:
@@ -82,10 +82,10 @@ class S3Objects:
             data = fsspec.asyn.sync(self._files.loop, get)
         except OSError as error:
             if _changed(error):
-                raise IncompleteError("changed while it was read") from error
+                raise IncompleteError("the object changed during the read") from error
             raise
         if len(data) != info["size"]:
-            raise IncompleteError(f"{len(data):,} bytes came of {info['size']:,}")
+            raise IncompleteError(f"received {len(data):,} of {info['size']:,} bytes")
         return data, str(info["ETag"])
 
     def put(self, place: str, data: bytes, *, version: str | None) -> str:
@@ -95,7 +95,7 @@ class S3Objects:
         try:
             answer = self._files.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
         except OSError as error:
-            # If-Match on an absent object is 404 in S3, 412 elsewhere.
+            # For If-Match on a missing object, S3 returns 404, other servers 412.
             if is_conflict(error) or (version is not None and isinstance(error, FileNotFoundError)):
                 raise FileExistsError(place) from error
             if error.errno == errno.ENOSYS:
@@ -109,10 +109,10 @@ def _changed(error: OSError) -> bool:
 
 
 class GcsObjects:
-    """Of Google Cloud Storage.
+    """Objects of Google Cloud Storage.
 
     Args:
-      files: a `gcsfs.GCSFileSystem`.
+      files: `gcsfs.GCSFileSystem`.
     """
 
     def __init__(self, files: Any) -> None:
@@ -127,9 +127,9 @@ class GcsObjects:
         try:
             _, data = self._files.call("GET", self._files.url(place), generation=info["generation"])
         except FileNotFoundError as error:
-            raise IncompleteError("changed while it was read") from error
+            raise IncompleteError("the object changed during the read") from error
         if len(data) != info["size"]:
-            raise IncompleteError(f"{len(data):,} bytes came of {info['size']:,}")
+            raise IncompleteError(f"received {len(data):,} of {info['size']:,} bytes")
         return data, str(info["generation"])
 
     def put(self, place: str, data: bytes, *, version: str | None) -> str:
@@ -156,6 +156,6 @@ def _check_size(size: int, limit: int) -> None:
 def unsupported(place: str) -> str:
     """The message for a server that lacks conditional writes."""
     return (
-        f"{place}: this server does not support conditional writes (If-Match and If-None-Match of PutObject), without which "
-        "two runs could write one store; write the store to a path of this machine and copy it there when it is finished"
+        f"{place}: the server does not support conditional writes (If-Match and If-None-Match of PutObject), so two runs could "
+        "write the store at once; write the store to a local path and copy it to the bucket when it is finished"
     )

@@ -1,7 +1,7 @@
-"""Directories and files in buckets, copied once a machine: source data sets and teachers, which are read at random.
+"""Local copies of data sets and teachers in buckets, made once per machine, because they are read at random.
 
-A copy is keyed by what the bucket lists (names, sizes, ETags), so that what changes there is copied anew. Processes
-that want the same wait for the first, which downloads beside the final place, compares every size, and renames.
+A copy is keyed by the bucket's listing (names, sizes, ETags), so changed objects are copied again. If several processes need the
+same copy, the first downloads it and the others wait.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from typing import IO
 from tqdm import tqdm
 
 from pipeline.errors import TryAgainError, UserError
-from pipeline.errors.causes import first_line
 from pipeline.storage.bucket import BucketDirectory, Object
 from pipeline.storage.cache import DATA_CACHE_BYTES, cache_dir
 from pipeline.storage.files import TEMPORARY, atomic_directory, remove_directory
 from pipeline.storage.lock import flock
 
-_DOWNLOADS = 8  # at a time
+_DOWNLOADS = 8  # downloads in parallel
 
-# Locks of the copies that this process reads: while one is held, no other process removes the copy.
+# Locks of the copies that this process reads. While a lock is held, no other process removes the copy.
 _in_use: dict[Path, IO[str]] = {}
 
 
 def local_copy(
     bucket: BucketDirectory, objects: Mapping[str, Object], *, flag: str, limit: int = DATA_CACHE_BYTES
 ) -> Path:
-    """A directory of this machine with some of a bucket's objects, for as long as this process runs.
+    """A local directory with some of a bucket's objects, kept at least until this process ends.
 
     Args:
-      bucket: a directory in it.
-      objects: of `bucket.objects()`; their names become paths.
-      flag: that named the place, for errors.
-      limit: bytes of all copies on this machine; the ones that were used longest ago make room.
+      bucket: directory in a bucket.
+      objects: objects from `bucket.objects()`; their names become relative paths.
+      flag: flag that names the location, for errors.
+      limit: maximum size of all copies on this machine in bytes; the least recently used ones are removed first.
 
     Raises:
-      UserError: more than `limit`, or than the disk has; an object's name is no path in a directory.
+      UserError: the objects are larger than `limit` or the disk, or an object's name is not a relative path.
+      TryAgainError: the objects changed during the copy.
     """
     for name in objects:
         if name.startswith("/") or ".." in name.split("/"):
-            raise UserError(f"{flag}={bucket.url}: {name!r} is no name of a file")
+            raise UserError(f"{flag}={bucket.url}: {name!r} cannot be a file name")
     needed = sum(found.size for found in objects.values())
     if needed > limit:
         raise UserError(
-            f"{flag}={bucket.url}: {needed:,} bytes are copied to this machine, --data_cache_bytes={limit} allows fewer; "
-            f"pass {needed} or more, or a path where the bucket is mounted"
+            f"{flag}={bucket.url}: a local copy needs {needed:,} bytes, more than `data_cache_bytes`={limit}; pass {needed} or "
+            "more, or a path where the bucket is mounted"
         )
     listing = json.dumps([bucket.url, sorted((name, o.size, o.version) for name, o in objects.items())])
     root = cache_dir() / "copies"
@@ -78,13 +78,13 @@ def local_copy(
             refused.pop_all()
     except OSError as error:
         raise UserError(
-            f"{root}: cannot be written ({error.strerror}); set VIEW_DISTILL_CACHE to a directory that can"
+            f"{root}: cannot be written ({error.strerror}); set VIEW_DISTILL_CACHE to a writable directory"
         ) from error
     return path
 
 
 def _lock_path(copy: Path) -> Path:
-    """The lock of a copy, whether finished or under way."""
+    """Path of the lock of a copy, complete or incomplete."""
     return copy.with_name(f"{copy.name.removeprefix(TEMPORARY)}.lock")
 
 
@@ -97,12 +97,10 @@ def _download(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Pat
 
 
 def _check_unchanged(bucket: BucketDirectory, objects: Mapping[str, Object]) -> None:
-    """Compares what is there with the listing that a copy is named by: else it would be kept under that name for good."""
+    """Checks that the objects are still those of the listing by which the copy is named."""
     there = bucket.objects(os.path.commonpath(list(objects)))
     if changed := [name for name, found in objects.items() if there.get(name) != found]:
-        raise TryAgainError(
-            f"{bucket.url}: changes while it is copied ({changed[0]}, for one); run the same command again"
-        )
+        raise TryAgainError(f"{bucket.url}: changed during the copy ({changed[0]}); rerun the same command")
 
 
 def _download_all(bucket: BucketDirectory, objects: Mapping[str, Object], fresh: Path) -> None:
@@ -117,17 +115,18 @@ def _download_all(bucket: BucketDirectory, objects: Mapping[str, Object], fresh:
         concurrent.futures.ThreadPoolExecutor(_DOWNLOADS) as pool,
     ):
         copying = {
-            pool.submit(bucket.download, name, fresh / name, size=found.size): found.size
+            pool.submit(bucket.download, name, fresh / name, size=found.size): name
             for name, found in objects.items()
         }
         try:
             for done in concurrent.futures.as_completed(copying):
+                name = copying[done]
                 done.result()
-                bar.update(copying[done])
+                bar.update(objects[name].size)
         except FileNotFoundError as error:
             pool.shutdown(wait=False, cancel_futures=True)
             raise TryAgainError(
-                f"{bucket.url}: changes while it is copied ({first_line(error)} is gone); run the same command again"
+                f"{bucket.url}: changed during the copy ({name} was removed); rerun the same command"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -135,7 +134,7 @@ def _download_all(bucket: BucketDirectory, objects: Mapping[str, Object], fresh:
 
 
 def _make_room(root: Path, needed: int, *, limit: int, flag: str) -> None:
-    """Removes copies that no process reads, those used longest ago first, until `needed` bytes fit."""
+    """Removes copies that no process uses, least recently used first, until `needed` bytes fit."""
     used = {copy: _last_used(copy) for copy in root.iterdir() if copy.is_dir()}
     held = {copy: _size(copy) for copy in used}
     for copy in sorted(used, key=used.__getitem__):
@@ -147,18 +146,18 @@ def _make_room(root: Path, needed: int, *, limit: int, flag: str) -> None:
                 del held[copy]
     if sum(held.values()) + needed > limit:
         raise UserError(
-            f"{flag}: {needed:,} bytes more are copied to {root}, where copies in use have {sum(held.values()):,} of the "
-            f"{limit:,} that --data_cache_bytes allows; raise it, or end the processes that use them"
+            f"{flag}: a local copy needs {needed:,} bytes in {root}, and copies in use already take {sum(held.values()):,} of the "
+            f"{limit:,} bytes of `data_cache_bytes`; raise the limit, or end the processes that use them"
         )
     if needed > (free := shutil.disk_usage(root).free):
         raise UserError(
-            f"{flag}: {needed:,} bytes are copied to {root}, where {free:,} are free; make room, or set "
+            f"{flag}: a local copy needs {needed:,} bytes in {root}, where {free:,} are free; free up space, or set "
             "VIEW_DISTILL_CACHE to a directory on a larger disk"
         )
 
 
 def _last_used(copy: Path) -> float:
-    with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile, by another process
+    with contextlib.suppress(FileNotFoundError):  # completed or removed by another process
         return copy.stat().st_mtime
     return 0.0
 
@@ -174,37 +173,40 @@ def _size(copy: Path) -> int:
 
 @contextlib.contextmanager
 def _unused(copy: Path) -> Iterator[bool]:
-    """Whether no process holds the lock of a copy; if so, none can take it meanwhile."""
+    """Yields whether no process uses a copy. If so, the copy is locked during the block."""
     with _lock_path(copy).open("w") as lock:
         yield flock(lock, wait=False)
 
 
 def copied_teacher(url: str) -> Path:
-    """A teacher in a bucket, copied: a SavedModel's directory, or a `.keras` file.
+    """Local copy of a teacher in a bucket: a SavedModel directory or a `.keras` file.
 
     Raises:
-      UserError: there is nothing, or no room for it.
+      UserError: there is no teacher, or no space for it.
     """
     parent, _, last = url.rstrip("/").rpartition("/")
     is_file = last.endswith(".keras")
     bucket = BucketDirectory(parent if is_file else url)
     objects = bucket.objects(last if is_file else "")
     if not objects:
-        raise UserError(f"--teacher={url}: nothing is there; expected a SavedModel or a .keras file")
-    path = local_copy(bucket, objects, flag="--teacher")
+        raise UserError(f"`teacher`={url}: not found; expected a SavedModel directory or a .keras file")
+    path = local_copy(bucket, objects, flag="`teacher`")
     return path / last if is_file else path
 
 
 def copied_dataset(name: str, url: str, *, limit: int = DATA_CACHE_BYTES) -> Path:
-    """A TFDS data directory with one data set of a bucket, copied.
+    """Local copy of one data set of a TFDS data directory in a bucket.
 
     Args:
-      name: `NAME[/CONFIG][:VERSION]`; without a version the highest, without a configuration the only one.
-      url: of the TFDS data directory.
+      name: `NAME[/CONFIG][:VERSION]`; by default the highest version and the only configuration.
+      url: URL of the TFDS data directory.
       limit: see `local_copy`.
 
+    Returns:
+      A TFDS data directory.
+
     Raises:
-      UserError: it is not there, or there are several configurations.
+      UserError: there is no such data set, or it has several configurations.
     """
     bucket = BucketDirectory(url)
     path, _, version = name.partition(":")
@@ -212,18 +214,18 @@ def copied_dataset(name: str, url: str, *, limit: int = DATA_CACHE_BYTES) -> Pat
     found = [n[: -len("/dataset_info.json")] for n in objects if n.endswith("/dataset_info.json")]
     found = [place for place in found if not version or place.rsplit("/", 1)[1] == version]
     if not found:
-        there = ", ".join(sorted({n.rsplit("/", 1)[0] for n in objects})) or "nothing"
-        raise UserError(f"--dataset={name}: not found in --data_dir={url}, which has {there} of it")
+        there = ", ".join(sorted({n.rsplit("/", 1)[0] for n in objects})) or "no version of it"
+        raise UserError(f"`dataset`={name}: not found in `data_dir`={url}, which contains {there}")
     configs = sorted({place.rsplit("/", 1)[0] for place in found})
     if len(configs) > 1:
         raise UserError(
-            f"--dataset={name}: --data_dir={url} has the configurations {', '.join(configs)}; name one"
+            f"`dataset`={name}: `data_dir`={url} has the configurations {', '.join(configs)}; name one"
         )
     place = max(found, key=_version_key)
     return local_copy(
         bucket,
         {n: o for n, o in objects.items() if n.startswith(f"{place}/")},
-        flag="--data_dir",
+        flag="`data_dir`",
         limit=limit,
     )
 

@@ -1,4 +1,8 @@
-"""What is tried again when a link or a server fails for a moment, and what is told when it does not recover."""
+"""Retries of calls over the network, and one-line errors for those that keep failing.
+
+s3fs and gcsfs retry some failures themselves. These retries are still needed: before each attempt a writer checks its lock, the
+content is verified, and failures that the libraries do not retry, or report as errors of Python, are recognized.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.errors import DataError, TryAgainError, UserError
-from pipeline.errors.causes import chain, first_line, of_the_system, raised_in
+from pipeline.errors.causes import chain, first_line, raised_in, system_error
 
 Result = TypeVar("Result")
 
 ATTEMPTS = 8
-DAMAGED_ATTEMPTS = 4  # of what comes, but is not what it should be: in the end it is that in the bucket
-FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds; doubled each time: about half a minute in all
+DAMAGED_ATTEMPTS = 4  # if the wrong content arrives as often, the object is damaged
+FIRST_WAIT, LONGEST_WAIT = 0.25, 20.0  # seconds; doubled each time, about half a minute in total
 
-# Libraries whose exceptions tell of the link or the server. Named, for a bucket's library is an extra.
+# Libraries whose exceptions mean a failure of the connection or the server. By name, since they are optional.
 _LIBRARIES = {
     "aiohttp",
     "aiobotocore",
@@ -30,7 +34,7 @@ _LIBRARIES = {
     "s3fs",
     "urllib3",
 }
-# Of botocore and google.auth: nobody said who asks, or for what.
+# Exceptions of botocore and google.auth for missing or incomplete credentials.
 _CREDENTIALS = {
     "DefaultCredentialsError",
     "NoCredentialsError",
@@ -40,31 +44,31 @@ _CREDENTIALS = {
     "ProfileNotFound",
     "RefreshError",
 }
-# Of S3, to a request that came: what was asked is refused, but for damage on the way, which has a status of 400, too. s3fs
-# has the ClientError as the cause of its OSError, also where the server is busy (503) or another writes there (409, 412).
+# HTTP status by which S3 refuses a request. Damage in transit also has status 400. s3fs raises an OSError caused by the
+# ClientError, also if the server is busy (503) or another client writes the object (409, 412).
 _REFUSED_BY_S3 = {400, 401, 403}
-_DAMAGED_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
-_OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_DAMAGED_IN_TRANSIT = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+_LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _log = logging.getLogger(__name__)
 
 
 class IncompleteError(OSError):
-    """Fewer or other bytes came than were sent."""
+    """Fewer or other bytes were received than expected."""
 
 
 def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEMPTS) -> Result:
-    """The result of a call over the network, tried again with growing pauses.
+    """The result of a call over the network, retried with increasing pauses.
 
     Args:
-      what: such as `s3://bucket/store/spec.json: cannot be read`; begins the error.
-      call: without side effects that a repetition would double.
-      attempts: in all.
+      what: beginning of the error message, such as `s3://bucket/store/spec.json: cannot be read`.
+      call: function whose side effects may be repeated.
+      attempts: maximum number of attempts.
 
     Raises:
-      FileNotFoundError, FileExistsError: of the call, at once.
-      UserError: access is refused, or this machine's disk is full, at once.
-      DataError: other bytes came than should, several times.
-      TryAgainError: it failed each time.
+      FileNotFoundError, FileExistsError: the call raised it; not retried.
+      UserError: access is refused, or the local disk is full; not retried.
+      DataError: the wrong content arrived in several attempts.
+      TryAgainError: all attempts failed.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -77,21 +81,23 @@ def with_retries(what: str, call: Callable[[], Result], *, attempts: int = ATTEM
             if not _is_passing(error):
                 raise
             if _is_damage(error) and attempt >= DAMAGED_ATTEMPTS:
-                raise DataError(f"{what}: {error}, {attempt} times in a row; it is damaged there") from error
+                raise DataError(
+                    f"{what}: {error}, in {attempt} attempts; the object is damaged, restore it from a copy"
+                ) from error
             if attempt == attempts:
                 raise TryAgainError(
-                    f"{what} ({_reason(error)}), {attempts} times in a row; run the same command again when the link is "
-                    "back: nothing published is lost"
+                    f"{what}; giving up after {attempts} attempts: {_reason(error)}; check the connection and rerun the same "
+                    "command (published data is safe)"
                 ) from error
             wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-            _log.warning("%s (%s); trying again, %d of %d", what, _reason(error), attempt + 1, attempts)
-            # Workers that failed together do not come back together.
+            _log.warning("%s (%s); retrying (attempt %d of %d)", what, _reason(error), attempt + 1, attempts)
+            # Jitter, so that workers which failed together do not retry together.
             time.sleep(wait * (0.5 + secrets.randbelow(1000) / 1000))
     raise AssertionError(attempts)
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether other bytes came than should; botocore compares a checksum of its own."""
+    """Whether the wrong content arrived. botocore raises its own error if its checksum differs."""
     return isinstance(error, IncompleteError) or type(error).__name__ == "FlexibleChecksumError"
 
 
@@ -99,14 +105,14 @@ def _is_passing(error: Exception) -> bool:
     return (
         isinstance(error, OSError)
         or type(error).__module__.split(".")[0] in _LIBRARIES
-        # Some server errors are an AttributeError (boto3's issue 4754), and to gcsfs's `get_file` any but a 404 is a
-        # TypeError: it parses as JSON the body that it has not read.
+        # Some server errors become an AttributeError in botocore (boto3 issue 4754). In gcsfs's `get_file`, any except a 404
+        # becomes a TypeError, because it parses a body as JSON that it has not read.
         or raised_in(error) in _LIBRARIES
     )
 
 
 def _reason(error: Exception) -> str:
-    """What a failure says first; gcsfs breaks with an AttributeError where it gives an upload up, and it is the cause."""
+    """First line of a failure. When gcsfs gives up an upload, it raises an AttributeError caused by the failure."""
     causes = [link for link in chain(error) if not isinstance(link, AttributeError)]
     return first_line(causes[0] if causes else error)
 
@@ -114,8 +120,8 @@ def _reason(error: Exception) -> str:
 def _refusal(what: str, error: Exception) -> UserError | None:
     for link in chain(error):
         library = type(link).__module__.split(".")[0]
-        if isinstance(link, OSError) and link.errno in _OF_THIS_MACHINE:
-            return of_the_system(link)
+        if isinstance(link, OSError) and link.errno in _LOCAL_ERRORS:
+            return system_error(link)
         if (
             isinstance(link, PermissionError)
             or (library in _LIBRARIES and type(link).__name__ in _CREDENTIALS)
@@ -123,14 +129,14 @@ def _refusal(what: str, error: Exception) -> UserError | None:
             or _is_forbidden_by_gcs(link)
         ):
             return UserError(
-                f"{what}: access refused ({first_line(link)}); give this machine the right to it, by the environment or "
-                "the files that the bucket's own tools take"
+                f"{what}: access refused ({first_line(link)}); grant this machine access through the environment variables or "
+                "files of the bucket's own tools"
             )
     return None
 
 
 def s3_error(error: BaseException) -> tuple[int, str] | None:
-    """HTTP status and code of a botocore ClientError, else None."""
+    """HTTP status and code of a botocore ClientError, None for other errors."""
     response = getattr(error, "response", None)
     if not isinstance(response, dict):
         return None
@@ -140,11 +146,11 @@ def s3_error(error: BaseException) -> tuple[int, str] | None:
 
 def _is_refused_by_s3(error: BaseException) -> bool:
     status, code = s3_error(error) or (0, "")
-    return status in _REFUSED_BY_S3 and code not in _DAMAGED_ON_THE_WAY
+    return status in _REFUSED_BY_S3 and code not in _DAMAGED_IN_TRANSIT
 
 
 def _is_forbidden_by_gcs(error: BaseException) -> bool:
-    """Whether it is gcsfs's OSError of status 403, or its HttpError of 401."""
+    """Whether it is gcsfs's error for status 403 or 401."""
     if isinstance(error, OSError):
-        return str(error).startswith("Forbidden: ")
+        return str(error).startswith("Forbidden: ")  # a plain OSError without a code: only the text differs
     return type(error).__module__ == "gcsfs.retry" and str(getattr(error, "code", "")) == "401"

@@ -1,4 +1,4 @@
-"""Whether a store is being written, for readers that wait for what its writer will publish."""
+"""Detects whether a store is being written, for readers that wait for more published data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pipeline.storage.lock import is_locked
 class WriterWatch:
     """Watches the lock of a store.
 
-    On a file system the kernel knows whether its owner lives, also on another host that shares the file system. In a
-    bucket the owner renews the lock; an owner that has ended on this machine is noticed at once, another one when it has
-    not renewed the lock for `patience` seconds.
+    On a file system, the kernel knows whether the owner is alive, also on other hosts that share the file system. In a bucket, the
+    owner renews the lock. An owner that ended on this machine is noticed at once, others after `patience` seconds.
 
     Args:
       location: path or URL of the store.
-      patience: see above.
+      patience: seconds without a renewal after which an owner counts as dead.
     """
 
     def __init__(self, location: str, *, patience: float = PATIENCE) -> None:

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pipeline.errors import DataError, UserError
-from pipeline.errors.causes import first_line, of_the_system
+from pipeline.errors.causes import first_line, system_error
 from pipeline.storage.checked_json import build, is_whole, read_json
 from pipeline.storage.files import atomic_file, sha256_of, write_text
 from pipeline.store.codecs import Codec, Column, Encoded
@@ -287,7 +287,7 @@ class ShardFile:
         try:
             yield
         except RuntimeError as error:
-            if (found := of_the_system(error)) is None:
+            if (found := system_error(error)) is None:
                 text = f"{self._path}: {first_line(error).split(';')[0]}; nothing published is lost"
             else:
                 text = str(found).replace(str(self._temporary), str(self._path))

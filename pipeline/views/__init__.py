@@ -1,1 +1,1 @@
-"""Views: order, policies, mixing, rendering and input."""
+"""Views: order, policies, partners, mixing, rendering and input."""

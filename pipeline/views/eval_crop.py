@@ -1,4 +1,4 @@
-"""The evaluation crop: one box per image, for teacher and student alike. `pipeline.views.render` renders it."""
+"""The evaluation crop: one box per image, the same for teacher and student. `pipeline.views.render` renders it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def short_side_shape(sizes: np.ndarray, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalCrop:
-    """The one crop of an image that teacher and student are evaluated on.
+    """The crop of an image on which teacher and student are evaluated.
 
     Attributes:
-      kind: `resize_small` (short side to round(scale * S) by area, central S x S; big_vision's evaluation) or
-        `central` (central `scale` of height and width, resized to S x S; the Keras example's).
-      scale: 1.25 for the paper (160 for 128), 0.875 for the Keras example.
+      kind: `resize_small` (resize the short side to round(scale * S) by area, then take the central S x S; as in big_vision) or
+        `central` (take the central `scale` of height and width, then resize to S x S; as in the Keras example).
+      scale: 1.25 in the paper (160 for 128), 0.875 in the Keras example.
+
+    Raises:
+      UserError: the kind is unknown, or the scale is out of range.
     """
 
     kind: str = "resize_small"
@@ -41,13 +44,18 @@ class EvalCrop:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As the spec's identity holds it."""
+        """The crop as JSON, as in the spec's identity."""
         return dataclasses.asdict(self)
 
     def boxes(self, sizes: np.ndarray, image_size: int) -> np.ndarray:
-        """Central boxes: source sizes int [n, 2] to int32 [n, 4] (y, x, height, width).
+        """Boxes of evaluation crops.
 
-        In source pixels for `central`, in pixels of the resized image for `resize_small`.
+        Args:
+          sizes: height and width of the source images in pixels, int [n, 2].
+          image_size: S, side of a crop in pixels.
+
+        Returns:
+          int32 [n, 4]: y, x, height, width, in source pixels for `central`, in pixels of the resized image for `resize_small`.
         """
         sizes = np.asarray(sizes, np.int64)
         if self.kind == "central":

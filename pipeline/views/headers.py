@@ -1,4 +1,4 @@
-"""What the headers of encoded images say, without decoding them."""
+"""Sizes and bit depths from the headers of encoded images, without decoding them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def has_16_bits(encoded: bytes) -> bool:
-    """Whether an image is a PNG of 16 bits per channel, by its header."""
+    """Whether an image is a PNG with 16 bits per channel, according to its header."""
     return encoded.startswith(_PNG) and encoded[24:25] == b"\x10"
 
 
 def _size(encoded: bytes) -> tuple[int, int]:
     """Height and width of one image.
 
-    A PNG's IHDR is read here: Pillow also inflates text and color profiles, and refuses large ones, which TF ignores.
+    The IHDR of a PNG is parsed here. Pillow also inflates texts and color profiles and rejects large ones, which TF ignores.
     """
     from PIL import Image
 
@@ -37,7 +37,11 @@ def _size(encoded: bytes) -> tuple[int, int]:
 
 
 def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
-    """Heights and widths in pixels from the images' headers: int32 [n, 2]; TF decodes no orientation tag."""
+    """Heights and widths of encoded images in pixels: int32 [n, 2]. Orientation tags are ignored, as in TF's decoders.
+
+    Raises:
+      DataError: an image has no readable header, or too many pixels.
+    """
     from PIL import Image
 
     out = np.empty((len(encoded), 2), np.int32)
@@ -48,6 +52,6 @@ def image_sizes(encoded: Sequence[bytes]) -> np.ndarray:
             raise DataError(f"image {row} of the batch has no readable header: {error}") from error
         except Image.DecompressionBombError as error:
             raise DataError(
-                f"image {row} of the batch has more pixels than are ever decoded ({error}); scale it down"
+                f"image {row} of the batch has too many pixels ({error}); scale it down"
             ) from error
     return out

@@ -1,7 +1,7 @@
 """View indices to batches of crops: the input pipeline of precompute, verify, replay and online teacher.
 
-One Python call a batch reads records and sources; TensorFlow's threads do the rest. The input is a pure
-function of the batch's first view, so it needs no checkpoint: resuming is starting elsewhere.
+One Python call per batch reads records and sources; TensorFlow's threads do the rest. The input is a pure function of the index of
+the batch's first view, so it needs no checkpoint: to resume is to start at another view.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.views.records import RecordSource, ViewRecords
 from pipeline.views.render import Renderer, Window, fingerprint32, flip, pack_windows, slice_window
 from pipeline.views.source import ImageSource, LoadedImages
 
-_CHECKED, _PREFETCHED = 2, 2  # batches that are done, before the consumer
+_CHECKED, _PREFETCHED = 2, 2  # finished batches ahead of the consumer
 
 Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Batch = dict[str, tf.Tensor]
@@ -48,7 +48,15 @@ def check_fingerprints(
     stored: np.ndarray,
     found: np.ndarray,
 ) -> None:
-    """Compares fingerprints, `what` = "source" or "crop", int64 [n], where `checked`, bool [n].
+    """Compares fingerprints.
+
+    Args:
+      views: int64 [n].
+      example: int64 [n].
+      checked: bool [n], the views to compare.
+      what: "source" or "crop".
+      stored: fingerprints in the store, int64 [n].
+      found: fingerprints computed here, int64 [n].
 
     Raises:
       DataError: names the first view that differs, its example, and both fingerprints.
@@ -57,9 +65,9 @@ def check_fingerprints(
     if wrong.any():
         row = int(np.argmax(wrong))
         remedy = {
-            "source": "this is not the data set that the teacher saw; pass the --data_dir that the store was made from",
-            "crop": "the picture is the same but is rendered differently here; run on the machine type and "
-            "TensorFlow version that `spec.json` names",
+            "source": "this is not the data set that the teacher saw; pass the `data_dir` that the store was made from",
+            "crop": "the source image is the same but renders differently here; use the machine type and TensorFlow version that "
+            "spec.json names",
         }[what]
         raise DataError(
             f"view {views[row]} (example {example[row]}): {what} fingerprint is {found[row]:08x} here, "
@@ -72,12 +80,12 @@ class ViewInput:
     """Batches of crops of consecutive views.
 
     Attributes:
-      records: gives each view's parameters.
-      source: gives each view's image.
-      batch_size: B; a batch holds K = `B + extra_crops` crops.
-      plan: first view to (views int64 [K], partner int32 [B]); by default `plan_batch`.
-      extra_crops: beside the batch's own; 2 partners by default.
-      buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
+      records: source of the views' parameters.
+      source: source of the views' images.
+      batch_size: B. A batch contains K = `B + extra_crops` crops.
+      plan: function from the first view to (views int64 [K], partner int32 [B]); `plan_batch` by default.
+      extra_crops: number of crops besides the batch's own, for partners.
+      buffer_bytes: memory for batches rendered ahead; a quarter of the machine's memory by default.
     """
 
     records: RecordSource
@@ -92,12 +100,12 @@ class ViewInput:
 
     @property
     def num_crops(self) -> int:
-        """K, crops a batch."""
+        """K, number of crops per batch."""
         return self.batch_size + self.extra_crops
 
     @property
     def renderer(self) -> Renderer:
-        """The one renderer."""
+        """The renderer of the crops."""
         return self.source.renderer
 
     def _plan(self, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,14 +114,14 @@ class ViewInput:
         return plan_batch(start, self.batch_size, num_examples=self.records.num_examples)
 
     def _fetch(self, start: np.int64) -> list[Any]:
-        """Everything of one batch that needs Python; the last entries are the images."""
+        """Reads the records and images of one batch; the last entries are the images."""
         views, partner = self._plan(int(start))
         records, loaded = self.records.fetch(views, self.source)
         images: list[Any]
         if loaded.bank is None:
             images = [np.array(loaded.encoded, object)]
         else:
-            # Before anything is cut: the box of another image may lie outside this one.
+            # Checked before cropping: the box of another image may lie outside this one.
             self._check_source(views, records, loaded)
             images = [loaded.bank, loaded.places, loaded.source_hash]
         columns = [views, *(getattr(records, name) for name, _, _ in _COLUMNS[1:])]
@@ -134,7 +142,7 @@ class ViewInput:
         )
 
     def _render(self, *tensors: tf.Tensor) -> Batch:
-        """Output of `_fetch` to a batch with static shapes."""
+        """Renders the output of `_fetch` to a batch with static shapes."""
         count, size = self.num_crops, self.renderer.image_size
         batch: Batch = {}
         for (name, _, shape), tensor in zip(_COLUMNS, tensors, strict=False):
@@ -155,7 +163,7 @@ class ViewInput:
                 render,
                 (images, windows),
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-                parallel_iterations=1,  # batches run side by side; more only made the loop slower
+                parallel_iterations=1,  # batches run in parallel; more made the loop slower
             )
 
         if self.source.cached:
@@ -164,7 +172,7 @@ class ViewInput:
 
             def from_bank(place: tf.Tensor, window: Window) -> tf.Tensor:
                 start, length, shape = tf.split(place, [1, 1, 3])
-                # Aligned, so a view into the buffer: [length] to [H, W, 3].
+                # Aligned slices are not copied: [length] to [H, W, 3].
                 image = tf.reshape(tf.slice(bank, start, length), shape)
                 return slice_window(tf.ensure_shape(image, [None, None, 3]), window)
 
@@ -172,7 +180,7 @@ class ViewInput:
         else:
             encoded = tf.ensure_shape(images[0], [count])
             batch["found_source_hash"] = fingerprint32(encoded)
-            # Asked once a batch: in the loop, the question costs as much as the margin.
+            # Checked once per batch: inside the loop, the check costs as much as decoding the margin.
             crops = tf.cond(
                 tf.reduce_all(tf.io.is_jpeg(encoded)),
                 lambda: crops_of(functools.partial(self.renderer.cut, jpeg=True), encoded),
@@ -183,7 +191,7 @@ class ViewInput:
         return batch
 
     def _check(self, batch: Batch) -> Batch:
-        """Lets a batch pass only if every stored view's two fingerprints are right."""
+        """Passes a batch on only if both fingerprints of every stored view match."""
         names = [
             "views",
             "example",
@@ -213,11 +221,11 @@ class ViewInput:
         return batch
 
     def _parallel(self, threads: int) -> int:
-        """How many batches are fetched and rendered at a time; each stage holds as many when it waits."""
+        """Number of batches that are fetched, and rendered, in parallel. Each waiting stage holds as many."""
         crops = self.num_crops * self.renderer.image_size**2 * 3
         encoded = 0 if self.source.cached else self.num_crops * self.source.encoded_bytes
         available = usable_memory() // 4 if self.buffer_bytes is None else self.buffer_bytes
-        # A batch that is being rendered has both its encoded images and its crops.
+        # A batch that is being rendered holds both encoded images and crops.
         fitting = (available - (_CHECKED + _PREFETCHED) * crops) // (crops + 2 * encoded)
         return max(min(threads, fitting), 1)
 
@@ -243,17 +251,17 @@ class ViewInput:
             deterministic=True,
         )
         rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
-        checking = min(parallel, _CHECKED)  # a comparison of numbers
+        checking = min(parallel, _CHECKED)  # comparing numbers is fast
         checked = rendered.map(self._check, num_parallel_calls=checking, deterministic=True).prefetch(
             _PREFETCHED
         )
         options = tf.data.Options()
-        # Its tuner held up the end of an iterator for as long as the iterator had lived, now and then.
+        # The autotuner sometimes delayed the end of an iterator for as long as the iterator had existed.
         options.autotune.enabled = False
         return checked.with_options(options)
 
     def _traced(self, starts: np.ndarray, threads: int | None) -> tf.data.Dataset:
-        """`dataset` of `starts`, traced once: tracing takes a second, and a store has many shards."""
+        """`dataset` of `starts`, traced once, since tracing takes a second and a store has many shards."""
         if threads not in self._built:
             element_spec = self.dataset(tf.data.Dataset.range(1), threads=threads).element_spec
 
@@ -267,7 +275,7 @@ class ViewInput:
         return tf.data.experimental.from_variant(build(tf.constant(starts, tf.int64)), element_spec)
 
     def explain(self, start: int, error: Exception) -> Exception:
-        """The DataError behind an error of TensorFlow's in the batch that begins at view `start`."""
+        """The DataError behind a TensorFlow error in the batch that starts at view `start`."""
         if (found := find_error(error)) is not None:
             return found
         if not isinstance(error, tf.errors.OpError):
@@ -281,10 +289,10 @@ class ViewInput:
         return self.source.explain(records.example, error)
 
     def batches(self, starts: np.ndarray, *, threads: int | None = None) -> Iterator[Batch]:
-        """Iterates eagerly over the batches that begin at `starts`, int64 [n].
+        """Iterates eagerly over the batches that start at `starts`, int64 [n].
 
         Raises:
-          DataError: a source cannot be decoded, or a fingerprint differs.
+          DataError: an image cannot be decoded, or a fingerprint differs.
         """
         done = 0
         try:

@@ -1,9 +1,8 @@
 """Keyed random bits: Philox streams whose counter is the view index.
 
-Every draw of the project comes from here. A stream is named, its key is a hash of (seed, name, integers),
-and element `i` of it can be had without elements `0..i-1`: Philox is counter-based. Only raw 64-bit words
-are used, whose values NumPy guarantees for ever; its samplers' values it does not. Seeds are hashed, never
-added, so no two streams or seeds overlap.
+All random draws of views use this module. A stream has a name; its key is a hash of (seed, name, integers). Philox is counter-based,
+so element `i` does not require elements `0..i-1`. Only raw 64-bit words are used, whose values NumPy guarantees across versions;
+it does not guarantee those of its samplers. Seeds are hashed, never added, so no two streams or seeds overlap.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-WORDS_PER_BLOCK = 4  # one step of Philox4x64's counter gives four words
+WORDS_PER_BLOCK = 4  # words per step of Philox4x64's counter
 
 
 def stream_key(seed: int, stream: str, *integers: int) -> np.ndarray:
@@ -28,11 +27,11 @@ def random_words(key: np.ndarray, start: int, count: int, *, blocks: int = 1) ->
     Args:
       key: uint64 [2], from `stream_key`.
       start: index of the first element, 0 or more.
-      count: how many elements.
-      blocks: Philox blocks an element owns; part of the stream's definition.
+      count: number of elements.
+      blocks: number of Philox blocks per element; part of the stream's definition.
 
     Returns:
-      uint64 [count, 4 * blocks]. Row `i` depends on (key, start + i, blocks) only.
+      uint64 [count, 4 * blocks]. Row `i` depends only on (key, start + i, blocks).
     """
     generator = np.random.Philox(key=key, counter=start * blocks)
     words = generator.random_raw(count * blocks * WORDS_PER_BLOCK)
@@ -64,7 +63,7 @@ def unit_float64(words: np.ndarray) -> np.ndarray:
 
 
 def below(words: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Uniform int64 in [0, bound) from the upper 32 bits of each word (bias below bound / 2**32).
+    """Uniform int64 in [0, bound) from the upper 32 bits of each word. The bias is below bound / 2**32.
 
     Args:
       words: uint64.

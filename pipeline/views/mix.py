@@ -1,4 +1,4 @@
-"""Mixup on the accelerator: crops stay `uint8` until here."""
+"""Mixup on the accelerator. Crops are `uint8` up to this point."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import tensorflow as tf
 
 
 def mix(crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    """`ratio * crop + (1 - ratio) * partner's crop`, in that order of operations.
+    """Mixes crops: `ratio * crop + (1 - ratio) * partner's crop`, in this order of operations.
 
     Args:
-      crops: uint8 [K, S, S, 3]; the first B are the batch's own.
+      crops: uint8 [K, S, S, 3]; the first B belong to the batch.
       partner: int32 [B], in 0..K-1.
       ratio: float32 [B], in 0..1.
 

@@ -1,7 +1,7 @@
-"""The view half of the recipes: what a store has to hold for a published training setup.
+"""The view half of the recipes: the views of published training setups.
 
-Views are fixed when the store is written, so this half belongs to the precompute; the training half is
-`trainer.config.recipes`. A recipe says which of its sources a number follows.
+Views are fixed when the store is written, so this half belongs to the precompute. The training half is `trainer.config.recipes`.
+Comments give the source of each number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from pipeline.views.policies.light import Light
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """Views, evaluation crop and the temperature at which the codec's cost is measured."""
+    """The view half of a recipe.
+
+    Attributes:
+      policy: view policy.
+      eval_crop: evaluation crop.
+      temperature: softmax temperature at which the codec's cost is measured.
+      source: paper or example that the numbers are from.
+    """
 
     policy: ViewPolicy
     eval_crop: EvalCrop
@@ -26,15 +33,15 @@ class ViewRecipe:
 
 
 # Beyer et al. 2021, section 3 and appendix; big_vision's configs/proj/distill/bigsweep_flowers_pet.py:
-# Inception crops of 5-100 %, flips, a ratio per batch of 512 folded to 0.5..1, evaluated on the central
-# 128 of a short side of 160.
+# Inception crops of 5-100 %, flips, one ratio per batch of 512, folded to 0.5..1, evaluation on the central 128 pixels of a short
+# side of 160.
 _BIT = Inception(image_size=128, area_range=(0.05, 1.0), mixup=True, mixup_fold=True, mixup_block=512)
 _BIT_EVAL = EvalCrop(kind="resize_small", scale=1.25)
 
 VIEW_RECIPES: dict[str, ViewRecipe] = {
-    # Keras's knowledge_distillation_recipes (2021): resized to 160, a window of 128, an unfolded ratio a
-    # batch of 64, central 87.5 %. Its partner is the reversed batch, which shows each pair twice;
-    # ours is the next view, the one deviation kept on purpose.
+    # Keras's knowledge_distillation_recipes (2021): resize to 160, windows of 128, one unfolded ratio per batch of 64, evaluation on
+    # the central 87.5 %. Its partners are the reversed batch, which contains each pair twice. Here the partner is the next view; this
+    # is the only intended difference.
     "keras_example": ViewRecipe(
         policy=Light(image_size=128, mixup=True, mixup_fold=False, mixup_block=64),
         eval_crop=EvalCrop(kind="central", scale=0.875),
@@ -44,8 +51,7 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     "bit": ViewRecipe(
         policy=_BIT, eval_crop=_BIT_EVAL, temperature=10.0, source="Beyer et al. 2021 (arXiv 2106.05237)"
     ),
-    # Chosen here for 28 x 28 digits: no flips, which would make other characters of them, and no boxes
-    # under half of the picture, which hold no digit.
+    # Chosen for 28 x 28 digits: no flips, which change characters, and no boxes below half of the image, which miss the digit.
     "demo": ViewRecipe(
         policy=Inception(
             image_size=32,
@@ -56,17 +62,17 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
         ),
         eval_crop=EvalCrop(kind="resize_small", scale=1.0),
         temperature=2.0,
-        source="chosen here, for the embedded default",
+        source="this project, for the embedded default",
     ),
 }
 
 
 def view_recipe(name: str) -> ViewRecipe:
-    """A recipe's view half by name.
+    """The view half of a recipe.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no recipe with that name.
     """
     if name not in VIEW_RECIPES:
-        raise UserError(f"--recipe={name}: expected one of {', '.join(VIEW_RECIPES)}")
+        raise UserError(f"`recipe`={name}: expected one of {', '.join(VIEW_RECIPES)}")
     return VIEW_RECIPES[name]

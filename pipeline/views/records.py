@@ -1,4 +1,4 @@
-"""What is known of a view: its parameters, and for a stored one its fingerprints and teacher logits."""
+"""Records of views: parameters, and for stored views also fingerprints and teacher logits."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ViewRecords:
 
     Attributes:
       example: int64 [n].
-      box: int32 [n, 4], y, x, height, width; see `ViewPolicy.draw_boxes` for the pixels it counts.
+      box: int32 [n, 4], y, x, height, width; see `ViewPolicy.draw_boxes` for the pixels that it refers to.
       flip: bool [n].
       ratio: float32 [n], the mixup ratio.
-      crop_hash, source_hash: int64 [n] in 0..2**32-1; 0 where not stored.
-      stored: bool [n]; False where the parameters were drawn just now.
-      logits: float32 [n, C] decoded teacher logits; zeros where not stored.
+      crop_hash, source_hash: int64 [n] fingerprints in 0..2**32-1; 0 if not stored.
+      stored: bool [n]; False if the parameters were drawn instead of read.
+      logits: float32 [n, C] decoded teacher logits; zeros if not stored.
     """
 
     example: np.ndarray
@@ -39,28 +39,28 @@ class ViewRecords:
     logits: np.ndarray
 
     def take(self, rows: np.ndarray) -> ViewRecords:
-        """The rows int [m], in that order."""
+        """Selects rows int [m], in this order."""
         return ViewRecords(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
 
 
 class RecordSource(Protocol):
-    """Gives the records of any views, and the images that they are cut from."""
+    """Returns records of views and the images that they are cropped from."""
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """N, number of examples."""
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """C, number of classes."""
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Records and images of views int64 [K], duplicates allowed."""
+        """Records and images of views int64 [K]; duplicates are allowed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampledViews:
-    """Draws views: the precompute's source of records, and the online teacher's."""
+    """Draws views, for the precompute and the online teacher."""
 
     policy: ViewPolicy
     seed: int
@@ -77,7 +77,7 @@ class SampledViews:
         return example_of_view(views, num_examples=self.num_examples, seed=self.seed)
 
     def draw(self, views: np.ndarray, loaded: LoadedImages) -> ViewRecords:
-        """Parameters of views int64 [n] whose images are loaded."""
+        """Draws the parameters of views int64 [n] whose images are loaded."""
         sizes = loaded.sizes() if self.policy.uses_source_sizes else np.zeros((len(views), 2), np.int32)
         return _unstored(
             loaded.examples,
@@ -90,7 +90,7 @@ class SampledViews:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalViews:
-    """The evaluation crop of each example of a split, in the split's order: views without chance or mixup."""
+    """Evaluation crops of a split's examples in order: views without randomness or mixup."""
 
     eval_crop: EvalCrop
     image_size: int
@@ -111,11 +111,11 @@ class EvalViews:
 
 
 def eval_planner(batch_size: int, *, num_examples: int) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """`ViewInput.plan` for unmixed views: each its own partner; past the end the last one is repeated."""
+    """A `ViewInput.plan` for views without mixup: each is its own partner, and the last one is repeated past the end."""
 
     def plan(start: int) -> tuple[np.ndarray, np.ndarray]:
         views = np.minimum(np.arange(start, start + batch_size + EXTRA_CROPS), num_examples - 1)
-        # The slots for partners outside the batch are not needed: one image, read once.
+        # The slots for partners outside the batch are unused; they repeat one image, which is read once.
         views[batch_size:] = views[batch_size - 1]
         return views.astype(np.int64), np.arange(batch_size, dtype=np.int32)
 

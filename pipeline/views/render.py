@@ -1,12 +1,11 @@
-"""The one renderer: encoded image and parameters to `uint8` crop, for teacher and student alike.
+"""The only renderer: encoded image and parameters to `uint8` crop, the same for teacher and student.
 
-A crop is *defined* as full decode (`dct_method='INTEGER_ACCURATE'`), slice, bilinear resize to `S x S`
-without antialias, round, clip, flip; `light` and the evaluation crop resize first and slice then. What runs
-is faster and bit-equal: for a JPEG only the box and a margin around it are decoded, and nothing is cast to
-float before the resize. A test holds the two paths equal.
+A crop is *defined* as full decode (`dct_method='INTEGER_ACCURATE'`), slice, bilinear resize to `S x S` without antialias, round,
+clip, flip. `light` and the evaluation crop resize first and slice second. The implementation is faster and bit-identical: of a JPEG,
+only the box and a margin are decoded, and nothing is cast to float before the resize. A test compares the two paths.
 
-Grey images become three channels, an alpha channel is dropped and CMYK is converted, all as TensorFlow's
-decoders do it; only the first frame of an animation is used.
+TensorFlow's decoders expand grayscale images to three channels, drop alpha channels and convert CMYK. Only the first frame of an
+animation is used.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import tensorflow as tf
 
 from pipeline.views.eval_crop import EvalCrop, short_side_shape
 
-# Chroma upsampling looks at neighbours outside the box: decode-and-crop of the bare box differed from
-# decode-then-slice on 426 of 900 boxes, by up to 23 levels; with 2 pixels more a side on none of 720.
+# Chroma upsampling uses neighbors outside the box: decode-and-crop of the bare box differed from decode-then-slice for 426 of 900
+# boxes, by up to 23 levels. With 2 more pixels per side, it differed for none of 720.
 MARGIN = 2
 
 
@@ -37,15 +36,15 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 class Window(NamedTuple):
-    """A box as the decoder is told of it.
+    """A box in the form that the decoding ops need.
 
     Attributes:
       low: int32 [2], top left corner (y, x) of the box with its margin, inside the image.
-      high: int32 [2], bottom right corner with its margin, perhaps outside.
-      inside: int32 [3], where the box begins (y, x, channel) in what lies between them.
-      begin: int32 [3], where the box begins in the image.
+      high: int32 [2], bottom right corner with its margin, possibly outside the image.
+      inside: int32 [3], offset of the box (y, x, channel) from `low`.
+      begin: int32 [3], offset of the box in the image.
       size: int32 [3], height, width and channels of the box.
-      mirrored: int32 [3], 1 along the axis that the crop is mirrored along.
+      mirrored: int32 [3], 1 for the axis along which the crop is flipped.
     """
 
     low: tf.Tensor
@@ -57,7 +56,7 @@ class Window(NamedTuple):
 
     @classmethod
     def unpack(cls, row: tf.Tensor) -> Window:
-        """One row of `pack_windows`, in one op."""
+        """Converts one row of `pack_windows`, with one op."""
         return cls(*tf.split(row, [2, 2, 3, 3, 3, 3]))
 
     @classmethod
@@ -69,10 +68,10 @@ class Window(NamedTuple):
 
 
 def pack_windows(box: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
-    """Boxes int32 [n, 4] and flips bool [n] to rows int32 [n, 16], a `Window` each.
+    """Boxes int32 [n, 4] and flips bool [n] to rows int32 [n, 16], one `Window` per row.
 
-    All of a batch at once: arithmetic on four numbers image by image costs as much as a small resize, and so does
-    each tensor that a loop over images carries along.
+    Computed for a whole batch: arithmetic on four numbers per image costs as much as a small resize, and so does each tensor that a
+    loop over images passes along.
     """
     corner, extent = box[:, :2], box[:, 2:]
     low = tf.maximum(corner - MARGIN, 0)
@@ -89,24 +88,24 @@ def pack_windows(box: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
 
 
 def slice_window(image: tf.Tensor, window: Window) -> tf.Tensor:
-    """The box of a window: uint8 [H, W, 3] to uint8 [height, width, 3]."""
+    """Slices the box of a window: uint8 [H, W, 3] to uint8 [height, width, 3]."""
     return tf.ensure_shape(tf.slice(image, window.begin, window.size), [None, None, 3])
 
 
 def decode_window(encoded: tf.Tensor, window: Window, *, jpeg: bool) -> tf.Tensor:
-    """The box of a window, bit-equal to that of the whole decoded image, without decoding all of a JPEG.
+    """Decodes the box of a window, of a JPEG without the rest; bit-identical to a slice of the whole decoded image.
 
     Args:
-      encoded: string [].
-      window: of the box.
-      jpeg: True promises that it is one; else it is looked at.
+      encoded: encoded image, string [].
+      window: the box.
+      jpeg: whether the image is known to be a JPEG; otherwise its content is checked.
 
     Returns:
       uint8 [height, width, 3].
     """
 
     def from_jpeg() -> tf.Tensor:
-        # Chosen so that the fewest ops run: each costs some microseconds, a box some hundred.
+        # Written to run few ops: each costs several microseconds, a whole box several hundred.
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
         crop = tf.concat([window.low, tf.minimum(window.high, shape) - window.low], 0)
         around = tf.io.decode_and_crop_jpeg(encoded, crop, channels=3, dct_method="INTEGER_ACCURATE")
@@ -120,7 +119,7 @@ def decode_window(encoded: tf.Tensor, window: Window, *, jpeg: bool) -> tf.Tenso
 
 
 def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Rounds half to even; a weighted mean of 0..255 lies in there, up to rounding that this undoes."""
+    """Rounds half to even. Weighted means of 0..255 stay in this range, up to errors that the rounding removes."""
     return tf.cast(tf.round(image), tf.uint8)
 
 
@@ -143,14 +142,14 @@ def resize_short_side(image: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def flip(crop: tf.Tensor, window: Window) -> tf.Tensor:
-    """Mirrors uint8 [S, S, 3] left to right where the window says so."""
+    """Flips uint8 [S, S, 3] horizontally if the window is mirrored."""
     return tf.raw_ops.Reverse(tensor=crop, dims=tf.cast(window.mirrored, tf.bool))
 
 
 class Renderer(Protocol):
-    """Three steps from an encoded image to a crop; the image after the first one may be cached.
+    """Renders crops in three steps. The image after the first step may be cached.
 
-    `finish(slice_window(prepare(encoded), window))` and `finish(cut(encoded, window))` are bit-equal.
+    `finish(slice_window(prepare(encoded), window))` and `finish(cut(encoded, window))` are bit-identical.
     """
 
     @property
@@ -158,21 +157,21 @@ class Renderer(Protocol):
         """S, side of a crop in pixels."""
 
     def prepare(self, encoded: tf.Tensor) -> tf.Tensor:
-        """Encoded image to the uint8 [H, W, 3] that boxes refer to."""
+        """Encoded image to the image that boxes refer to, uint8 [H, W, 3]."""
 
     def prepared_shapes(self, sizes: np.ndarray) -> np.ndarray:
-        """Height and width of what `prepare` makes of images of sizes int [n, 2]: int [n, 2]."""
+        """Height and width after `prepare`, for images of sizes int [n, 2]: int [n, 2]."""
 
     def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
-        """Encoded image to the uint8 region of a window, the fast way; `jpeg` promises that it is one."""
+        """Encoded image to the uint8 region of a window, without `prepare`. `jpeg`: whether it is known to be a JPEG."""
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
-        """Region to crop before its flip: uint8 [S, S, 3]."""
+        """Region to crop, uint8 [S, S, 3], before the flip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BoxRenderer:
-    """Slices a box of the source, then resizes it: `inception`, and the Keras example's evaluation."""
+    """Slices a box of the source, then resizes it, as for `inception` and the Keras example's evaluation."""
 
     image_size: int
 
@@ -191,7 +190,7 @@ class BoxRenderer:
 
 @dataclasses.dataclass(frozen=True)
 class WindowRenderer:
-    """Resizes the source, then slices a window of the crop's own size: `light`, and the paper's evaluation."""
+    """Resizes the source, then slices a window of the crop's size, as for `light` and the paper's evaluation."""
 
     image_size: int
     resize: Callable[[tf.Tensor], tf.Tensor]
@@ -204,7 +203,7 @@ class WindowRenderer:
         return self.resized_shapes(sizes)
 
     def cut(self, encoded: tf.Tensor, window: Window, *, jpeg: bool = False) -> tf.Tensor:
-        del jpeg  # the whole image is decoded anyway
+        del jpeg  # the whole image is decoded in any case
         return slice_window(self.prepare(encoded), window)
 
     def finish(self, region: tf.Tensor) -> tf.Tensor:
@@ -212,7 +211,7 @@ class WindowRenderer:
 
 
 def eval_renderer(crop: EvalCrop, image_size: int) -> Renderer:
-    """The renderer of evaluation crops of side `image_size`."""
+    """The renderer of evaluation crops with side `image_size`."""
     if crop.kind == "central":
         return BoxRenderer(image_size)
     short = round(crop.scale * image_size)
@@ -224,12 +223,12 @@ def eval_renderer(crop: EvalCrop, image_size: int) -> Renderer:
 
 
 def fingerprint32(data: tf.Tensor) -> tf.Tensor:
-    """Low half of 64-bit FarmHash: uint8 [K, ...] or string [K] to int64 [K] in 0..2**32-1."""
+    """Lower half of the 64-bit FarmHash: uint8 [K, ...] or string [K] to int64 [K] in 0..2**32-1."""
     words = tf.bitcast(tf.reshape(tf.fingerprint(data), [-1, 2, 4]), tf.uint32)
     return tf.cast(words[:, 0], tf.int64)
 
 
-# A 48 x 40 colour picture made here, as a 4:2:0 JPEG: its own bytes, since another libjpeg may encode otherwise.
+# A synthetic 48 x 40 color image as 4:2:0 JPEG. Stored encoded, since other versions of libjpeg may encode it differently.
 _PROBE = base64.b85decode(
     "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ"
     "&KWMT47pHU`kO^PygEhLjevB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPf"
@@ -245,10 +244,10 @@ _PROBE = base64.b85decode(
 
 
 def render_probe() -> str:
-    """What this machine makes of the built-in test picture, enlarged, reduced and by area: 16 hex digits.
+    """Fingerprint of the built-in test image as rendered on this machine, enlarged, reduced and by area: 16 hex digits.
 
-    Bilinear resize is float arithmetic, so another processor family or TensorFlow may round otherwise. The
-    spec holds the value of the machine that wrote the store.
+    Bilinear resize uses float arithmetic, so other processor families or TensorFlow versions may round differently. The spec
+    contains the value of the machine that wrote the store.
     """
     picture = tf.constant(_PROBE)
     parts = [

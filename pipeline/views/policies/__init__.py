@@ -31,7 +31,7 @@ def change_policy(policy: ViewPolicy, *, name: str | None = None, **changes: Any
       UserError: no policy has that name, or a parameter is out of range.
     """
     if name is not None and name not in POLICIES:
-        raise UserError(f"--policy={name}: expected one of {', '.join(POLICIES)}")
+        raise UserError(f"`policy`={name}: expected one of {', '.join(POLICIES)}")
     kind = type(policy) if name is None else POLICIES[name]
     values = {**vars(policy), **{key: value for key, value in changes.items() if value is not None}}
     return kind(**{key: value for key, value in values.items() if key in parameters(kind)})

@@ -58,13 +58,13 @@ class ViewPolicy(abc.ABC):
     def __post_init__(self) -> None:
         for name in ("image_size", "mixup_block"):
             if type(number := getattr(self, name)) is not int:
-                raise UserError(f"--{name}={number!r}: expected a whole number")
+                raise UserError(f"`{name}`={number!r}: expected a whole number")
         if not 1 <= self.image_size <= 4096:
-            raise UserError(f"--image_size={self.image_size}: expected 1 to 4096 pixels")
+            raise UserError(f"`image_size`={self.image_size}: expected 1 to 4096 pixels")
         if not 0 <= self.flip_probability <= 1:
-            raise UserError(f"flip_probability {self.flip_probability}: expected 0 to 1")
+            raise UserError(f"`flip_probability`={self.flip_probability}: expected 0 to 1")
         if not 1 <= self.mixup_block <= 2**31:
-            raise UserError(f"--mixup_block={self.mixup_block}: expected a number of views, 1 or more")
+            raise UserError(f"`mixup_block`={self.mixup_block}: expected a number of views, 1 or more")
 
     @abc.abstractmethod
     def draw_boxes(self, views: np.ndarray, *, seed: int, sizes: np.ndarray) -> np.ndarray:

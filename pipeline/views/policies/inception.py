@@ -42,10 +42,10 @@ class Inception(ViewPolicy):
         object.__setattr__(self, "aspect_range", tuple(map(float, self.aspect_range)))
         low, high = self.area_range
         if not 0 < low <= high <= 1:
-            raise UserError(f"--area_range={low},{high}: expected 0 < low <= high <= 1 (shares of the image)")
+            raise UserError(f"`area_range`={low},{high}: expected 0 < low <= high <= 1 (shares of the image)")
         low, high = self.aspect_range
         if not 0 < low <= high < math.inf:
-            raise UserError(f"aspect_range {low}..{high}: expected finite 0 < low <= high")
+            raise UserError(f"`aspect_range`={low},{high}: expected finite 0 < low <= high")
 
     def draw_boxes(self, views: np.ndarray, *, seed: int, sizes: np.ndarray) -> np.ndarray:
         """Implements `ViewPolicy`."""

@@ -32,7 +32,7 @@ class Light(ViewPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.light_scale <= 8:
-            raise UserError(f"light_scale {self.light_scale}: expected 1 to 8")
+            raise UserError(f"`light_scale`={self.light_scale}: expected 1 to 8")
 
     @property
     def canvas_size(self) -> int:

@@ -1,4 +1,4 @@
-"""pipeline.cli.environment: what a result was made with, and what of the machine this process may use."""
+"""pipeline.cli.environment: versions, and the CPUs and memory that this process may use."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import tensorflow as tf
 from pipeline.cli import environment
 
 
-def test_versions_are_those_that_run_here() -> None:
+def test_versions_are_those_installed() -> None:
     found = environment.versions()
     assert found["python"] == platform.python_version()
     assert (found["numpy"], found["tensorflow"]) == (np.__version__, tf.__version__)
     assert "not installed" not in found.values()
 
 
-def test_a_package_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Beam is in the trainer's image."""
     monkeypatch.setattr(environment, "_VERSIONED", ("numpy", "no-such-package"))
     assert environment.versions()["no-such-package"] == "not installed"
 
 
-def test_the_processor_is_the_kernels_name_for_it() -> None:
+def test_the_processor_has_the_name_from_the_kernel() -> None:
     name = environment.processor()
     assert name
     if "model name" in (text := Path("/proc/cpuinfo").read_text()):
@@ -72,7 +72,7 @@ def cgroup(root: Path, line: str, files: dict[str, str]) -> Path:
     ],
     ids=["container", "innermost", "outer", "path_of_the_host", "path_outside", "version_1"],
 )
-def test_limits_of_a_cgroup_are_heeded(tmp_path: Path, line: str, files: dict[str, str]) -> None:
+def test_limits_of_a_cgroup_apply(tmp_path: Path, line: str, files: dict[str, str]) -> None:
     root = cgroup(tmp_path, line, files)
     assert environment.usable_cpus(root) == 1
     assert environment.usable_memory(root) == 1000

@@ -1,4 +1,4 @@
-"""pipeline.cli.logs: warnings and errors of libraries are seen, what is known to mean nothing is not."""
+"""pipeline.cli.logs: warnings and errors of libraries are shown, known meaningless ones are not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def shown() -> Iterator[None]:
-    """`show_warnings` at work, and undone."""
+    """Calls `show_warnings`, and undoes it afterwards."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     show_warnings()
@@ -32,7 +32,7 @@ def shown() -> Iterator[None]:
     threading.excepthook = threading.__excepthook__
 
 
-def test_warnings_and_errors_are_seen_and_progress_reports_are_not(
+def test_warnings_and_errors_are_shown_and_info_is_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logger = logging.getLogger("apache_beam.somewhere")
@@ -56,7 +56,7 @@ def test_warnings_and_errors_are_seen_and_progress_reports_are_not(
         ("gcsfs", "_get_file_request out of retries on exception: 503"),
     ],
 )
-def test_what_is_known_is_silent_there_and_nowhere_else(
+def test_known_messages_are_hidden_only_from_their_logger(
     capsys: pytest.CaptureFixture[str], logger: str, message: str
 ) -> None:
     logging.getLogger(None if logger == "root" else logger).warning(message)
@@ -69,7 +69,7 @@ def test_what_is_known_is_silent_there_and_nowhere_else(
 @pytest.mark.parametrize(
     "error", [UserError("u"), DataError("d"), OSError(28, "No space left on device", "path")]
 )
-def test_what_the_command_will_tell_is_not_told_before(
+def test_errors_that_the_command_reports_are_not_logged(
     capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     try:
@@ -79,7 +79,7 @@ def test_what_the_command_will_tell_is_not_told_before(
     assert capsys.readouterr().err == ""
 
 
-def test_what_a_ctrl_c_breaks_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_that_follow_ctrl_c_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         try:
             raise KeyboardInterrupt
@@ -91,7 +91,7 @@ def test_what_a_ctrl_c_breaks_is_not_told(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("error", "seen"), [(grpc.RpcError(), False), (RuntimeError("a defect"), True)])
-def test_a_thread_that_ends_is_told_unless_its_worker_is_gone(
+def test_an_exception_in_a_thread_is_printed_except_for_a_lost_worker(
     capsys: pytest.CaptureFixture[str], error: Exception, seen: bool
 ) -> None:
     def fail() -> None:
@@ -115,14 +115,14 @@ def test_a_defect_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str
     assert err.endswith("ZeroDivisionError: a defect\n")
 
 
-def test_the_import_of_beam_says_nothing() -> None:
+def test_the_import_of_beam_logs_nothing() -> None:
     code = "from pipeline.cli.logs import show_warnings; show_warnings(); import apache_beam, logging; logging.warning('x')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "WARNING: root: x\n"
 
 
 def test_a_command_whose_standard_error_is_closed_ends_its_work(tmp_path: Path) -> None:
-    """As `command 2>&1 >/dev/null | head` does. tqdm's lock, once held by a bar that failed, stopped the next one."""
+    """As with `command 2>&1 >/dev/null | head`. A progress bar that failed kept tqdm's lock and stopped the next one."""
     (tmp_path / "bars.py").write_text(
         "import sys\nfrom pathlib import Path\nfrom tqdm import tqdm\n"
         "def main(argv):\n"

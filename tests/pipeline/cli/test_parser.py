@@ -1,9 +1,10 @@
-"""pipeline.cli.parser: a mistaken flag is one line that names the nearest."""
+"""pipeline.cli.parser: mistakes in flags are one line that names the nearest flag."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,45 +37,40 @@ def parser() -> Parser:
     return parser
 
 
-def test_what_is_right_is_parsed(parser: Parser) -> None:
+def test_valid_flags_are_parsed(parser: Parser) -> None:
     flags = parser.parse_strictly(["--epochs=2", "--seed", "0", "--kind=b", "--rate=0", "--temperature=1e-1"])
     assert vars(flags) == {"epochs": 2, "seed": 0, "kind": "b", "rate": 0.0, "temperature": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("argument", "named"),
     [
-        ("--epoch=3", "unknown flag --epoch=3; did you mean --epochs?"),
-        ("--epo=3", "unknown flag --epo=3; did you mean --epochs?"),  # never an abbreviation
-        ("--zzz", "unknown flag --zzz (--help lists the flags)"),
-        ("stray", "unknown flag stray (--help lists the flags)"),
-        ("--epochs=0", "argument --epochs: 0: expected 1 or more (--help lists the flags)"),
-        ("--epochs=2.5", "argument --epochs: 2.5: expected a whole number (--help lists the flags)"),
-        ("--seed=-1", "argument --seed: -1: expected 0 or more (--help lists the flags)"),
-        ("--rate=fast", "argument --rate: fast: expected a number (--help lists the flags)"),
-        (
-            "--rate=-1",
-            "argument --rate: -1: expected a finite number, 0 or more (--help lists the flags)",
-        ),
-        (
-            "--temperature=0",
-            "argument --temperature: 0: expected a finite number above 0 (--help lists the flags)",
-        ),
-        ("--kind=c", "argument --kind: invalid choice: 'c' (choose from 'a', 'b') (--help lists the flags)"),
-        ("--seed", "argument --seed: expected one argument (--help lists the flags)"),
+        ("--epoch=3", "--epoch=3|--epochs"),
+        ("--epo=3", "--epo=3|--epochs"),  # never an abbreviation
+        ("--zzz", "--zzz|--help"),
+        ("stray", "stray|--help"),
+        ("--epochs=0", "--epochs: 0|1 or more"),
+        ("--epochs=2.5", "--epochs: 2.5|whole number"),
+        ("--seed=-1", "--seed: -1|0 or more"),
+        ("--rate=fast", "--rate: fast|number"),
+        ("--rate=-1", "--rate: -1|0 or more"),
+        ("--temperature=0", "--temperature: 0|above 0"),
+        ("--kind=c", "--kind|'c'|'a', 'b'"),
+        ("--seed", "--seed|--help"),
     ],
 )
-def test_a_mistake_is_one_line(parser: Parser, argument: str, message: str) -> None:
+def test_a_mistake_is_one_line(parser: Parser, argument: str, named: str) -> None:
     with pytest.raises(UserError) as caught:
         parser.parse_strictly([argument])
-    assert str(caught.value) == message
+    for text in named.split("|"):
+        assert text in str(caught.value)
 
 
-def test_the_nearest_flag_may_be_somebody_elses(parser: Parser) -> None:
+def test_the_suggested_flag_may_be_one_of_beam(parser: Parser) -> None:
     flags = ["--epochs", "--seed", "--rate", "--temperature", "--kind"]
     assert parser.flag_names() == ["-h", "--help", "--debug", *flags]
     parser.refuse([])
-    with pytest.raises(UserError, match=r"unknown flag --runer=x; did you mean --runner\?"):
+    with pytest.raises(UserError, match=r"--runer=x.*--runner"):
         parser.refuse(["--runer=x", "--other"], also=["--runner"])
     assert "--runner" not in parser.flag_names()
 
@@ -100,21 +96,21 @@ def test_bounds(kind: object, least: int, most: int) -> None:
 
 @pytest.mark.parametrize("kind", [number, positive_number])
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "", "1,5", "-0.1"])
-def test_what_is_no_finite_number_is_refused(kind: object, text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: expected a "):
+def test_numbers_that_are_not_finite_are_refused(kind: object, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{re.escape(text)}: "):
         kind(text)  # type: ignore[operator]
 
 
-def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell leaves the tilde of `--store=~/store` alone."""
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells do not expand the tilde of `--store=~/store`."""
     monkeypatch.setenv("HOME", "/home/somebody")
     assert file_path("~/store") == "/home/somebody/store"
     assert [file_path(text) for text in ("a/~b", "a:b", ".")] == ["a/~b", "a:b", "."]
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got nothing"):
+    with pytest.raises(argparse.ArgumentTypeError, match="path"):
         file_path("")
 
 
-# --- directories that flags name
+# --- directories of flags
 
 
 def refusal(path: Path) -> str:
@@ -123,7 +119,7 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_path_that_is_not_utf8_is_refused_in_characters_that_print() -> None:
+def test_a_path_that_is_not_utf8_is_refused_with_printable_text() -> None:
     parser = Parser(prog="test")
     parser.add_argument("--folder", type=file_path)
     with pytest.raises(UserError, match=r"--folder.*UTF-8") as caught:
@@ -131,23 +127,22 @@ def test_a_path_that_is_not_utf8_is_refused_in_characters_that_print() -> None:
     assert str(caught.value).isascii()
 
 
-def test_a_directory_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+def test_a_directory_is_created_with_its_parents_and_left_empty(tmp_path: Path) -> None:
     for _ in range(2):
         assert make_directory(tmp_path / "a" / "b", flag="--workdir") == tmp_path / "a" / "b"
     assert not list((tmp_path / "a" / "b").iterdir())
 
 
 @pytest.mark.parametrize("below", ["", "b", "b/c"])
-def test_a_file_in_the_way_is_refused(tmp_path: Path, below: str) -> None:
+def test_a_file_instead_of_a_directory_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / below
-    assert refusal(path) == f"--workdir={path}: a file is in the way; name a directory"
+    assert f"--workdir={path}" in refusal(path)
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path / ("a" * 300))
-    assert "cannot be made (File name too long: " in message
-    assert message.endswith("; name a shorter path")
+    assert "File name too long: " in message
 
 
 @pytest.fixture
@@ -157,38 +152,39 @@ def readonly(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_file_system_is_refused(readonly: Path) -> None:
-    reason = "(Read-only file system); name a directory that can be written"
-    assert refusal(readonly) == f"--workdir={readonly}: cannot be written {reason}"
-    assert "cannot be made (Read-only file system: " in refusal(readonly / "a")
+    for path in (readonly, readonly / "a"):
+        assert f"--workdir={path}" in refusal(path)
+        assert "Read-only file system" in refusal(path)
 
 
-def test_a_file_to_be_written_is_tried_before_the_work(tmp_path: Path, readonly: Path) -> None:
+def test_an_output_file_is_checked_before_the_work(tmp_path: Path, readonly: Path) -> None:
     assert output_path(str(tmp_path / "new.json")) == tmp_path / "new.json"
     (tmp_path / "old.json").touch()
     assert output_path(str(tmp_path / "old.json")) == tmp_path / "old.json"
     for path, words in (
-        (tmp_path / "no" / "a.json", f"no directory {tmp_path / 'no'}; make it"),
-        (tmp_path, "is there, and not a file"),
-        (Path("/dev/null"), "is there, and not a file"),
-        (readonly / "a.json", "cannot be written (Read-only file system); name a directory"),
-        (tmp_path / ("a" * 300), "cannot be written (File name too long); name a shorter path"),
+        (tmp_path / "no" / "a.json", str(tmp_path / "no")),
+        (tmp_path, "regular file"),
+        (Path("/dev/null"), "regular file"),
+        (readonly / "a.json", "Read-only file system"),
+        (tmp_path / ("a" * 300), "File name too long"),
     ):
         with pytest.raises(argparse.ArgumentTypeError) as caught:
             output_path(str(path))
-        assert str(caught.value).startswith(f"{path}: {words}")
+        assert str(path) in str(caught.value)
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("marker", ["spec.json", "saved_model.pb", "dataset_info.json"])
-def test_outputs_inside_what_counts_all_its_files_are_refused(tmp_path: Path, marker: str) -> None:
+def test_outputs_inside_stores_models_and_data_sets_are_refused(tmp_path: Path, marker: str) -> None:
     (tmp_path / "whole" / "eval").mkdir(parents=True)
     (tmp_path / "whole" / marker).touch()
     (tmp_path / "link").symlink_to(tmp_path / "whole" / "eval")
     before = sorted(tmp_path.rglob("*"))
     for place in (tmp_path / "whole", tmp_path / "whole" / "eval", tmp_path / "link"):
-        with pytest.raises(UserError, match=rf"^--workdir={place}/run: is inside .*, {tmp_path}/whole;"):
+        with pytest.raises(UserError, match=f"--workdir={place}/run: .*{tmp_path}/whole"):
             make_directory(place / "run", flag="--workdir")
         for name in ("a.json", marker):
-            with pytest.raises(argparse.ArgumentTypeError, match=rf"is inside .*, {tmp_path}/whole;"):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"{tmp_path}/whole"):
                 output_path(str(place / name))
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError) as caught:
@@ -201,7 +197,7 @@ def test_outputs_inside_what_counts_all_its_files_are_refused(tmp_path: Path, ma
 def test_url_is_not_taken_for_a_directory(url: str) -> None:
     parser = Parser(prog="command")
     parser.add_argument("--store", type=file_path)
-    with pytest.raises(UserError, match=rf"--store: {url} is a URL"):
+    with pytest.raises(UserError, match=f"--store.*{url}"):
         parser.parse_strictly([f"--store={url}"])
 
 

@@ -1,4 +1,4 @@
-"""pipeline.errors.text: what a terminal would obey is shown instead."""
+"""pipeline.errors.text: control characters are escaped."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain text", "größer, 図\u3000鑑, naïve\u00a0é", r"C:\new\x1b"])
-def test_all_else_is_left_alone(text: str) -> None:
+def test_printable_text_is_unchanged(text: str) -> None:
     assert printable(text) == text
     assert is_printable(text)
 
 
-def test_what_is_no_text_is_shown_as_python_shows_it() -> None:
+def test_other_objects_are_converted_to_text() -> None:
     assert printable(None) == "None"
     assert printable(["\n"]) == r"['\n']"

@@ -1,4 +1,4 @@
-"""pipeline.storage.bucket against a real S3 server, with a link that fails."""
+"""pipeline.storage.bucket with a real S3 server, and a connection that fails."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.buckets import BUCKET, Answer, Fault, FaultyLink, free_port, point_at
 @pytest.mark.parametrize("url", ["http://host/x", "s3://", "gs:///", "file:///tmp/x", "s3a://b/x"])
 def test_other_urls_are_refused(url: str) -> None:
     assert is_url(url)
-    with pytest.raises(
-        UserError, match=r"expected s3://BUCKET/DIRECTORY or gs://BUCKET/DIRECTORY, or a path"
-    ):
+    with pytest.raises(UserError) as caught:
         check_url(url)
+    for text in (url, "s3://BUCKET/DIRECTORY", "gs://BUCKET/DIRECTORY"):
+        assert text in str(caught.value)
 
 
 def test_objects_are_listed_read_written_and_removed(s3: str) -> None:
@@ -41,8 +41,8 @@ def test_objects_are_listed_read_written_and_removed(s3: str) -> None:
     assert list(bucket.objects()) == ["below/b"]
 
 
-def test_placeholders_of_directories_are_no_objects(s3: str, s3_port: int) -> None:
-    """The consoles of S3 and of GCS make them."""
+def test_placeholders_of_directories_are_left_out(s3: str, s3_port: int) -> None:
+    """The web consoles of S3 and GCS create them."""
     prefix = s3.removeprefix(f"s3://{BUCKET}/")
     for name in ("", "below/"):
         put_object(s3_port, f"{prefix}/{name}", b"")
@@ -66,12 +66,12 @@ def test_many_are_removed_and_the_first_failure_ends_it(s3: str, monkeypatch: py
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(bucket._files, "rm_file", refuse)
-    with pytest.raises(UserError, match="cannot be removed: access refused"):
+    with pytest.raises(UserError, match=rf"{s3}/\d+.*Access Denied"):
         bucket.remove_all(map(str, range(1000)))
     assert len(asked) < 1000
 
 
-def test_each_attempt_to_write_asks_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_is_called_for_each_attempt_to_write(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket, asked = BucketDirectory(s3), []
 
     def fail(*_: object, **__: object) -> None:
@@ -87,7 +87,7 @@ def test_each_attempt_to_write_asks_first(s3: str, monkeypatch: pytest.MonkeyPat
         bucket.write("a", b"", before=before)
 
 
-def test_each_attempt_to_remove_asks_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_is_called_for_each_attempt_to_remove(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket, asked = BucketDirectory(s3), []
     bucket.write("a", b"")
 
@@ -108,17 +108,17 @@ def test_each_attempt_to_remove_asks_first(s3: str, monkeypatch: pytest.MonkeyPa
     assert list(bucket.objects()) == ["a"]
 
 
-def test_what_is_not_there_or_too_long(s3: str) -> None:
+def test_missing_and_too_long_objects(s3: str) -> None:
     bucket = BucketDirectory(s3)
     with pytest.raises(FileNotFoundError):
         bucket.read("nothing", limit=10)
     bucket.write("long", b"x" * 11)
-    with pytest.raises(ValueError, match="longer than 10 bytes"):
+    with pytest.raises(ValueError, match="10 bytes"):
         bucket.read("long", limit=10)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gcs"])
-def test_an_object_is_replaced_only_over_the_version_that_is_known(
+def test_an_object_is_replaced_only_over_the_known_version(
     scheme: str, request: pytest.FixtureRequest
 ) -> None:
     bucket = BucketDirectory(request.getfixturevalue(scheme))
@@ -131,7 +131,7 @@ def test_an_object_is_replaced_only_over_the_version_that_is_known(
             bucket.replace("lock", b"yours", version=version)
         with pytest.raises(FileExistsError):
             bucket.replace("lock", b"yours, and longer", version=version)
-        # As after an attempt whose answer was lost.
+        # As after an attempt whose response was lost.
         assert bucket.replace("lock", b"mine, too", version=version) == second
     assert bucket.read_version("lock", limit=10) == (b"mine, too", second)
     bucket.remove("lock")
@@ -141,7 +141,7 @@ def test_an_object_is_replaced_only_over_the_version_that_is_known(
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gcs"])
-def test_content_and_version_are_of_one_moment(
+def test_content_belongs_to_the_version(
     scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url: str = request.getfixturevalue(scheme)
@@ -149,7 +149,7 @@ def test_content_and_version_are_of_one_moment(
     direct.write("file", b"first")
 
     def faults(method: str, path: str, number: int) -> Fault:
-        """Another process writes between the question for the version and that for the content."""
+        """Another process writes between the requests for version and content."""
         if method == "GET" and ("alt=media" in path or scheme == "s3") and len(written) < 2:
             written.append(number)
             direct.write("file", b"%05d" % number)
@@ -164,7 +164,7 @@ def test_content_and_version_are_of_one_moment(
 
 
 class NoCondition(FaultyLink):
-    """To a server that does not say which condition has failed."""
+    """Connection to a server that does not report which condition failed."""
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
         status, headers, body = super().answer(handler, sent)
@@ -176,7 +176,7 @@ class NoCondition(FaultyLink):
     [("s3", 1), ("s3", 101 << 20), ("gcs", 1), ("gcs", 6 << 20)],
     ids=["s3", "s3 in parts", "gcs", "gcs in parts"],
 )
-def test_a_file_is_uploaded_only_where_none_is(
+def test_an_upload_with_create_replaces_nothing(
     scheme: str, size: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     url: str = request.getfixturevalue(scheme)
@@ -191,18 +191,16 @@ def test_a_file_is_uploaded_only_where_none_is(
         assert BucketDirectory(url).read("shard", limit=10) == b"first"
 
 
-def test_a_bucket_that_is_not_there_is_one_line(s3: str) -> None:
-    with pytest.raises(
-        UserError, match=r"s3://no-such-bucket/x: .*make the bucket first, or correct its name"
-    ):
+def test_a_missing_bucket_is_one_line(s3: str) -> None:
+    with pytest.raises(UserError, match="s3://no-such-bucket/x"):
         BucketDirectory("s3://no-such-bucket/x").write("a", b"")
 
 
-def test_no_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"access refused \(Unable to locate credentials\)"):
+    with pytest.raises(UserError, match="Unable to locate credentials"):
         BucketDirectory(s3).write("a", b"")
 
 
@@ -211,7 +209,7 @@ def test_a_missing_extra_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> N
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr("fsspec.filesystem", missing)
-    with pytest.raises(UserError, match=r"s3:// needs the extra `s3`: pip install 'view-distill\[s3\]'"):
+    with pytest.raises(UserError, match=r"pip install 'view-distill\[s3\]'"):
         BucketDirectory(s3)
 
 
@@ -242,7 +240,7 @@ def test_a_fetched_file_has_no_name_and_leaves_nothing(uploaded: str, tmp_path: 
 @pytest.mark.parametrize(
     "fault", [Fault(drop=True), Fault(truncate=True), Fault(flip=True), Fault(status=503)], ids=str
 )
-def test_a_link_that_fails_now_and_then_is_not_noticed(
+def test_occasional_failures_of_the_connection_are_retried(
     uploaded: str, s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
 ) -> None:
     failed = []
@@ -266,13 +264,13 @@ def test_a_link_that_fails_now_and_then_is_not_noticed(
         assert len(failed) == (2 if not fault.flip else 0)
 
 
-def test_an_object_that_is_damaged_in_the_bucket_is_fatal_with_both_sides(uploaded: str, s3: str) -> None:
+def test_a_damaged_object_is_refused_with_both_sides(uploaded: str, s3: str) -> None:
     bucket = BucketDirectory(s3)
     bucket.write("shard", CONTENT[:-1] + b"\0")
-    with pytest.raises(
-        DataError, match=rf"/shard: cannot be read: 10,240,000 bytes with sha256 \w+ came, .*{SHA256[:16]}"
-    ):
+    with pytest.raises(DataError) as caught:
         bucket.fetch("shard", size=len(CONTENT), sha256=SHA256)
+    for text in ("/shard", "10,240,000", hashlib.sha256(CONTENT[:-1] + b"\0").hexdigest()[:16], SHA256[:16]):
+        assert text in str(caught.value)
 
 
 def test_an_object_of_another_size_is_not_fetched(
@@ -280,16 +278,16 @@ def test_an_object_of_another_size_is_not_fetched(
 ) -> None:
     with FaultyLink(s3_port, lambda *_: Fault()) as link:
         point_at(link.port, monkeypatch)
-        with pytest.raises(DataError, match="10,240,000 bytes are there, 1,000 in the manifest"):
+        with pytest.raises(DataError, match=r"10,240,000.*1,000"):
             BucketDirectory(uploaded).fetch("shard", size=1000, sha256=SHA256)
         assert link.count("GET", "/shard") == 0
 
 
-def test_a_server_that_is_gone_is_told_after_a_while(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported_after_all_attempts(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     point_at(free_port(), monkeypatch)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of botocore's own, within each of ours
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    with pytest.raises(
-        TryAgainError, match=rf"s3://{BUCKET}/.*cannot be read .*8 times in a row; run the same command"
-    ):
+    with pytest.raises(TryAgainError, match=rf"s3://{BUCKET}/.* 8 attempts"):
         BucketDirectory(s3).read("a", limit=1)

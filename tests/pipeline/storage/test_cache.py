@@ -1,4 +1,4 @@
-"""pipeline.storage.cache: where things are kept."""
+"""pipeline.storage.cache: the cache directory."""
 
 from __future__ import annotations
 

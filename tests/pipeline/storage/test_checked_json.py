@@ -1,4 +1,4 @@
-"""pipeline.storage.checked_json: what an annotation takes, and that all else is refused with the field's name."""
+"""pipeline.storage.checked_json: values that match their annotation; others are refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class File(TypedDict):
 WHOLE = {"box": {"height": 3}, "kind": "a", "lengths": ["1", 2]}
 
 
-def test_a_tree_of_the_right_shape_is_built() -> None:
+def test_a_matching_tree_is_built() -> None:
     found = build(File, WHOLE | {"box": {"height": 3, "scale": 2, "corners": [1, 2.5]}, "later": [{}]})
     assert found["box"] == Box(height=3, scale=2, corners=(1, 2.5))
     assert type(found["box"].scale) is int  # as it was written: digests are over that
@@ -81,21 +81,21 @@ def test_a_tree_of_the_right_shape_is_built() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_any_other_shape_is_refused_with_its_place(change: dict[str, Any], path: str) -> None:
+def test_other_shapes_are_refused_with_their_path(change: dict[str, Any], path: str) -> None:
     with pytest.raises(ShapeError, match=f"^{path}: ") as caught:
         build(File, WHOLE | change)
     assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("name", ["box", "kind", "lengths"])
-def test_what_is_missing_is_named(name: str) -> None:
-    with pytest.raises(ShapeError, match=f"^{name}: missing"):
+def test_a_missing_key_is_named(name: str) -> None:
+    with pytest.raises(ShapeError, match=f"^{name}: "):
         build(File, {key: value for key, value in WHOLE.items() if key != name})
 
 
 @pytest.mark.parametrize("tree", [None, [], "text", 3, True])
-def test_a_file_that_is_no_object_is_refused(tree: Any) -> None:
-    with pytest.raises(ShapeError, match="expected an object"):
+def test_a_file_that_is_not_an_object_is_refused(tree: Any) -> None:
+    with pytest.raises(ShapeError, match="object"):
         build(File, tree)
 
 
@@ -103,34 +103,35 @@ def test_text_is_read_up_to_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("ä" * 5)
     assert read_text(path, limit=10) == "ä" * 5
-    with pytest.raises(ValueError, match="longer than 9 bytes"):
+    with pytest.raises(ValueError, match="9 bytes"):
         read_text(path, limit=9)
     path.write_bytes(b"\xff")
     with pytest.raises(ValueError, match="utf-8"):
         read_text(path, limit=10)
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_pipes_and_directories_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(OSError, match="not a file"):
+        with pytest.raises(OSError, match=str(path)):
             read_text(path, limit=10)
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "absent", limit=10)
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}', "[" * 100_000, "", "{"])
-def test_what_is_not_json_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not JSON|nested too deeply|Expecting"):
+def test_text_that_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # of any message
         parse_json(text)
+    assert not isinstance(caught.value, RecursionError)
 
 
-def test_json_is_what_it_is() -> None:
+def test_json_is_parsed() -> None:
     assert parse_json('{"a": [1, 2.5, null, "x"]}') == {"a": [1, 2.5, None, "x"]}
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, 0, 4])
-def test_only_a_whole_number_in_its_range_is_one(value: Any) -> None:
+def test_is_whole(value: Any) -> None:
     assert not is_whole(value, 1, 3)
     assert is_whole(1, 1, 3)
     assert is_whole(3, 1, 3)
@@ -140,5 +141,5 @@ def test_mappings_of_scalars_are_no_deeper_than_allowed() -> None:
     tree = {"a": {"b": 1}, "c": "text", "d": None}
     assert scalars(tree, nested=1) == tree
     for wrong, nested in ((tree, 0), ({"a": [1]}, 1), ([], 1), ({"a": {"b": {"c": 1}}}, 1)):
-        with pytest.raises(TypeError, match="expected"):
+        with pytest.raises(TypeError, match=r"got (int|dict|list|NoneType|str)"):
             scalars(wrong, nested=nested)

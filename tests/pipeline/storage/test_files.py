@@ -1,4 +1,4 @@
-"""pipeline.storage.files: whole or absent."""
+"""pipeline.storage.files: files and directories appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.storage.files import (
 )
 
 
-def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
+def test_atomic_file_appears_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with atomic_file(path) as temporary:
         temporary.write_text("whole")
@@ -34,7 +34,7 @@ def test_publish_shows_nothing_before_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
-def test_publish_without_replacing_keeps_what_is_there(
+def test_atomic_file_without_replace_keeps_an_existing_file(
     tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also on a file system without hard links."""
@@ -53,7 +53,7 @@ def test_publish_without_replacing_keeps_what_is_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_of_several_writers_without_hard_links_one_publishes(
+def test_one_of_several_writers_succeeds_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them reach the rename at the same moment if they can."""
@@ -95,13 +95,13 @@ def publish_half(path: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt("no")], ids=repr)
-def test_publish_leaves_nothing_when_raising(tmp_path: Path, error: BaseException) -> None:
+def test_atomic_file_leaves_nothing_after_an_exception(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error), match="no"):
         publish_half(tmp_path / "file", error)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publish_leaves_the_old_file_when_raising(tmp_path: Path) -> None:
+def test_atomic_file_leaves_the_old_file_after_an_exception(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
     with pytest.raises(ValueError, match="no"):
@@ -110,7 +110,7 @@ def test_publish_leaves_the_old_file_when_raising(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_publish_of_nothing_is_an_error(tmp_path: Path) -> None:
+def test_atomic_file_that_is_not_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -145,8 +145,8 @@ def write_version(path: Path, number: int, *, replace: bool, error: BaseExceptio
             raise error
 
 
-def test_a_directory_replaces_another_and_leaves_nothing_else(tmp_path: Path) -> None:
-    for leftover in (".old-student", ".tmp-student"):  # of a killed process
+def test_atomic_directory_replaces_another_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for leftover in (".old-student", ".tmp-student"):  # from a killed process
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / "half").touch()
     for number in (1, 2):
@@ -156,7 +156,7 @@ def test_a_directory_replaces_another_and_leaves_nothing_else(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_directory_that_fails_leaves_the_old_one(tmp_path: Path, replace: bool) -> None:
+def test_atomic_directory_leaves_the_old_one_after_an_exception(tmp_path: Path, replace: bool) -> None:
     write_version(tmp_path / "student", 1, replace=False)
     with pytest.raises(KeyboardInterrupt):
         write_version(tmp_path / "student", 2, replace=replace, error=KeyboardInterrupt())
@@ -164,14 +164,14 @@ def test_a_directory_that_fails_leaves_the_old_one(tmp_path: Path, replace: bool
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
-def test_a_directory_replaces_none_unless_told_to(tmp_path: Path) -> None:
+def test_atomic_directory_replaces_only_if_asked_to(tmp_path: Path) -> None:
     write_version(tmp_path / "student", 1, replace=False)
     with pytest.raises(OSError, match="not empty"):
         write_version(tmp_path / "student", 2, replace=False)
     assert (tmp_path / "student" / "below" / "file").read_text() == "version 1"
 
 
-def test_links_may_lead_about_but_not_out(tmp_path: Path) -> None:
+def test_links_inside_a_store_are_allowed_and_others_refused(tmp_path: Path) -> None:
     store = tmp_path / "store"
     (store / "eval").mkdir(parents=True)
     (store / "file").touch()

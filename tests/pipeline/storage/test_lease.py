@@ -1,4 +1,4 @@
-"""pipeline.storage.lease: one writer a store in a bucket, with writers that are really killed."""
+"""pipeline.storage.lease: one writer per store in a bucket, with processes that are really killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lock_of(bucket: BucketDirectory) -> dict[str, object]:
     return found
 
 
-def test_the_lock_is_there_while_it_is_held_and_free_after(bucket: BucketDirectory) -> None:
+def test_the_lock_exists_while_it_is_held_and_is_free_afterwards(bucket: BucketDirectory) -> None:
     with hold_lease(bucket) as lease:
         assert lock_of(bucket)["lease"] == lease
         check_lease(bucket, lease)
@@ -57,7 +57,7 @@ def test_the_lock_is_there_while_it_is_held_and_free_after(bucket: BucketDirecto
         assert lock_of(bucket)["lease"] == other != lease
 
 
-def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
+def test_a_killed_owner_on_this_machine_is_detected_at_once(
     bucket: BucketDirectory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = [sys.executable, "-c", HOLD, bucket.url]
@@ -92,7 +92,7 @@ def test_an_owner_that_proc_hides_is_not_dead() -> None:
     assert done.stdout == "False False\n"
 
 
-def test_a_process_number_that_nothing_has_is_dead_and_one_that_nothing_can_have_is_not() -> None:
+def test_unused_process_numbers_are_dead_and_impossible_ones_are_not() -> None:
     with subprocess.Popen(["true"]) as process:
         pass
     machine = module.machine_of_processes()
@@ -111,14 +111,14 @@ def test_a_living_owner_is_named(bucket: BucketDirectory, monkeypatch: pytest.Mo
             pass
 
 
-def test_a_lock_that_nobody_renews_is_broken(bucket: BucketDirectory) -> None:
+def test_a_lock_that_is_not_renewed_is_taken_over(bucket: BucketDirectory) -> None:
     owner = {"lease": "ab", "pid": 1, "machine": "another", "host": "far", "since": "then", "renewals": 3}
     bucket.write(".lock", json.dumps(owner).encode())
     with hold_lease(bucket, patience=0.5) as lease:
         assert lock_of(bucket)["lease"] == lease
 
 
-def test_what_a_foreign_lock_says_is_no_control_code(
+def test_text_of_a_foreign_lock_is_escaped(
     bucket: BucketDirectory, capfd: pytest.CaptureFixture[str]
 ) -> None:
     owner = {"lease": "ab", "pid": "\x1b[2J", "machine": "another", "host": "\x07far", "since": "then\n"}
@@ -129,13 +129,13 @@ def test_what_a_foreign_lock_says_is_no_control_code(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
-def test_a_lock_that_says_nothing_is_broken_after_a_while(bucket: BucketDirectory, content: bytes) -> None:
+def test_a_lock_without_an_owner_is_taken_over_after_a_while(bucket: BucketDirectory, content: bytes) -> None:
     bucket.write(".lock", content)
     with hold_lease(bucket, patience=0.2):
         pass
 
 
-def test_who_lost_the_lock_finds_out_and_leaves_the_new_one(
+def test_a_run_that_lost_the_lock_notices_and_keeps_the_new_one(
     bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RENEWAL", 0.1)
@@ -147,7 +147,7 @@ def test_who_lost_the_lock_finds_out_and_leaves_the_new_one(
     assert lock_of(bucket) == {"lease": "another"}
 
 
-def test_what_ended_the_work_is_told_though_the_link_is_down(
+def test_the_error_that_ended_the_work_is_raised_though_the_connection_is_down(
     bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def down(*_: object, **__: object) -> str:
@@ -189,7 +189,7 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def test_of_writers_that_begin_together_one_gets_it(
+def test_one_of_several_writers_gets_the_lock(
     bucket: BucketDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "is_dead", lambda owner: False)
@@ -218,7 +218,7 @@ DEAD = {"lease": "ab", "pid": 1, "machine": "another", "host": "far", "since": "
 
 @pytest.fixture(params=["s3", "gcs"])
 def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A directory of a server that answers one request at a time; this process's own locks may be those of others."""
+    """A directory on a server that handles one request at a time. Locks of this process count as those of others."""
     monkeypatch.setattr(module, "is_dead", lambda owner: False)
     place: str = request.getfixturevalue(request.param)
     if request.param == "gcs":
@@ -229,10 +229,10 @@ def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield place
 
 
-def test_of_many_waiters_on_a_dead_lock_one_takes_it_and_keeps_it(
+def test_one_of_many_waiters_takes_over_a_dead_lock_and_keeps_it(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others find it dead at the same moment; none of them removes the winner's."""
+    """All of them find it dead at the same moment. None removes the lock of the one that took it over."""
     monkeypatch.setattr(module, "RENEWAL", 0.2)
     BucketDirectory(url).write(LOCK_FILE, json.dumps(DEAD).encode())
     count, barrier, ended = 8, threading.Barrier(8), threading.Semaphore(0)
@@ -263,7 +263,7 @@ def test_of_many_waiters_on_a_dead_lock_one_takes_it_and_keeps_it(
 def test_a_renewal_that_arrives_after_a_takeover_changes_nothing(
     s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its writer slept, or the network did."""
+    """Because the writer or the network was suspended."""
     monkeypatch.setattr(module, "RENEWAL", 0.1)
     monkeypatch.setattr(module, "is_dead", lambda owner: False)
     under_way, arrives, sleeps = threading.Event(), threading.Event(), threading.Event()
@@ -296,10 +296,10 @@ def test_a_renewal_that_arrives_after_a_takeover_changes_nothing(
     "before", [None, module._RELEASED, json.dumps(DEAD).encode()], ids=["none", "released", "dead"]
 )
 @pytest.mark.parametrize("scheme", ["s3", "gcs"])
-def test_a_lock_whose_answer_was_lost_is_the_writers_own(
+def test_a_writer_recognizes_its_lock_after_a_lost_response(
     scheme: str, before: bytes | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server has written it; what it answers to the next attempt is that somebody has. So with renewal and release."""
+    """The server wrote the lock, and reports a conflict at the next attempt. The same happens to renewals and releases."""
     url: str = request.getfixturevalue(scheme)
     monkeypatch.setattr(module, "RENEWAL", 0.2)
     lost: list[int] = []
@@ -323,7 +323,7 @@ def test_a_lock_whose_answer_was_lost_is_the_writers_own(
 
 
 class Unconditional(FaultyLink):
-    """To a private server of S3 that does not know preconditions."""
+    """Connection to a private S3 server that does not support preconditions."""
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler, sent: bytes | None) -> Answer:
         for name in ("If-Match", "If-None-Match"):
@@ -383,7 +383,7 @@ def test_a_damaged_lock_is_watched_and_taken_over(
     assert "\x1b" not in out
 
 
-def test_a_lock_without_end_is_refused(bucket: BucketDirectory) -> None:
+def test_an_oversized_lock_is_refused(bucket: BucketDirectory) -> None:
     bucket.write(LOCK_FILE, b" " * (1 << 17))
     with pytest.raises(DataError, match=r"/\.lock"), hold_lease(bucket, patience=0.1):
         pass

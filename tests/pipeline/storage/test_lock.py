@@ -1,4 +1,4 @@
-"""pipeline.storage.lock: one writer, and no lock without its owner, in real processes."""
+"""pipeline.storage.lock: one writer, and locks that end with their owner, in real processes."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_lock_is_free_after_its_block_however_it_ends(tmp_path: Path) -> None:
     assert (tmp_path / LOCK_FILE).read_text() == ""
 
 
-def test_a_lock_file_of_an_owner_that_died_is_no_lock(tmp_path: Path) -> None:
+def test_a_lock_file_without_its_owner_is_not_a_lock(tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).write_text('{"pid": 1, "host": "gone"}')
     with writer_lock(tmp_path):
         assert '"host": "gone"' not in (tmp_path / LOCK_FILE).read_text()
 
 
-def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
+def test_an_owner_without_a_name_in_the_lock(tmp_path: Path) -> None:
     with another_writer(tmp_path):
         (tmp_path / LOCK_FILE).write_text("")
         with pytest.raises(UserError, match=f"fuser {tmp_path / LOCK_FILE}"), writer_lock(tmp_path):
@@ -92,10 +92,10 @@ def test_an_owner_that_has_not_said_who_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_lock_file_that_is_removed_while_it_is_being_locked_is_no_lock(
+def test_a_lock_file_that_is_removed_while_it_is_locked_is_not_a_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, replaced: bool
 ) -> None:
-    """Its last owner, or a user, removes it; the lock of the file without a name would keep no other writer out."""
+    """Its last owner, or a user, removes it. A lock of the file without a name would not keep other writers out."""
     flock, calls = fcntl.flock, []
 
     def late(file: IO[str], operation: int) -> None:
@@ -117,7 +117,7 @@ def test_a_lock_file_that_is_removed_while_it_is_being_locked_is_no_lock(
 def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Such as NFS without its lock daemon, or Lustre without the mount option; the kernel says so in these ways."""
+    """Such as NFS without its lock daemon, or Lustre without the mount option. The kernel reports it by these codes."""
 
     def refuse(file: object, operation: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -137,7 +137,7 @@ def test_a_file_system_without_locks_is_refused(
         {"pid": 7, "host": "h" * 100_000, "since": "s"},
     ],
 )
-def test_what_a_foreign_lock_file_says_is_neither_a_command_nor_a_control_code(
+def test_text_of_a_foreign_lock_file_is_escaped_and_never_a_command(
     tmp_path: Path, owner: dict[str, object]
 ) -> None:
     with another_writer(tmp_path):

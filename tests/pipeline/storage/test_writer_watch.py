@@ -1,4 +1,4 @@
-"""pipeline.storage.writer_watch: whether a store's writer lives, on a disk and in a bucket."""
+"""pipeline.storage.writer_watch: whether a store's writer is alive, on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_a_lock_on_a_disk_is_seen_until_its_owner_is_killed(tmp_path: Path) -> N
         assert watch.is_written()
         owner.kill()
         owner.wait()
-        assert not watch.is_written()  # the file is there, and names the dead owner
+        assert not watch.is_written()  # the file remains, and names the dead owner
     assert (tmp_path / LOCK_FILE).read_text()
 
 
-def test_who_looks_does_not_keep_a_writer_out(tmp_path: Path) -> None:
+def test_readers_do_not_keep_a_writer_out(tmp_path: Path) -> None:
     ended = threading.Event()
 
     def look() -> None:
@@ -59,7 +59,7 @@ def test_a_lock_in_a_bucket_is_seen_while_it_is_renewed(s3: str, monkeypatch: py
     bucket, watch = BucketDirectory(s3), WriterWatch(s3, patience=1.0)
     assert not watch.is_written()
     with hold_lease(bucket):
-        # This very process would be known at once to live.
+        # This process would count as dead at once.
         monkeypatch.setattr("pipeline.storage.writer_watch.is_dead", lambda owner: False)
         for _ in range(15):
             assert watch.is_written()

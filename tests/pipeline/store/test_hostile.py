@@ -148,14 +148,14 @@ def test_a_link_out_of_the_store_is_refused_by_readers_and_writers(
     else:
         outside.mkdir()
     path.symlink_to(outside)
-    expected = rf"{path}: a link to {outside}, outside of the store"
+    expected = rf"{path}: .*{outside}"
     with pytest.raises(DataError, match=expected):
         Store(store)
     with pytest.raises(DataError, match=expected), open_session(str(store)) as session:
         session.check(spec)
     path.unlink()
     path.symlink_to(tmp_path / "nowhere")  # to be made by a writer
-    with pytest.raises(DataError, match="outside of the store"), open_session(str(store)) as session:
+    with pytest.raises(DataError, match="symbolic link"), open_session(str(store)) as session:
         session.check(spec)
 
 

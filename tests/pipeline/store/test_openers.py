@@ -148,9 +148,7 @@ def test_a_missing_and_a_damaged_shard_are_fatal_with_both_sides(
     name = shard_name("views", 2)
     content = (many_shards / name).read_bytes()
     put_object(s3_port, f"{prefix}/{name}", content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(
-        DataError, match=rf"{uploaded}/{name}: cannot be read: .* with sha256 \w+ came, .* in the manifest"
-    ):
+    with pytest.raises(DataError, match=rf"{uploaded}/{name}: .*sha256 \w+"):
         Store(uploaded).views.read(np.array([25]))
     put_object(s3_port, f"{prefix}/{name}", content[:-1])
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""pipeline.views.batches: the plan of a batch against a brute force over every small case."""
+"""pipeline.views.batches: the plan of a batch compared to brute force over all small cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_plan_against_brute_force(num_examples: int) -> None:
             assert views[:batch_size].tolist() == batch
             assert partner.shape == (batch_size,)
             assert views[partner].tolist() == wanted
-            # Nothing but what is needed, and what is left over repeats the last one.
+            # Only the necessary views; unused slots repeat the last one.
             assert set(views.tolist()) == set(batch) | set(wanted)
             used = len(set(views.tolist()))
             assert (views[used:] == views[used - 1]).all()

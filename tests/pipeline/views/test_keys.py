@@ -1,4 +1,4 @@
-"""pipeline.views.keys: streams against a Philox written out here, and golden values."""
+"""pipeline.views.keys: streams compared to a Philox in plain Python, and golden values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pipeline.views.mix: mixup against NumPy."""
+"""pipeline.views.mix: mixup compared to NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pipeline.views.order: a bijection, uniform over keys, the same for ever."""
+"""pipeline.views.order: a bijection, uniform over keys, with golden values."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 
 
-def test_bit_is_the_papers() -> None:
+def test_bit_is_as_in_the_paper() -> None:
     """Beyer et al. 2021: Inception crops of 5-100 %, a folded ratio a batch of 512, 160 then central 128."""
     recipe = view_recipe("bit")
     policy = recipe.policy
@@ -19,7 +19,7 @@ def test_bit_is_the_papers() -> None:
     assert recipe.eval_crop == EvalCrop(kind="resize_small", scale=160 / 128)
 
 
-def test_keras_example_is_the_examples() -> None:
+def test_keras_example_is_as_published() -> None:
     """Resize to 160, window of 128, an unfolded ratio a batch of 64; evaluation on the central 87.5 %."""
     recipe = view_recipe("keras_example")
     policy = recipe.policy
@@ -29,14 +29,14 @@ def test_keras_example_is_the_examples() -> None:
     assert recipe.temperature == 10
 
 
-def test_demo_never_mirrors_a_digit() -> None:
+def test_demo_never_flips_digits() -> None:
     assert view_recipe("demo").policy.flip_probability == 0
 
 
-def test_every_recipe_says_its_source() -> None:
+def test_every_recipe_has_a_source() -> None:
     assert all(recipe.source for recipe in VIEW_RECIPES.values())
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="--recipe=vit: expected one of keras_example, bit, demo"):
+    with pytest.raises(UserError, match=r"`recipe`=vit: .*keras_example, bit, demo"):
         view_recipe("vit")

@@ -1,4 +1,4 @@
-"""pipeline.views.records: where the parameters of a view come from."""
+"""pipeline.views.records: parameters of drawn and evaluation views."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_take_selects_rows_of_every_column() -> None:
         np.testing.assert_array_equal(getattr(records.take(rows), name), getattr(taken, name), err_msg=name)
 
 
-def test_evaluation_views_are_the_examples_in_order_without_chance() -> None:
+def test_evaluation_views_are_the_examples_in_order() -> None:
     crop = EvalCrop()
     views = EvalViews(eval_crop=crop, image_size=24, num_examples=len(TEST_IMAGES), num_classes=5)
     source = ImageSource(ImageList(encoded_images(TEST_IMAGES)), eval_renderer(crop, 24))

@@ -1,4 +1,4 @@
-"""pipeline.views.render: what runs against the definition of a crop, written here with tf.image."""
+"""pipeline.views.render: the implementation compared to the definition of a crop, with tf.image."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def reference_resize(
 
 
 def graph_of(renderer: Renderer) -> tuple[Callable, Callable]:
-    """The renderer's fast way, and by way of a whole decoded image, both from (encoded, box)."""
+    """The renderer's fast path, and the path through a whole decoded image, both functions of (encoded, box)."""
     signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)]
     fast = tf.function(lambda e, b: renderer.finish(renderer.cut(e, Window.of(b))), input_signature=signature)
     whole = tf.function(
@@ -165,7 +165,7 @@ def test_evaluation_boxes_lie_inside_every_small_image() -> None:
     "fields", [{"kind": "corner"}, {"scale": 0.9}, {"kind": "central", "scale": 1.5}, {"scale": float("nan")}]
 )
 def test_an_impossible_evaluation_crop_is_refused(fields: dict) -> None:
-    with pytest.raises(UserError, match=r"evaluation crop .* expected"):
+    with pytest.raises(UserError, match=r"resize_small.*central"):
         EvalCrop(**fields)
 
 

@@ -55,7 +55,7 @@ def test_a_view_does_not_depend_on_which_others_are_drawn_with_it(name: str) -> 
         np.testing.assert_array_equal(policy.draw_boxes(views[one], seed=4, sizes=sizes[one]), whole[0][one])
 
 
-def test_ratios_are_uniform_and_one_a_view() -> None:
+def test_ratios_are_uniform_and_differ_per_view() -> None:
     ratios = Inception().draw_ratios(np.arange(5000), seed=0)
     assert ratios.dtype == np.float32
     assert stats.kstest(ratios, "uniform").pvalue > 1e-3

@@ -58,13 +58,13 @@ def box_measures(boxes: np.ndarray, height: int, width: int) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (538, 624), (500, 120), (31, 47)])
-def test_boxes_are_distributed_as_tensorflows(height: int, width: int) -> None:
+def test_boxes_are_distributed_as_those_of_tensorflow(height: int, width: int) -> None:
     count = 3000
     sizes = np.tile([height, width], (count, 1))
     ours = box_measures(Inception().draw_boxes(np.arange(count), seed=1, sizes=sizes), height, width)
     theirs = box_measures(tf_boxes(height, width, count), height, width)
     for name in ours:
-        # The last row and column that TensorFlow never draws shift a small image's centres by half a pixel.
+        # The last row and column that TensorFlow never draws shift a small image's centers by half a pixel.
         if min(height, width) > 100 or not name.startswith("center"):
             assert stats.ks_2samp(ours[name], theirs[name]).pvalue > 1e-3, name
     # The same comparison does see a range that is a little off.
