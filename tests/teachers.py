@@ -1,4 +1,4 @@
-"""`trainer.teacher` as it is called in tests, and a data set that can be learnt in a few steps."""
+"""Calls of `trainer.teacher` in tests, and a data set that a network learns in a few steps."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import tensorflow as tf
 from tests import runs, stores
 from trainer.teacher import main
 
-COLOURS = "colours"
-COLOURS_TRAIN, COLOURS_TEST = 25, 10
+COLORS = "colors"
+COLORS_TRAIN, COLORS_TEST = 25, 10
 
 
-def prepare_colours(data_dir: Path) -> Path:
-    """A TFDS data set whose classes are colours: `train` of 25 and `test` of 10 examples."""
+def prepare_colors(data_dir: Path) -> Path:
+    """A TFDS data set whose classes are colors: `train` of 25 and `test` of 10 examples."""
 
     def picture(index: int) -> bytes:
         generator = np.random.default_rng(index)
-        colour = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [230, 230, 20], [10, 10, 10]])
-        pixels = colour[index % stores.CLASSES] + generator.integers(-10, 6, (30, 40, 3))
+        color = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [230, 230, 20], [10, 10, 10]])
+        pixels = color[index % stores.CLASSES] + generator.integers(-10, 6, (30, 40, 3))
         return tf.io.encode_png(np.clip(pixels, 0, 255).astype(np.uint8)).numpy()
 
     splits = {
-        "train": [picture(i) for i in range(COLOURS_TRAIN)],
-        "test": [picture(100 + i) for i in range(COLOURS_TEST)],
+        "train": [picture(i) for i in range(COLORS_TRAIN)],
+        "test": [picture(100 + i) for i in range(COLORS_TEST)],
     }
-    return stores.prepare_dataset(data_dir, splits, name=COLOURS)
+    return stores.prepare_dataset(data_dir, splits, name=COLORS)
 
 
 def convert_arguments(npz: Path, output: Path, *extra: str) -> list[str]:
-    """Of a small BiT at 33 x 33."""
+    """Arguments of `convert` for a small BiT at 33 x 33."""
     return ["convert", f"--npz={npz}", "--model=bit_small", "--image_size=33", f"--output={output}", *extra]
 
 
 def finetune_arguments(
-    colours_dir: Path, tmp_path: Path, *extra: str, network: str = "--model=tiny"
+    colors_dir: Path, tmp_path: Path, *extra: str, network: str = "--model=tiny"
 ) -> list[str]:
-    """A short run on colours; a later flag replaces an earlier one."""
+    """Arguments of `finetune` for a short run on colors; a later flag replaces an earlier one."""
     return [
         "finetune",
-        f"--dataset={COLOURS}",
-        f"--data_dir={colours_dir}",
+        f"--dataset={COLORS}",
+        f"--data_dir={colors_dir}",
         network,
         "--image_size=24",
         "--batch_size=10",
@@ -57,5 +57,5 @@ def finetune_arguments(
 
 
 def fail(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and the one line on standard error of a command that has to fail."""
+    """Exit code and the one line on standard error of a command that must fail."""
     return runs.fail(argv, capsys, main=main)

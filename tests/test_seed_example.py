@@ -101,7 +101,7 @@ def test_view_is_a_window_of_the_resized_image_mirrored_in_half_of_the_cases():
 
 
 def test_an_epoch_shows_each_image_once_and_ends_in_a_short_batch():
-    # One colour each, so that a batch's views add up to its colours, mixed or not.
+    # One color each, so that a batch's views add up to its colors, mixed or not.
     levels = np.arange(1, 12) ** 2
     encoded = [tf.io.encode_png(tf.fill([5, 9, 3], tf.cast(level, tf.uint8))).numpy() for level in levels]
     batches = iter(keras_example.training_batches(encoded, image_size=SIZE, batch_size=4))

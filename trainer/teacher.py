@@ -1,7 +1,7 @@
-"""Makes a teacher: `python -m trainer.teacher convert|finetune`.
+"""Creates a teacher: `python -m trainer.teacher convert|finetune`.
 
-`convert` turns a published BiT checkpoint (`.npz`) into a SavedModel; `finetune` trains a network, a checkpoint or
-the new head of a Keras SavedModel on a data set's labels. Both write what `pipeline.precompute --teacher` takes:
+`convert` converts a published BiT checkpoint (`.npz`) to a SavedModel. `finetune` trains a network, a checkpoint, or a
+Keras SavedModel with a new head on the labels of a data set. Both write a SavedModel for `pipeline.precompute --teacher`:
 signature `serving_default`, `image` float32 [B, S, S, 3] in 0..255 to `logits` float32 [B, C].
 
     python -m trainer.teacher convert --npz=BiT-M-R101x3.npz --model=bit_r101x3 --output=runs/bit      # a minute
@@ -48,21 +48,21 @@ _EVAL_BATCH_SIZE = 256
 
 
 def convert(flags: argparse.Namespace) -> int:
-    """The `convert` command."""
+    """The `convert` command; returns the exit code."""
     output = Path(flags.output)
     weights = PublishedWeights(flags.npz)
     found = weights.num_classes
     num_classes = flags.num_classes or (None if flags.new_head else found)
     if num_classes is None:
         raise UserError(
-            f"--num_classes is missing: {flags.npz} has no head to take it from"
+            f"--num_classes is required, because --npz={flags.npz} has no head"
             if found is None
-            else "--num_classes is missing: --new_head needs it"
+            else "--num_classes is required with --new_head"
         )
     if not flags.new_head and found != num_classes:
         there = "no head" if found is None else f"a head of {found} classes"
         raise UserError(
-            f"--num_classes={num_classes}: {flags.npz} has {there}; pass --new_head to begin with a zero head"
+            f"--num_classes={num_classes}: {flags.npz} has {there}; pass --new_head to start with a zero head"
         )
     check_num_classes(num_classes, of=f"--num_classes={num_classes}")
     make_directory(output.parent, flag="--output")
@@ -74,13 +74,13 @@ def convert(flags: argparse.Namespace) -> int:
 
 
 def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
-    """Writes a teacher as a SavedModel, whole or not at all, in the place of one that is there.
+    """Writes a teacher as a SavedModel, atomically; an existing one is replaced.
 
-    Keras loads it again as well, in a process that has imported `trainer.models`.
+    Keras can load it again in a process that has imported `trainer.models`.
 
     Args:
-      model: float32 [B, S, S, 3] in 0..255 to logits [B, C].
-      path: of the SavedModel directory.
+      model: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      path: Directory of the SavedModel.
       image_size: S in pixels.
     """
 
@@ -88,7 +88,7 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"logits": tf.cast(model(image, training=False), tf.float32)}
 
-    # A trace of each layer by itself would take minutes for a BiT; layers without a config need them.
+    # Only layers without a config need their own traces, which take minutes for a BiT.
     traces = any(type(layer).__module__.endswith("saved_model.load") for layer in model.submodules)
     signatures = {DEFAULT_SIGNATURE: serve}
     logger, level = tf.get_logger(), tf.get_logger().level
@@ -101,7 +101,7 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
 
 
 def finetune(flags: argparse.Namespace) -> int:
-    """The `finetune` command."""
+    """The `finetune` command; returns the exit code."""
     output = Path(flags.output)
     dataset, options = _options(flags)
     check_num_classes(dataset.num_classes, of=f"--dataset={dataset.name}")
@@ -118,11 +118,11 @@ def finetune(flags: argparse.Namespace) -> int:
         if (
             result := _finished_result(workdir, options.steps, output)
         ) and run.latest_step() == options.steps:
-            print("nothing to do: the run there is finished", flush=True)
+            print(f"nothing to do: the run in --workdir={workdir} is finished", flush=True)
             _print_result(result, dataset, workdir)
             return 0
         first = run.restore()
-        # Not before: of a run that is refused here, the directory keeps what was asked of it first.
+        # Only now, so that a refused command leaves the config.json of the existing run.
         write_json(workdir / "config.json", vars(flags))
         epochs = options.steps * options.batch_size / dataset.num_examples
         length = f"{options.steps:,} steps of {options.batch_size} views, {epochs:.1f} epochs"
@@ -147,7 +147,7 @@ def finetune(flags: argparse.Namespace) -> int:
 
 
 def _finished_result(workdir: Path, steps: int, output: Path) -> dict[str, Any] | None:
-    """What result.json says, if it is of a run of so many steps, and the teacher is there."""
+    """The contents of result.json if it belongs to a run of this length whose teacher exists, else None."""
     try:
         result: dict[str, Any] = json.loads((workdir / RESULT_FILE).read_text())
         same = (result["steps"], result["teacher"]) == (steps, str(output)) and isinstance(
@@ -161,7 +161,7 @@ def _finished_result(workdir: Path, steps: int, output: Path) -> dict[str, Any] 
 def _print_result(result: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
     for split, value in result["top1"].items():
         unlabeled = result.get("unlabeled", {}).get(split, 0)
-        left_out = f" ({unlabeled:,} images without a label are left out)" if unlabeled else ""
+        left_out = f" (without {unlabeled:,} unlabeled images)" if unlabeled else ""
         print(f"{split}: top-1 {accuracy_text(value)}{left_out}")
     if not result["top1"]:
         print(f"not evaluated: {_no_split(dataset)}")
@@ -169,15 +169,18 @@ def _print_result(result: dict[str, Any], dataset: Dataset, workdir: Path) -> No
 
 
 def _no_split(dataset: Dataset) -> str:
-    return f"{dataset.name} has no split {' or '.join(_EVAL_SPLITS)} besides {dataset.split}"
+    return f"{dataset.name} has no split {' or '.join(_EVAL_SPLITS)} that does not overlap {dataset.split}"
 
 
 def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
-    """The data set to train on, the embedded default's where none is named, and what is asked of the run."""
+    """The data set to train on (the embedded default if no flag names one) and the options of the run."""
     policy, eval_crop = views_of(flags)
     name, data_dir = flags.dataset, flags.data_dir
     if name is None:
-        print("Embedded default: 5,000 MNIST digits. Your own: --dataset=NAME --data_dir=DIR", flush=True)
+        print(
+            "Training on the embedded default, 5,000 MNIST digits; pass --dataset=NAME --data_dir=DIR for other data",
+            flush=True,
+        )
         name, data_dir = embedded.DATASET, str(embedded.prepare_dataset())
     dataset = Dataset(name, flags.split, data_dir=data_dir)
     steps = flags.steps or rule_steps(dataset.num_examples)
@@ -188,7 +191,7 @@ def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
 def _evaluate(
     network: tf.keras.Model, dataset: Dataset, options: FinetuneOptions
 ) -> dict[str, tuple[float | None, int]]:
-    """Top-1 accuracy on each held-out split that the data set has, and how many of its images have no label."""
+    """Top-1 accuracy and number of unlabeled images of each held-out split."""
     return {
         split: evaluate_top1(
             network,
@@ -202,7 +205,7 @@ def _evaluate(
 
 
 def _held_out(dataset: Dataset) -> list[str]:
-    """Splits to evaluate: not those of `train+validation`, which are trained on."""
+    """Splits to evaluate on: those that share no examples with the training split."""
     return [
         split
         for split in _EVAL_SPLITS
@@ -211,6 +214,6 @@ def _held_out(dataset: Dataset) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     flags = parse(argv)
     return {"convert": convert, "finetune": finetune}[flags.command](flags)

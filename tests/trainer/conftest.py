@@ -69,9 +69,9 @@ def deterministic() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def colours_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colors_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that can be learnt in a few steps: each class is a colour; read only."""
-    return teachers.prepare_colours(tmp_path_factory.mktemp("colours"))
+    return teachers.prepare_colors(tmp_path_factory.mktemp("colors"))
 
 
 @pytest.fixture(scope="session")

@@ -86,9 +86,9 @@ def test_evaluation_that_does_not_fit_names_its_batch_size(
 
 
 def test_fine_tuning_that_does_not_fit_names_the_batch_size(
-    greedy: None, colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    greedy: None, colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    argv = finetune_arguments(colours_dir, tmp_path, network="--model=greedy")
+    argv = finetune_arguments(colors_dir, tmp_path, network="--model=greedy")
     code, message = fail(argv, capsys, main=teacher.main)
     assert code == EXIT_USER_ERROR
     assert "--batch_size (10 " in message

@@ -32,6 +32,7 @@ from tests.runs import ROOT, environment
 from tests.teachers import convert_arguments, fail
 from trainer import models
 from trainer.finetuning.pretrained import load_keras_model
+from trainer.flags.teacher import make_parser
 from trainer.teacher import export, main
 
 pytestmark = pytest.mark.usefixtures("bit_small")
@@ -100,13 +101,13 @@ def test_crash_while_writing_leaves_the_one_before(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--num_classes=9"], r"--num_classes=9: .* has a head of 7 classes; pass --new_head"),
-        (["--new_head"], "--num_classes is missing: --new_head needs it"),
-        (["--model=tiny"], "--model=tiny: expected one of bit_r50x1"),
-        (["--model=bit_r50x1"], "does not fit bit_r50x1: block1/unit02/gn1/scale is not there"),
-        (["--npz=/none.npz"], "/none.npz: no such file"),
-        (["--image_size=0"], "--image_size: 0: expected 1 or more"),
-        (["--imagesize=3"], r"unknown flag --imagesize=3; did you mean --image_size\?"),
+        (["--num_classes=9"], "--num_classes=9.*7 classes.*--new_head"),
+        (["--new_head"], "--num_classes.*--new_head"),
+        (["--model=tiny"], "--model=tiny.*bit_r50x1"),
+        (["--model=bit_r50x1"], "bit_r50x1.*block1/unit02/gn1/scale"),
+        (["--npz=/none.npz"], "/none.npz"),
+        (["--image_size=0"], "--image_size: 0"),
+        (["--imagesize=3"], "--imagesize=3.*--image_size"),
     ],
 )
 def test_mistakes_in_convert_exit_2(
@@ -121,9 +122,13 @@ def test_mistakes_in_convert_exit_2(
 def test_checkpoint_without_a_head_needs_a_new_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     npz = save_npz(tmp_path / "body.npz", random_arrays(shapes_of(UNITS, num_classes=None)))
     code, line = fail(convert_arguments(npz, tmp_path / "teacher"), capsys)
-    assert (code, "has no head to take it from" in line) == (2, True)
+    assert code == 2
+    assert "--num_classes" in line
+    assert str(npz) in line
     code, line = fail(convert_arguments(npz, tmp_path / "teacher", "--num_classes=4"), capsys)
-    assert (code, "has no head; pass --new_head" in line) == (2, True)
+    assert code == 2
+    assert "--num_classes=4" in line
+    assert "--new_head" in line
     main(convert_arguments(npz, tmp_path / "teacher", "--num_classes=4", "--new_head"))
     Teacher(tmp_path / "teacher", image_size=33, num_classes=4)
 
@@ -133,7 +138,8 @@ def test_damaged_checkpoint_exits_3(npz: Path, tmp_path: Path, capsys: pytest.Ca
     data[len(data) // 2] ^= 255
     (tmp_path / "bad.npz").write_bytes(data)
     code, line = fail(convert_arguments(tmp_path / "bad.npz", tmp_path / "teacher"), capsys)
-    assert (code, "is damaged" in line) == (3, True)
+    assert code == 3
+    assert str(tmp_path / "bad.npz") in line
 
 
 @pytest.mark.parametrize("command", ["convert", "finetune"])
@@ -151,13 +157,14 @@ def test_output_that_is_no_saved_model_is_not_touched(
         "finetune": ["finetune", "--model=tiny", f"--output={tmp_path}/keep", f"--workdir={tmp_path}/run"],
     }[command]
     code, line = fail(argv, capsys)
-    assert (code, "exists and is no SavedModel" in line) == (2, True)
+    assert code == 2
+    assert f"--output={tmp_path / 'keep'}" in line
     assert (tmp_path / "keep").exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [([], "required: convert|finetune"), (["train"], "invalid choice: 'train'"), (["--x"], "required")],
+    [([], "convert|finetune"), (["train"], "'train'"), (["--x"], "convert|finetune")],
 )
 def test_unknown_command_is_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     code, line = fail(argv, capsys)
@@ -166,13 +173,24 @@ def test_unknown_command_is_refused(argv: list[str], message: str, capsys: pytes
 
 
 @pytest.mark.parametrize("command", ["convert", "finetune"])
-def test_help_lists_the_flags_and_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+def test_help_groups_the_flags_and_shows_two_examples(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    assert "--output" in text
-    assert f"python -m trainer.teacher {command} --" in " ".join(text.split())
+    groups = {
+        "convert": ["network", "output"],
+        "finetune": ["data", "network", "views", "training", "output"],
+    }
+    assert re.findall(r"^(\w+):$", text, re.MULTILINE) == [
+        *("options", *groups[command]),
+        *(["performance"] if command == "finetune" else []),
+        "examples",
+    ]
+    examples = text.split("examples:")[1].strip().splitlines()
+    assert len(examples) == 2
+    for example in examples:
+        make_parser()[1][command].parse_strictly(example.split()[4:])
 
 
 # At full size

@@ -20,7 +20,7 @@ from pipeline.inputs.teacher_checks import trial_crops
 from pipeline.storage.lock import writer_lock
 from tests import stores
 from tests.images import TRAIN_IMAGES, encoded_images
-from tests.teachers import COLOURS, convert_arguments, fail, finetune_arguments
+from tests.teachers import COLORS, convert_arguments, fail, finetune_arguments
 from trainer.finetuning.pretrained import load_keras_model, replace_head
 from trainer.run.callbacks import RunCallback
 from trainer.teacher import main
@@ -42,8 +42,8 @@ def weights_of(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("policy", ["light", "inception"])
-def test_finetuning_learns_and_writes_a_teacher(colours_dir: Path, tmp_path: Path, policy: str):
-    assert main(finetune_arguments(colours_dir, tmp_path, "--steps=60", f"--policy={policy}")) == 0
+def test_finetuning_learns_and_writes_a_teacher(colors_dir: Path, tmp_path: Path, policy: str):
+    assert main(finetune_arguments(colors_dir, tmp_path, "--steps=60", f"--policy={policy}")) == 0
     found = losses(tmp_path)
     assert len(found) == 60
     assert np.mean(found[-5:]) < 0.5 * found[0]
@@ -56,10 +56,10 @@ def test_finetuning_learns_and_writes_a_teacher(colours_dir: Path, tmp_path: Pat
 
 
 def test_interrupted_run_ends_like_an_undisturbed_one(
-    colours_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
+    colors_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
 ):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    main(finetune_arguments(colours_dir, whole, "--steps=7"))
+    main(finetune_arguments(colors_dir, whole, "--steps=7"))
     original = RunCallback.on_train_batch_end
     for stop in (3, 6):
 
@@ -70,11 +70,11 @@ def test_interrupted_run_ends_like_an_undisturbed_one(
 
         monkeypatch.setattr(RunCallback, "on_train_batch_end", interrupt)
         with pytest.raises(SystemExit) as exit_info:
-            run_command(main, finetune_arguments(colours_dir, cut, "--steps=7", "--checkpoint_every=2"))
+            run_command(main, finetune_arguments(colors_dir, cut, "--steps=7", "--checkpoint_every=2"))
         assert exit_info.value.code == 130
         assert not (cut / "teacher").exists()
     monkeypatch.setattr(RunCallback, "on_train_batch_end", original)
-    main(finetune_arguments(colours_dir, cut, "--steps=7", "--checkpoint_every=2"))
+    main(finetune_arguments(colors_dir, cut, "--steps=7", "--checkpoint_every=2"))
     assert result(cut)["first_step"] == 6
     assert losses(cut) == losses(whole)
     for ours, theirs in zip(weights_of(cut / "teacher"), weights_of(whole / "teacher"), strict=True):
@@ -82,9 +82,9 @@ def test_interrupted_run_ends_like_an_undisturbed_one(
 
 
 def test_finished_run_changes_nothing_and_prints_its_figures(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    argv = finetune_arguments(colours_dir, tmp_path, "--steps=2")
+    argv = finetune_arguments(colors_dir, tmp_path, "--steps=2")
     main(argv)
     first = capsys.readouterr().out
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -94,52 +94,51 @@ def test_finished_run_changes_nothing_and_prints_its_figures(
     assert capsys.readouterr().out.splitlines()[-2:] == first.splitlines()[-2:]
 
 
-def test_finished_run_whose_teacher_is_gone_is_evaluated_and_exported_again(
-    colours_dir: Path, tmp_path: Path
-):
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
+def test_finished_run_whose_teacher_is_gone_is_evaluated_and_exported_again(colors_dir: Path, tmp_path: Path):
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=2"))
     before = weights_of(tmp_path / "teacher")
     shutil.rmtree(tmp_path / "teacher")
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=2"))
     assert result(tmp_path)["first_step"] == 2
     for ours, theirs in zip(weights_of(tmp_path / "teacher"), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_workdir_inside_the_output_which_is_replaced_is_refused(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = (f"--output={tmp_path}/teacher", f"--workdir={tmp_path}/teacher/run")
-    code, line = fail(finetune_arguments(colours_dir, tmp_path, *flags), capsys)
+    code, line = fail(finetune_arguments(colors_dir, tmp_path, *flags), capsys)
     assert code == 2
     assert f"--workdir={tmp_path}/teacher/run" in line
     assert f"--output={tmp_path}/teacher" in line
 
 
 def test_data_set_without_a_held_out_split_is_named_before_the_first_step(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=1", "--split=train+test"))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=1", "--split=train+test"))
     out = capsys.readouterr().out
-    assert "no accuracy will be reported" in out
-    assert out.splitlines()[-2].startswith("not evaluated:")
+    assert result(tmp_path)["top1"] == {}
+    for line in (out.splitlines()[-2], *[line for line in out.splitlines() if "no accuracy" in line]):
+        assert "train+test" in line
 
 
 def test_run_with_other_flags_is_not_continued(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=2"))
-    code, line = fail(finetune_arguments(colours_dir, tmp_path, "--steps=3", "--policy=inception"), capsys)
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=2"))
+    code, line = fail(finetune_arguments(colors_dir, tmp_path, "--steps=3", "--policy=inception"), capsys)
     assert code == 2
-    assert "steps: 3 asked for, 2 in the checkpoint" in line
-    assert "policy.name: inception asked for, light in the checkpoint" in line
+    assert re.search("steps.*3.*2", line)
+    assert re.search(r"policy\.name.*inception.*light", line)
 
 
 def test_head_of_a_keras_saved_model_is_replaced_and_trained_alone(
-    colours_dir: Path, tmp_path: Path, keras_teacher_path: Path
+    colors_dir: Path, tmp_path: Path, keras_teacher_path: Path
 ):
     network = f"--teacher={keras_teacher_path}"
-    main(finetune_arguments(colours_dir, tmp_path, "--head_only", "--steps=30", network=network))
+    main(finetune_arguments(colors_dir, tmp_path, "--head_only", "--steps=30", network=network))
     found, before = weights_of(tmp_path / "teacher"), weights_of(keras_teacher_path)
     for ours, theirs in zip(found[:2], before[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -147,14 +146,14 @@ def test_head_of_a_keras_saved_model_is_replaced_and_trained_alone(
     assert losses(tmp_path)[-1] < 0.8 * np.log(stores.CLASSES)
 
 
-def test_whole_keras_saved_model_is_trained(colours_dir: Path, tmp_path: Path, keras_teacher_path: Path):
+def test_whole_keras_saved_model_is_trained(colors_dir: Path, tmp_path: Path, keras_teacher_path: Path):
     network = f"--teacher={keras_teacher_path}"
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=3", network=network))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=3", network=network))
     for ours, theirs in zip(weights_of(tmp_path / "teacher"), weights_of(keras_teacher_path), strict=True):
         assert (ours != theirs).any()
 
 
-def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colours_dir: Path, tmp_path: Path):
+def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colors_dir: Path, tmp_path: Path):
     layers = tf.keras.layers
     image = tf.keras.Input([None, None, 3], name="picture")
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="first")(image))
@@ -162,13 +161,13 @@ def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colours_d
     tf.keras.Model(image, x, name="other").save(tmp_path / "other", include_optimizer=False)
     network = f"--teacher={tmp_path}/other"
     extra = ["--teacher_value_range=-1..1", "--steps=3", "--learning_rate=0"]
-    main(finetune_arguments(colours_dir, tmp_path, *extra, network=network))
+    main(finetune_arguments(colors_dir, tmp_path, *extra, network=network))
     model = load_keras_model(str(tmp_path / "teacher"), flag="--teacher")
     assert model.output_shape == (None, stores.CLASSES)
-    grey = tf.fill([1, 24, 24, 3], 127.5)  # 0 to the network, whose convolution has no bias yet
+    gray = tf.fill([1, 24, 24, 3], 127.5)  # 0 to the network, whose convolution has no bias yet
     body = tf.keras.Model(model.input, model.layers[-1].input)
-    np.testing.assert_allclose(body(grey), np.zeros((1, 8)), atol=1e-6)
-    assert np.abs(body(grey + 100)).max() > 0.01
+    np.testing.assert_allclose(body(gray), np.zeros((1, 8)), atol=1e-6)
+    assert np.abs(body(gray + 100)).max() > 0.01
 
 
 def nested(*, training: bool | None = None) -> tf.keras.Model:
@@ -181,9 +180,9 @@ def nested(*, training: bool | None = None) -> tf.keras.Model:
     return tf.keras.Model(outer, inner(layers.Rescaling(1 / 127.5, -1.0)(outer), training=training))
 
 
-def test_head_of_a_nested_model_is_replaced(colours_dir: Path, tmp_path: Path):
+def test_head_of_a_nested_model_is_replaced(colors_dir: Path, tmp_path: Path):
     nested().save(tmp_path / "nested.keras")
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=3", network=f"--teacher={tmp_path}/nested.keras"))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=3", network=f"--teacher={tmp_path}/nested.keras"))
     before = load_keras_model(str(tmp_path / "nested.keras"), flag="--teacher").get_weights()
     found = weights_of(tmp_path / "teacher")
     assert [w.shape for w in found[:-2]] == [w.shape for w in before[:-2]]
@@ -214,7 +213,7 @@ def test_head_of_a_keras_application_behind_a_rescaling_is_replaced():
     # This one ends in a convolution.
     model = tf.keras.Sequential([layers.Rescaling(1.0), applications.MobileNet(alpha=0.25, **options)])
     model.build([None, 32, 32, 3])
-    with pytest.raises(UserError, match="include_top=False"):
+    with pytest.raises(UserError, match="Dense"):
         replace_head(model, num_classes=5, image_size=32, value_range="0..255")
 
 
@@ -229,22 +228,20 @@ class Doubled(tf.keras.layers.Layer):
         return x * self.factor
 
 
-def test_teacher_with_a_layer_of_an_unknown_class(colours_dir: Path, tmp_path: Path):
+def test_teacher_with_a_layer_of_an_unknown_class(colors_dir: Path, tmp_path: Path):
     layers = tf.keras.layers
     image = tf.keras.Input([24, 24, 3])
     x = Doubled()(layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255.0)(image)))
     tf.keras.Model(image, layers.Dense(3)(x)).save(tmp_path / "custom", include_optimizer=False)
     network = f"--teacher={tmp_path}/custom"
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=30", network=network))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=30", network=network))
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
     Teacher(tmp_path / "teacher", image_size=24, num_classes=stores.CLASSES)
     assert load_keras_model(str(tmp_path / "teacher"), flag="--init").count_params() == 1 + 4 * stores.CLASSES
 
 
 @pytest.mark.parametrize("given", ["npz", "saved_model", "teacher"])
-def test_bit_begins_with_the_weights_of_a_checkpoint(
-    colours_dir: Path, tmp_path: Path, npz: Path, given: str
-):
+def test_bit_starts_from_the_weights_of_a_checkpoint(colors_dir: Path, tmp_path: Path, npz: Path, given: str):
     main(convert_arguments(npz, tmp_path / "converted"))
     network, extra = {
         "npz": ("--model=bit_small", [f"--init={npz}"]),
@@ -252,7 +249,7 @@ def test_bit_begins_with_the_weights_of_a_checkpoint(
         "teacher": (f"--teacher={tmp_path}/converted", []),
     }[given]
     extra += ["--steps=1", "--learning_rate=0", "--image_size=33"]
-    main(finetune_arguments(colours_dir, tmp_path, *extra, network=network))
+    main(finetune_arguments(colors_dir, tmp_path, *extra, network=network))
     found, before = weights_of(tmp_path / "teacher"), weights_of(tmp_path / "converted")
     for ours, theirs in zip(found[:-2], before[:-2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -261,81 +258,85 @@ def test_bit_begins_with_the_weights_of_a_checkpoint(
 
 
 def test_other_initial_weights_do_not_continue_a_run(
-    colours_dir: Path, tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ):
     extra = ["--steps=1", "--image_size=33"]
-    main(finetune_arguments(colours_dir, tmp_path, *extra, network="--model=bit_small"))
-    argv = finetune_arguments(colours_dir, tmp_path, *extra, f"--init={npz}", network="--model=bit_small")
+    main(finetune_arguments(colors_dir, tmp_path, *extra, network="--model=bit_small"))
+    argv = finetune_arguments(colors_dir, tmp_path, *extra, f"--init={npz}", network="--model=bit_small")
     code, line = fail(argv, capsys)
     assert code == 2
-    assert re.search(r"init: [0-9a-f]{64} asked for, None in the checkpoint", line)
+    assert re.search("init.*[0-9a-f]{64}.*None", line)
 
 
 def test_second_run_in_a_work_directory_is_refused(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "run").mkdir()
     with writer_lock(tmp_path / "run", flag="--workdir"):
-        code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
-    assert (code, f"process {os.getpid()}" in line) == (2, True)
+        code, line = fail(finetune_arguments(colors_dir, tmp_path), capsys)
+    assert code == 2
+    assert f"process {os.getpid()}" in line
 
 
-def test_split_without_another_to_evaluate_on_is_said(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_split_without_another_to_evaluate_on_is_reported(
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(finetune_arguments(colours_dir, tmp_path, "--steps=1", "--split=test"))
+    main(finetune_arguments(colors_dir, tmp_path, "--steps=1", "--split=test"))
     assert result(tmp_path)["top1"] == {}
-    assert "not evaluated: colours:1.0.0 has no split validation or test" in capsys.readouterr().out
+    line = capsys.readouterr().out.splitlines()[-2]
+    assert all(text in line for text in (f"{COLORS}:1.0.0", "validation", "test"))
 
 
 @pytest.mark.parametrize(
     ("network", "extra", "message"),
     [
-        ("--model=vgg", [], "--model=vgg: expected one of .*resnet50v2"),
-        ("--seed=1", [], "got neither of --model and --teacher"),
-        ("--model=tiny", ["--teacher=/none"], "got both of --model and --teacher"),
-        ("--teacher=/none", [], "--teacher=/none: no such file or directory"),
-        ("--teacher=/none", ["--init=/none"], "--init=/none: needs --model"),
-        ("--model=tiny", ["--init=a.npz"], r"--init=a.npz: a .npz is of a BiT; --model=tiny is none"),
-        ("--model=bit_small", ["--init=/none.npz"], "/none.npz: no such file"),
-        ("--model=tiny", ["--init=/none"], "--init=/none: no such file"),
-        ("--teacher=/none", ["--teacher_value_range=0..2"], "expected one of 0..255"),
-        ("--model=tiny", ["--steps=0"], "--steps: 0: expected 1 or more"),
-        ("--model=tiny", ["--learning_rate=-1"], "--learning_rate: -1: expected a finite number, 0 or more"),
-        ("--model=tiny", ["--policy=heavy"], "--policy=heavy: expected one of inception, light"),
-        ("--model=tiny", ["--recipe=soup"], "--recipe=soup: expected one of keras_example"),
-        ("--model=tiny", ["--workdir=/etc/passwd"], "--workdir=/etc/passwd: a file is in the way"),
-        ("--model=tiny", ["--output=/etc/passwd/t"], "--output=/etc/passwd: a file is in the way"),
-        ("--model=tiny", ["--split=dev"], "--split=dev: .* has splits test, train"),
-        ("--model=tiny", ["--dataset=nothing"], "--dataset=nothing: not found"),
-        ("--model=tiny", ["--step=3"], r"unknown flag --step=3; did you mean --steps\?"),
+        ("--model=vgg", [], "--model=vgg.*resnet50v2"),
+        ("--seed=1", [], "--model.*--teacher.*neither"),
+        ("--model=tiny", ["--teacher=/none"], "--model.*--teacher.*both"),
+        ("--teacher=/none", [], "--teacher=/none"),
+        ("--teacher=/none", ["--init=/none"], "--init=/none.*--model"),
+        ("--model=tiny", ["--init=a.npz"], "--init=a.npz.*--model=tiny"),
+        ("--model=bit_small", ["--init=/none.npz"], "/none.npz"),
+        ("--model=tiny", ["--init=/none"], "--init=/none"),
+        ("--teacher=/none", ["--teacher_value_range=0..2"], r"0\.\.2.*0\.\.255"),
+        ("--model=tiny", ["--steps=0"], "--steps: 0"),
+        ("--model=tiny", ["--learning_rate=-1"], "--learning_rate: -1"),
+        ("--model=tiny", ["--policy=heavy"], "--policy=heavy.*inception, light"),
+        ("--model=tiny", ["--recipe=soup"], "--recipe=soup.*keras_example"),
+        ("--model=tiny", ["--workdir=/etc/passwd"], "--workdir=/etc/passwd"),
+        ("--model=tiny", ["--output=/etc/passwd/t"], "--output=/etc/passwd"),
+        ("--model=tiny", ["--split=dev"], "--split=dev.*test, train"),
+        ("--model=tiny", ["--dataset=nothing"], "--dataset=nothing"),
+        ("--model=tiny", ["--step=3"], "--step=3.*--steps"),
     ],
 )
 def test_mistakes_in_finetune_exit_2(
-    colours_dir: Path,
+    colors_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     network: str,
     extra: list[str],
     message: str,
 ):
-    code, line = fail(finetune_arguments(colours_dir, tmp_path, *extra, network=network), capsys)
+    code, line = fail(finetune_arguments(colors_dir, tmp_path, *extra, network=network), capsys)
     assert code == 2
     assert re.search(message, line)
     assert not (tmp_path / "teacher").exists()
 
 
 def test_directory_of_something_else_is_left_alone(
-    colours_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "run" / ".tmp-mine").mkdir(parents=True)
-    code, line = fail(finetune_arguments(colours_dir, tmp_path), capsys)
-    assert (code, "not empty and not a run's directory (.tmp-mine, ...)" in line) == (2, True)
+    code, line = fail(finetune_arguments(colors_dir, tmp_path), capsys)
+    assert code == 2
+    assert f"{tmp_path}/run" in line
+    assert ".tmp-mine" in line
     assert (tmp_path / "run" / ".tmp-mine").exists()
 
 
 def test_teachers_that_cannot_be_finetuned_exit_2(
-    colours_dir: Path,
+    colors_dir: Path,
     tmp_path: Path,
     teacher_path: Path,
     keras_teacher_path: Path,
@@ -347,15 +348,19 @@ def test_teachers_that_cannot_be_finetuned_exit_2(
     pool.save(tmp_path / "pool.keras")
     main(convert_arguments(npz, tmp_path / "bit"))
     for network, extra, message in (
-        (f"--teacher={teacher_path}", [], "a SavedModel that Keras did not write"),
-        (f"--teacher={colours_dir}", [], "Keras cannot load it"),
-        (f"--teacher={npz}", [], "expected a SavedModel directory or a .keras file"),
-        (f"--teacher={tmp_path}/pool.keras", [], "ends in last, a GlobalAveragePooling2D; expected a Dense"),
-        (f"--teacher={keras_teacher_path}", ["--image_size=20"], r"takes \(None, 24, 24, 3\), but views are"),
-        ("--model=small", [f"--init={keras_teacher_path}"], r"--init does not fit small: .* there, .* here"),
-        ("--model=tiny", [f"--init={tmp_path}/bit"], r"--init does not fit tiny: .* there, .* here"),
+        (f"--teacher={teacher_path}", [], f"--teacher={teacher_path}.*Keras"),
+        (f"--teacher={colors_dir}", [], f"--teacher={colors_dir}.*Keras"),
+        (f"--teacher={npz}", [], f"--teacher={npz}.*SavedModel"),
+        (f"--teacher={tmp_path}/pool.keras", [], "last.*GlobalAveragePooling2D.*Dense"),
+        (
+            f"--teacher={keras_teacher_path}",
+            ["--image_size=20"],
+            r"\(None, 24, 24, 3\).*\(None, 20, 20, 3\).*--image_size",
+        ),
+        ("--model=small", [f"--init={keras_teacher_path}"], r"--init.*small.* is \(.* is \("),
+        ("--model=tiny", [f"--init={tmp_path}/bit"], r"--init.*tiny.* is \(.* is \("),
     ):
-        code, line = fail(finetune_arguments(colours_dir, tmp_path, *extra, network=network), capsys)
+        code, line = fail(finetune_arguments(colors_dir, tmp_path, *extra, network=network), capsys)
         assert code == 2
         assert re.search(message, line), line
 
@@ -363,23 +368,25 @@ def test_teachers_that_cannot_be_finetuned_exit_2(
 def test_damaged_image_exits_3_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     image = tf.io.encode_png(np.full((30, 30, 3), 9, np.uint8)).numpy()
     splits = {"train": [image, image, image[:60], image], "test": [image]}
-    data_dir = stores.prepare_dataset(tmp_path / "data", splits, name=COLOURS)
+    data_dir = stores.prepare_dataset(tmp_path / "data", splits, name=COLORS)
     code, line = fail(finetune_arguments(data_dir, tmp_path, "--image_cache_bytes=0"), capsys)
-    assert (code, "example 2: 60 bytes" in line) == (3, True)
+    assert code == 3
+    assert "example 2" in line
+    assert "60 bytes" in line
 
 
 def test_training_split_without_labels_exits_2_with_a_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     images = {"train": encoded_images(TRAIN_IMAGES)}
-    data_dir = stores.prepare_dataset(tmp_path / "data", images, name=COLOURS, unlabeled=range(3, stores.N))
+    data_dir = stores.prepare_dataset(tmp_path / "data", images, name=COLORS, unlabeled=range(3, stores.N))
     code, line = fail(finetune_arguments(data_dir, tmp_path, "--steps=5"), capsys)
     assert code == 2
-    assert re.search(r"--split=train: example \d+ of \w+:1\.0\.0 .* of the \d+ examples", line)
+    assert re.search(rf"--split=train.*example \d+ of {COLORS}:1\.0\.0", line)
 
 
 def test_embedded_default_needs_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["finetune", "--model=tiny", "--steps=2", "--batch_size=8"]
     main([*argv, f"--output={tmp_path}/teacher", f"--workdir={tmp_path}/run"])
-    assert capsys.readouterr().out.startswith("Embedded default: 5,000 MNIST digits")
+    assert "5,000 MNIST digits" in capsys.readouterr().out
     Teacher(tmp_path / "teacher", image_size=32, num_classes=10)

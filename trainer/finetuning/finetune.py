@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on a data set's labels: what makes a teacher of a network.
+"""Supervised fine-tuning on the labels of a data set, which turns a network into a teacher.
 
-By BiT's own rule for transfer (`trainer.finetuning.bit_hyperrule`). Views come from the project's one renderer, so a view
-index, seed and policy say what was seen, as they do for a student.
+It follows BiT's rule for transfer (`trainer.finetuning.bit_hyperrule`). Views come from the project's one renderer, so
+view index, seed and policy determine what the network sees, as for a student.
 """
 
 from __future__ import annotations
@@ -38,25 +38,26 @@ from trainer.run.preemption import Preemption
 from trainer.step.schedules import Scaled
 
 _MOMENTUM = 0.9
-_UNREAD = UNLABELED - 1  # of a label
-_PREFETCHED = 64  # batches that may have been under way when one of them failed
+_UNREAD = UNLABELED - 1  # in place of a label that has not been read yet
+_PREFETCHED = 64  # batches that may have been in progress when one of them failed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
-    """What is asked of a fine-tuning run.
+    """Options of a fine-tuning run.
 
     Attributes:
-      policy: of the training views; its own mixup is off.
-      eval_crop: of the evaluation.
-      steps: of the run.
-      batch_size: views a step.
-      learning_rate: at the end of the warm-up, for 512 views a step; scaled with the batch.
-      seed: of the views.
-      head_only: leave every layer but the last as it is.
-      log_every, checkpoint_every: steps.
-      image_cache_bytes: for decoded images, if all of them fit.
-      input_buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
+      policy: Policy of the training views; its own mixup is turned off.
+      eval_crop: Crop for evaluation.
+      steps: Steps of the run, >= 1.
+      batch_size: Views per step, >= 1.
+      learning_rate: Rate at the end of the warm-up for 512 views per step, >= 0; scaled in proportion to the batch size.
+      seed: Random seed of the views.
+      head_only: Whether to train only the last layer.
+      log_every: Steps between lines of metrics.jsonl, >= 1.
+      checkpoint_every: Steps between checkpoints, >= 1.
+      image_cache_bytes: Memory for decoded images, used if all of them fit.
+      input_buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's memory by default.
 
     Raises:
       UserError: a number is out of range.
@@ -78,12 +79,12 @@ class FinetuneOptions:
         object.__setattr__(self, "policy", dataclasses.replace(self.policy, mixup=False))
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)}: expected 1 or more")
+                raise UserError(f"`{name}`={getattr(self, name)}: expected 1 or more")
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise UserError(f"--learning_rate={self.learning_rate}: expected a finite number, 0 or more")
+            raise UserError(f"`learning_rate`={self.learning_rate}: expected a finite number, 0 or more")
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to be continued; its length too, which the schedule is made of."""
+        """Options that must not change when a run is continued. The length is one, because the schedule depends on it."""
         names = ("steps", "batch_size", "learning_rate", "seed", "head_only")
         return {"policy": self.policy.to_json(), **{name: getattr(self, name) for name in names}}
 
@@ -92,15 +93,15 @@ class Labels:
     """Labels by example, each read once.
 
     Args:
-      dataset: gives them.
+      dataset: Data set with labels.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._known = np.full(dataset.num_examples, _UNREAD, np.int64)
 
-    def of(self, examples: np.ndarray) -> np.ndarray:
-        """Labels of examples int64 [n]: int64 [n].
+    def read(self, examples: np.ndarray) -> np.ndarray:
+        """Examples int64 [n] to labels int64 [n].
 
         Raises:
           UserError: an example has no label.
@@ -110,17 +111,25 @@ class Labels:
             self._known[missing] = self._dataset.labels(missing)
             if (unlabeled := missing[self._known[missing] == UNLABELED]).size:
                 raise UserError(
-                    f"--split={self._dataset.split}: example {unlabeled[0]} of {self._dataset.name} has no label, like "
-                    f"{unlabeled.size:,} of the {(self._known != _UNREAD).sum():,} examples read so far; fine-tuning needs a "
-                    "label for each: name a split that is labeled throughout"
+                    f"`split`={self._dataset.split}: example {unlabeled[0]} of {self._dataset.name} has no label; of the "
+                    f"{(self._known != _UNREAD).sum():,} examples read so far, {unlabeled.size:,} have none; fine-tuning "
+                    "needs a split in which every example is labeled"
                 )
         return self._known[examples]
 
 
-def labelled_batches(
+def labeled_batches(
     view_input: ViewInput, labels: Labels, *, start: int, stop: int, seed: int, alpha: float
 ) -> tf.data.Dataset:
-    """The batches of steps `start .. stop - 1`: step `t` trains on views `[t * B, (t + 1) * B)`.
+    """The batches of steps `start .. stop - 1`; step `t` trains on views `[t * B, (t + 1) * B)`.
+
+    Args:
+      view_input: Input pipeline of the views.
+      labels: Labels of the examples.
+      start: First step.
+      stop: One past the last step.
+      seed: Random seed of the mixup ratios.
+      alpha: Of their Beta distribution, see `mixup_ratios`.
 
     Returns:
       Dicts of `crops` uint8 [K, S, S, 3], `partner` int32 [B], `ratio` float32 [B], and `label` and
@@ -129,7 +138,7 @@ def labelled_batches(
     size = view_input.batch_size
 
     def annotate(views: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return labels.of(examples), mixup_ratios(views[:size], seed=seed, alpha=alpha)
+        return labels.read(examples), mixup_ratios(views[:size], seed=seed, alpha=alpha)
 
     def select(batch: Batch) -> Batch:
         label, ratio = tf.numpy_function(
@@ -149,7 +158,7 @@ def labelled_batches(
 
 
 class Classifier(tf.keras.Model):
-    """Trains a network, float32 [B, S, S, 3] in 0..255 to logits [B, C], on the batches of `labelled_batches`."""
+    """Trains a network from float32 [B, S, S, 3] in 0..255 to logits [B, C] on the batches of `labeled_batches`."""
 
     def __init__(self, network: tf.keras.Model) -> None:
         super().__init__(name="classifier")
@@ -160,7 +169,7 @@ class Classifier(tf.keras.Model):
         return self.network(inputs, training=training)
 
     def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
-        """One update; float32 scalars of this step: `loss` (mean cross-entropy, in nats) and `accuracy`."""
+        """Performs one update and returns float32 scalars: `loss` (mean cross-entropy in nats) and `accuracy`."""
         views = mix(data["crops"], data["partner"], data["ratio"])
         ratio = data["ratio"]
         with tf.GradientTape() as tape:
@@ -181,15 +190,15 @@ def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 class Finetune:
-    """One run, continued from its latest checkpoint.
+    """A fine-tuning run, continued from its latest checkpoint.
 
     Args:
-      network: float32 [B, S, S, 3] in 0..255 to logits [B, C] of the data set's classes; trained in place.
-      dataset: images and labels.
-      options: of the run.
-      workdir: for checkpoints, metrics.jsonl and TensorBoard; exists.
-      origin: what the network was before: compared with the checkpoint that a run is continued from.
-      preemption: says when to save and stop.
+      network: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C]; trained in place.
+      dataset: Images and labels.
+      options: Options of the run.
+      workdir: Existing directory for checkpoints, metrics.jsonl and TensorBoard.
+      origin: Where the network's initial weights come from; must not change when a run is continued.
+      preemption: Signals when to save and stop.
     """
 
     def __init__(
@@ -230,19 +239,19 @@ class Finetune:
         )
 
     def latest_step(self) -> int:
-        """The step of the latest checkpoint, 0 where there is none.
+        """The step of the latest checkpoint, 0 if there is none.
 
         Raises:
-          UserError: the checkpoint is of a run with other flags.
+          UserError: the checkpoint was written with other flags.
           DataError: the checkpoint is damaged.
         """
         return self._checkpoints.latest_step()
 
     def restore(self) -> int:
-        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+        """Restores the latest checkpoint and returns its step, 0 if there is none.
 
         Raises:
-          UserError: the checkpoint is of a run with other flags.
+          UserError: the checkpoint was written with other flags.
           DataError: the checkpoint is damaged.
         """
         step = self._checkpoints.restore()
@@ -250,7 +259,7 @@ class Finetune:
         return step
 
     def train(self, first: int) -> dict[str, Any]:
-        """Trains from step `first` to the end; returns what result.json says of it.
+        """Trains from step `first` to the end and returns the figures for result.json.
 
         Raises:
           DataError: an image is damaged.
@@ -281,7 +290,7 @@ class Finetune:
 
     def _fit(self, first: int, callback: RunCallback) -> None:
         steps = self.options.steps
-        batches = labelled_batches(
+        batches = labeled_batches(
             self._input,
             Labels(self.dataset),
             start=first,
@@ -297,7 +306,7 @@ class Finetune:
             raise self._explain(error, callback.step) from error
 
     def _explain(self, error: Exception, step: int) -> Exception:
-        """The DataError behind TensorFlow's, looked for among the batches that were under way."""
+        """The DataError behind an error of TensorFlow, found by rendering again the batches that were in progress."""
         size = self.options.batch_size
         remedy = f"lower --batch_size ({size} views per step)"
         found = find_reason(error)
@@ -321,17 +330,17 @@ def evaluate_top1(
     image_size: int,
     batch_size: int,
 ) -> tuple[float | None, int]:
-    """Share of a split's labeled images whose largest logit is the label's, 0..1, on their evaluation crops.
+    """Top-1 accuracy on the evaluation crops of a split.
 
     Args:
-      network: float32 [B, S, S, 3] in 0..255 to logits [B, C].
-      dataset: the split.
-      eval_crop: which crop of an image.
+      network: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      dataset: The split.
+      eval_crop: Crop of each image.
       image_size: S in pixels.
-      batch_size: images at a time, at most.
+      batch_size: Largest number of images per batch.
 
     Returns:
-      That share, None if no image is labeled, and the number of unlabeled images.
+      The accuracy on the labeled images, 0..1 (None if there are none), and the number of unlabeled images.
 
     Raises:
       DataError: an image is damaged.
@@ -350,7 +359,7 @@ def evaluate_top1(
 
     starts = np.arange(0, count, size)
     progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
-    with naming_memory(f"lower --batch_size ({size} images at a time in an evaluation)"):
+    with naming_memory(f"lower --batch_size ({size} images per evaluation batch)"):
         found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
     labels = dataset.labels(np.arange(count))
     return top1(found, labels), int((labels == UNLABELED).sum())

@@ -1,4 +1,4 @@
-"""The network that fine-tuning begins with: a fresh one, a published checkpoint, or a Keras model with a new head."""
+"""The network to fine-tune: with random weights, from a published checkpoint, or a Keras model with a new head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.models.bit import PublishedWeights
 def build_network(
     flags: argparse.Namespace, *, num_classes: int, image_size: int
 ) -> tuple[tf.keras.Model, dict[str, Any]]:
-    """The network to fine-tune, its head new, and what it was before.
+    """Builds the network to fine-tune, with a new head.
 
     Args:
       flags: `model` and `init`, or `teacher` and `teacher_value_range`.
@@ -29,10 +29,10 @@ def build_network(
       image_size: S in pixels.
 
     Returns:
-      A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and its origin for a checkpoint.
+      A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and the origin of its weights, for checkpoints.
 
     Raises:
-      UserError: it cannot be loaded, or is of another shape.
+      UserError: the weights cannot be loaded or have other shapes.
     """
     if flags.teacher is not None:
         network = replace_head(
@@ -53,14 +53,14 @@ def build_network(
 
 
 def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
-    """Loads a Keras SavedModel, which is code, or a `.keras` file, which runs none.
+    """Loads a Keras SavedModel, whose graph may run any code, or a `.keras` file, which runs none.
 
     Args:
-      text: path as given.
-      flag: that gave it, for the message.
+      text: Path of the model.
+      flag: Flag with this path, for messages.
 
     Raises:
-      UserError: there is none, or it is no Keras model of layers with one input and one output.
+      UserError: there is no such model, or it is not a Keras model of layers with one input and one output.
     """
     if not Path(text).exists():
         raise UserError(
@@ -68,7 +68,7 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
         )
     if (Path(text) / "saved_model.pb").is_file() and not (Path(text) / "keras_metadata.pb").is_file():
         raise UserError(
-            f"{flag}={text}: a SavedModel that Keras did not write; only Keras's layers can be trained"
+            f"{flag}={text}: this SavedModel was not written by Keras; expected a Keras model, whose layers can be trained"
         )
     try:
         if Path(text).is_dir():
@@ -84,7 +84,7 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
     )
     if not single:
         raise UserError(
-            f"{flag}={text}: is {type(model).__name__}, expected a Keras model of layers with one input and one output"
+            f"{flag}={text}: is a {type(model).__name__}; expected a Keras model of layers with one input and one output"
         )
     return model
 
@@ -92,26 +92,27 @@ def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
 def replace_head(
     model: tf.keras.Model, *, num_classes: int, image_size: int, value_range: str
 ) -> tf.keras.Model:
-    """The same network with a zero head of its own number of classes, for views in 0..255.
+    """Replaces the head of a network by a zero head with another number of classes, for views in 0..255.
 
     Args:
-      model: ends in a Dense layer, or in one and a softmax, which is left out; or in a model that ends so.
-      num_classes: C.
+      model: Model whose last layer is Dense, optionally followed by a softmax (which is removed), or is a model of this
+        kind.
+      num_classes: C of the new head.
       image_size: S in pixels.
-      value_range: that the model wants; one of `VALUE_RANGES`. Other than 0..255 becomes a layer.
+      value_range: Range of the pixels that the model expects, one of `VALUE_RANGES`. Any but 0..255 adds a layer.
 
     Returns:
       A model that shares all layers but the last.
 
     Raises:
-      UserError: it does not end so, or takes other images.
+      UserError: the model ends in another layer, or takes images of another shape.
     """
     features, dense = _cut_head(model, path=model.name)
     wanted = tf.TensorShape([None, image_size, image_size, 3])
     shape = model.inputs[0].shape
     if not shape.is_compatible_with(wanted):
         raise UserError(
-            f"--teacher: {model.name} takes {shape}, but views are {wanted}; choose --image_size to match"
+            f"--teacher: {model.name} takes {shape}, but views are {wanted}; pass a matching --image_size"
         )
     head = tf.keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype=tf.float32, name=dense.name)
     if value_range == "0..255":
@@ -124,17 +125,17 @@ def replace_head(
 
 
 def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers.Dense]:
-    """The last Dense layer of a model, or of the model that it ends in, and the tensor that goes into that layer.
+    """Finds the last Dense layer of a model, also inside a nested model, and its input.
 
     Args:
-      model: of layers, with one output.
-      path: names of the models that it is in, and its own, for the message.
+      model: Model of layers with one output.
+      path: Names of the enclosing models and of this one, for messages.
 
     Returns:
-      A symbolic tensor of the model's graph, and the layer.
+      The symbolic input tensor of the layer in the model's graph, and the layer.
 
     Raises:
-      UserError: it ends in something else.
+      UserError: the model ends in another layer.
     """
     node = model.outputs[0].node
     while isinstance(node.layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
@@ -145,13 +146,13 @@ def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers
     if isinstance(layer, tf.keras.Model) and getattr(layer, "outputs", None):
         features, dense = _cut_head(layer, path=f"{path}/{layer.name}")
         inner = tf.keras.Model(layer.inputs, features, name=layer.name)
-        # As it was called: batch normalization stays frozen where `training=False` froze it.
+        # With the same `training`, because False freezes batch normalization.
         training = node.call_kwargs.get("training")
         return inner(node.keras_inputs[0], **({} if training is None else {"training": training})), dense
     raise UserError(
-        f"--teacher: {path} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace: save the model "
-        "with pooling and a Dense layer at its end, such as a keras.applications model with include_top=False, "
-        "pooling='avg' and a Dense layer behind it"
+        f"--teacher: {path} ends in {layer.name}, a {type(layer).__name__}; expected a Dense layer to replace; end the model "
+        "with pooling and a Dense layer, such as a keras.applications model with include_top=False and pooling='avg', "
+        "followed by a Dense layer"
     )
 
 
@@ -159,16 +160,17 @@ def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
     """Copies the weights of all layers but the last.
 
     Raises:
-      UserError: the two are not the same network: both sides of the first difference are shown.
+      UserError: the networks differ; shows both sides of the first difference.
     """
     found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
     for ours, theirs in zip(wanted, found, strict=False):
         if ours.shape != theirs.shape:
             there, here = (f"{w.name} is {tuple(w.shape)}" for w in (theirs, ours))
-            raise UserError(f"--init does not fit {target.name}: {there} there, {here} here")
+            raise UserError(f"--init does not fit {target.name}: {there} in the file, {here} in the model")
     if len(found) != len(wanted):
         raise UserError(
-            f"--init does not fit {target.name}: {len(found)} weights without the head there, {len(wanted)} here"
+            f"--init does not fit {target.name}: without the head, the file has {len(found)} weights and the model "
+            f"{len(wanted)}"
         )
     for ours, theirs in zip(wanted, found, strict=True):
         ours.assign(theirs)

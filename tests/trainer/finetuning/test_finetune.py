@@ -19,7 +19,7 @@ from pipeline.views.source import ImageSource
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images
 from trainer.finetuning.bit_hyperrule import mixup_ratios
-from trainer.finetuning.finetune import Classifier, FinetuneOptions, Labels, evaluate_top1, labelled_batches
+from trainer.finetuning.finetune import Classifier, FinetuneOptions, Labels, evaluate_top1, labeled_batches
 
 
 class FakeDataset:
@@ -38,16 +38,16 @@ class FakeDataset:
 def test_labels_are_read_once():
     dataset = FakeDataset()
     labels = Labels(dataset)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(labels.of(np.array([4, 1, 4, 8])), [1, 1, 1, 2])
-    np.testing.assert_array_equal(labels.of(np.array([8, 0, 1])), [2, 0, 1])
+    np.testing.assert_array_equal(labels.read(np.array([4, 1, 4, 8])), [1, 1, 1, 2])
+    np.testing.assert_array_equal(labels.read(np.array([8, 0, 1])), [2, 0, 1])
     assert dataset.read == [1, 4, 8, 0]
 
 
 def test_example_without_a_label_is_named():
     labels = Labels(FakeDataset())  # type: ignore[arg-type]
-    labels.of(np.array([1, 2]))
-    with pytest.raises(UserError, match=r"--split=train: example 9 of fake:1\.0\.0.* 1 of the 4 examples"):
-        labels.of(np.array([1, 9, 3]))
+    labels.read(np.array([1, 2]))
+    with pytest.raises(UserError, match=r"`split`=train.* 9 .*fake:1\.0\.0.* 4 .* 1 "):
+        labels.read(np.array([1, 9, 3]))
 
 
 def test_batches_are_a_function_of_the_step_and_carry_both_labels(data_dir: Path):
@@ -57,7 +57,7 @@ def test_batches_are_a_function_of_the_step_and_carry_both_labels(data_dir: Path
     view_input = ViewInput(records, ImageSource(dataset, policy.renderer()), 5)
 
     def batches(start: int, stop: int) -> list[dict[str, np.ndarray]]:
-        made = labelled_batches(view_input, Labels(dataset), start=start, stop=stop, seed=0, alpha=0.1)
+        made = labeled_batches(view_input, Labels(dataset), start=start, stop=stop, seed=0, alpha=0.1)
         return list(made.as_numpy_iterator())
 
     whole = batches(0, 5)
@@ -104,7 +104,7 @@ def test_top1_counts_every_image_once(data_dir: Path, batch_size: int):
     network = tf.keras.Model(
         inputs, tf.keras.layers.Dense(5)(tf.keras.layers.GlobalAveragePooling2D()(inputs))
     )
-    network.set_weights([np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])])  # always says 1
+    network.set_weights([np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])])  # always class 1
     accuracy, unlabeled = evaluate_top1(
         network, dataset, eval_crop=EvalCrop(), image_size=12, batch_size=batch_size
     )
@@ -120,9 +120,8 @@ def test_unlabeled_images_do_not_count(tmp_path: Path):
     network = tf.keras.Model(
         inputs, tf.keras.layers.Dense(5)(tf.keras.layers.GlobalAveragePooling2D()(inputs))
     )
-    network.set_weights(
-        [np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])]
-    )  # always class 1, right for 6 of 0, 2, 3, 5, 6
+    # Always class 1, which is right for image 6 of the labeled images 0, 2, 3, 5, 6.
+    network.set_weights([np.zeros((3, 5)), np.array([0, 1, 0, 0, 0])])
     found = evaluate_top1(network, dataset, eval_crop=EvalCrop(), image_size=12, batch_size=3)
     assert found == (pytest.approx(1 / 5), 2)
 
@@ -134,5 +133,5 @@ def test_options_turn_the_policy_s_own_mixup_off():
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "checkpoint_every"])
 def test_options_out_of_range_are_refused(name: str):
-    with pytest.raises(UserError, match=f"--{name}=0: expected 1 or more"):
+    with pytest.raises(UserError, match=f"`{name}`=0"):
         FinetuneOptions(**{"policy": Inception(), "eval_crop": EvalCrop(), "steps": 5, name: 0})

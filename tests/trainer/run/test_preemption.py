@@ -206,9 +206,9 @@ def test_run_stopped_in_a_step_and_in_an_evaluation_makes_up_for_it(
 
 
 def test_fine_tuning_stops_and_goes_on_alike(
-    colours_dir: Path, tmp_path: Path, interrupt: Interrupt, capsys: pytest.CaptureFixture[str]
+    colors_dir: Path, tmp_path: Path, interrupt: Interrupt, capsys: pytest.CaptureFixture[str]
 ):
-    argv = finetune_arguments(colours_dir, tmp_path, "--steps=3")
+    argv = finetune_arguments(colors_dir, tmp_path, "--steps=3")
     interrupt(MetricsLog, "write", lambda step, figures: step == 2, signal.SIGHUP)
     code, line = stop(teacher.main, argv, capsys)
     assert (code, line) == (129, "SIGHUP: saved at step 2; run the same command to continue")

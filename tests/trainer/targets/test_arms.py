@@ -125,7 +125,7 @@ def test_independent_shows_the_teacher_another_crop_of_the_same_image(
             if int(other) in crops:
                 np.testing.assert_array_equal(batch["teacher_crops"][row], crops[int(other)])
             differ += not np.array_equal(batch["teacher_crops"][row], batch["crops"][row])
-    assert differ >= 0.8 * STEPS * BATCH  # an image of a pixel or of one colour has but one crop
+    assert differ >= 0.8 * STEPS * BATCH  # an image of a pixel or of one color has but one crop
 
 
 @pytest.mark.parametrize("name", ["fixed", "independent"])
