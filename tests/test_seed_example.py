@@ -1,4 +1,4 @@
-"""The Keras example that benchmarks/seed_example.py measures against: its pieces, and the command on a small store."""
+"""The Keras example that benchmarks/seed_example.py compares with: its parts, and the benchmark on a small store."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _seeded():
 
 
 def random_crops(count: int) -> tf.Tensor:
-    """float32 [count, S, S, 3] in 0..255, whole numbers."""
+    """Random crops, float32 [count, S, S, 3], whole numbers in 0..255."""
     return tf.cast(tf.random.uniform([count, SIZE, SIZE, 3], 0, 256, tf.int32), tf.float32)
 
 
 def optimizer() -> Any:
-    """As the example's, at its peak rate from the first step."""
+    """The example's optimizer, at its peak rate from the first step."""
     recipe = train_recipe("keras_example")
     return make_optimizer(
         recipe.learning_rate,
@@ -62,7 +62,7 @@ def test_reversed_batch_gives_each_pair_twice_in_complementary_mixtures():
     for row in range(7):
         pair = crops[row] + crops[6 - row]
         np.testing.assert_allclose(views[row] + views[6 - row], pair, atol=1e-3)
-    np.testing.assert_allclose(views[3], crops[3], atol=1e-3)  # the middle one is its own partner
+    np.testing.assert_allclose(views[3], crops[3], atol=1e-3)  # the middle view is its own partner
     assert np.abs(views[0] - crops[0]).max() > 1
 
 
@@ -73,7 +73,7 @@ def test_ratio_is_one_a_batch_and_uniform():
         views = keras_example.mix_with_reversed(crops)[:, 0, 0, 0].numpy()
         np.testing.assert_allclose(views, [1 - views[1], views[1], 1 - views[1], views[1]], atol=1e-6)
         ratios.append(views[1])
-    # Quartiles of U(0, 1), not folded: 400 draws have a standard deviation of 0.022 around the one in the middle.
+    # Quartiles of U(0, 1), not folded: with 400 draws, the median has a standard deviation of 0.022.
     np.testing.assert_allclose(
         np.quantile(ratios, [0, 0.25, 0.5, 0.75, 1]), [0, 0.25, 0.5, 0.75, 1], atol=0.1
     )
@@ -101,7 +101,7 @@ def test_view_is_a_window_of_the_resized_image_mirrored_in_half_of_the_cases():
 
 
 def test_an_epoch_shows_each_image_once_and_ends_in_a_short_batch():
-    # One color each, so that a batch's views add up to its colors, mixed or not.
+    # Each image has one color, so that the sum over the views of a batch is the sum of its colors, also after mixing.
     levels = np.arange(1, 12) ** 2
     encoded = [tf.io.encode_png(tf.fill([5, 9, 3], tf.cast(level, tf.uint8))).numpy() for level in levels]
     batches = iter(keras_example.training_batches(encoded, image_size=SIZE, batch_size=4))
@@ -113,7 +113,7 @@ def test_an_epoch_shows_each_image_once_and_ends_in_a_short_batch():
         sums = [batch[:, 0, 0, 0].sum() for batch in views]
         assert sum(sums) == pytest.approx(levels.sum(), abs=0.01)
         epochs.append(tuple(np.rint(sums)))
-    assert len(set(epochs)) == 3  # shuffled anew
+    assert len(set(epochs)) == 3  # shuffled again
 
 
 def test_schedule_has_the_published_values():
@@ -188,14 +188,14 @@ def test_it_learns_and_leaves_the_teacher_alone():
 
 
 def arguments(store: Path, data_dir: Path, teacher: Path, *extra: str) -> list[str]:
-    """Of the command, on a small store."""
+    """Arguments of the benchmark on a small store."""
     paths = [f"--store={store}", f"--data_dir={data_dir}", f"--teacher={teacher}"]
     return [*paths, "--student=tiny", "--batch_size=5", *extra]
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command's module, which finds its neighbours as a script does."""
+    """The module of the benchmark, which imports its neighbors as a script does."""
     monkeypatch.syspath_prepend(str(BENCHMARK.parent))
     return importlib.import_module("seed_example")
 
@@ -259,7 +259,7 @@ def test_command_measures_both_sides(
     for side in (example, offline):
         assert 0 < side["steps"] <= side["schedule"]["total_steps"]
         assert side["evaluation"]["examples"] == len(stores.TEST_IMAGES)
-    # 17 images in batches of 5: the example's fourth has two; the replay's are always whole.
+    # 17 images in batches of 5: the example's fourth batch has two images, while the replay's batches are always whole.
     whole, rest = divmod(example["steps"], 4)
     assert example["teacher_forward_passes"] == 17 * whole + 5 * rest
     assert offline["epochs"] * 17 == pytest.approx(5 * offline["steps"])

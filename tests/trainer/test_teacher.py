@@ -1,4 +1,4 @@
-"""trainer.teacher: `convert` and `finetune`, as the commands are given."""
+"""trainer.teacher: the command `convert`, and both commands' flags."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_converted_checkpoint_is_a_teacher_with_the_published_logits(npz: Path, 
     assert [path.name for path in output.parent.iterdir()] == ["teacher"]
 
 
-def test_converted_checkpoint_is_loaded_by_keras_again(npz: Path, tmp_path: Path):
+def test_keras_loads_a_converted_checkpoint(npz: Path, tmp_path: Path):
     main(convert_arguments(npz, tmp_path / "teacher"))
     model = load_keras_model(str(tmp_path / "teacher"), flag="--teacher")
     assert type(model.get_layer("block1/unit01/gn1")).__name__ == "GroupNorm"
@@ -71,16 +71,16 @@ def test_new_head_is_zero_and_of_the_classes_asked_for(npz: Path, tmp_path: Path
     np.testing.assert_array_equal(logits, np.zeros((1, 11)))
 
 
-def test_saved_model_in_the_way_is_replaced_whole(npz: Path, tmp_path: Path):
+def test_existing_saved_model_is_replaced_as_a_whole(npz: Path, tmp_path: Path):
     output = tmp_path / "teacher"
     main(convert_arguments(npz, output, "--num_classes=3", "--new_head"))
-    (output / "leftover").write_text("of the one before")
+    (output / "leftover").write_text("previous")
     main(convert_arguments(npz, output))
     assert not (output / "leftover").exists()
     Teacher(output, image_size=33, num_classes=CLASSES)
 
 
-def test_crash_while_writing_leaves_the_one_before(
+def test_crash_while_writing_leaves_the_previous_saved_model(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     output = tmp_path / "teacher"
@@ -144,7 +144,7 @@ def test_damaged_checkpoint_exits_3(npz: Path, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("command", ["convert", "finetune"])
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_output_that_is_no_saved_model_is_not_touched(
+def test_output_that_is_not_a_saved_model_is_not_touched(
     npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str
 ):
     if kind == "file":
@@ -205,7 +205,7 @@ finally:
 """
 
 
-@pytest.mark.slow  # about four minutes on 2 cores, and 7 GB of memory
+@pytest.mark.slow  # takes about four minutes on 2 cores and 7 GB of memory
 @pytest.mark.timeout(1800)
 def test_r101x3_is_exported_and_precomputes_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """382,416,678 parameters with random weights; one shard of 256 views at 128 in batches of 16."""

@@ -1,4 +1,4 @@
-"""trainer.teacher: `finetune`, as the command is given."""
+"""trainer.teacher: the command `finetune`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_finetuning_learns_and_writes_a_teacher(colors_dir: Path, tmp_path: Path
     assert logits.argmax() == 0
 
 
-def test_interrupted_run_ends_like_an_undisturbed_one(
+def test_interrupted_run_ends_like_an_uninterrupted_one(
     colors_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: None
 ):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -89,7 +89,7 @@ def test_finished_run_changes_nothing_and_prints_its_figures(
     first = capsys.readouterr().out
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     main(argv)
-    # The teacher above all: a store knows it by its fingerprint.
+    # Above all the teacher, because stores identify it by its fingerprint.
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert capsys.readouterr().out.splitlines()[-2:] == first.splitlines()[-2:]
 
@@ -142,7 +142,7 @@ def test_head_of_a_keras_saved_model_is_replaced_and_trained_alone(
     found, before = weights_of(tmp_path / "teacher"), weights_of(keras_teacher_path)
     for ours, theirs in zip(found[:2], before[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # of a zero head
+    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # because the head is zero
     assert losses(tmp_path)[-1] < 0.8 * np.log(stores.CLASSES)
 
 
@@ -164,14 +164,14 @@ def test_teacher_with_a_softmax_and_another_value_range_takes_0_to_255(colors_di
     main(finetune_arguments(colors_dir, tmp_path, *extra, network=network))
     model = load_keras_model(str(tmp_path / "teacher"), flag="--teacher")
     assert model.output_shape == (None, stores.CLASSES)
-    gray = tf.fill([1, 24, 24, 3], 127.5)  # 0 to the network, whose convolution has no bias yet
+    gray = tf.fill([1, 24, 24, 3], 127.5)  # 0 for the network, whose biases are still zero
     body = tf.keras.Model(model.input, model.layers[-1].input)
     np.testing.assert_allclose(body(gray), np.zeros((1, 8)), atol=1e-6)
     assert np.abs(body(gray + 100)).max() > 0.01
 
 
 def nested(*, training: bool | None = None) -> tf.keras.Model:
-    """Rescaling and, as one layer, a model with batch normalization whose head has a softmax."""
+    """A rescaling layer, and a model with batch normalization and a softmax head as one layer."""
     layers = tf.keras.layers
     image = tf.keras.Input([24, 24, 3])
     x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(layers.Conv2D(8, 3)(image)))
@@ -188,11 +188,11 @@ def test_head_of_a_nested_model_is_replaced(colors_dir: Path, tmp_path: Path):
     assert [w.shape for w in found[:-2]] == [w.shape for w in before[:-2]]
     assert found[-1].shape == (stores.CLASSES,)
     assert (found[0] != before[0]).any()  # the convolution was trained as well
-    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # of a zero head
+    assert losses(tmp_path)[0] == pytest.approx(np.log(stores.CLASSES), rel=1e-5)  # because the head is zero
 
 
 @pytest.mark.parametrize("training", [None, False])
-def test_nested_model_is_called_as_it_was(training: bool | None):
+def test_nested_model_keeps_its_training_argument(training: bool | None):
     network = replace_head(nested(training=training), num_classes=5, image_size=24, value_range="0..255")
     body = tf.keras.Model(network.input, network.layers[-1].input)
     images = tf.random.stateless_uniform([4, 24, 24, 3], [0, 0], maxval=255.0)
@@ -210,7 +210,7 @@ def test_head_of_a_keras_application_behind_a_rescaling_is_replaced():
     network = replace_head(model, num_classes=5, image_size=32, value_range="0..255")
     assert network.output_shape == (None, 5)
     assert len(network.trainable_weights) == len(model.trainable_weights)
-    # This one ends in a convolution.
+    # MobileNet ends in a convolution.
     model = tf.keras.Sequential([layers.Rescaling(1.0), applications.MobileNet(alpha=0.25, **options)])
     model.build([None, 32, 32, 3])
     with pytest.raises(UserError, match="Dense"):
@@ -218,7 +218,7 @@ def test_head_of_a_keras_application_behind_a_rescaling_is_replaced():
 
 
 class Doubled(tf.keras.layers.Layer):
-    """Not registered with Keras, which has to make it again from its trace."""
+    """Not registered with Keras, which has to restore it from its trace."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

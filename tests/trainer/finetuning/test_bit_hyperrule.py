@@ -25,12 +25,12 @@ def test_schedule_warms_up_and_decays_by_ten_at_30_60_and_90_percent(steps: int)
     t = np.arange(steps + 1)
     ramp = np.minimum(t / schedule.warmup_steps, 1) if schedule.warmup_steps else np.ones(steps + 1)
     passed = sum((t / steps > share).astype(int) for share in (0.3, 0.6, 0.9))
-    if steps > 5:  # exact shares are off by rounding in tiny runs
+    if steps > 5:  # in tiny runs, the fractions here are off by rounding
         np.testing.assert_allclose(schedule.numpy(t), ramp * 0.1**passed, rtol=1e-6)
     np.testing.assert_allclose(schedule(tf.constant(t)), schedule.numpy(t), rtol=1e-6)
 
 
-def test_schedule_at_its_borders():
+def test_schedule_around_each_decay():
     schedule = StaircaseDecay(10_000)
     steps = [0, 250, 500, 3000, 3001, 6000, 6001, 9000, 9001, 9999]
     expected = [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
@@ -44,7 +44,7 @@ def test_ratios_are_beta_distributed():
     assert ratios.dtype == np.float32
     assert ratios.min() >= 0
     assert ratios.max() <= 1
-    # float32 rounds what is within 1e-8 of 1: compared where it is exact, by both tails.
+    # float32 rounds values within 1e-8 of 1, so the distribution is compared between its tails.
     inner = ratios[(ratios > 1e-6) & (ratios < 1 - 1e-6)]
     beta = stats.beta(0.1, 0.1)
     low, high = beta.cdf([1e-6, 1 - 1e-6])

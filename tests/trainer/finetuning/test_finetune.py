@@ -1,4 +1,4 @@
-"""trainer.finetuning.finetune: labels, batches, loss; runs are in test_teacher_finetune.py."""
+"""trainer.finetuning.finetune: labels, batches and loss; test_teacher_finetune.py tests runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.finetuning.finetune import Classifier, FinetuneOptions, Labels, eva
 
 
 class FakeDataset:
-    """Labels by index modulo 3, counted; the last example has none."""
+    """Labels are the index modulo 3, except the last example's, which is missing; records what is read."""
 
     name, split, num_examples = "fake:1.0.0", "train", 10
 

@@ -1,4 +1,4 @@
-"""trainer.models.batch_norm: ResNet50V2 synchronized is ResNet50V2, and a student without batch norm is refused."""
+"""trainer.models.batch_norm: a synchronized ResNet50V2 computes the same, and a student without batch norm is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_student_without_batch_norm_is_refused():
         synchronize(student)
 
 
-def test_moving_statistics_are_of_the_kind_that_is_the_same_on_all_replicas():
+def test_moving_statistics_are_equal_on_all_replicas():
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope(), averaged_statistics():
         layer = tf.keras.layers.BatchNormalization()
         layer.build([None, 4])

@@ -44,7 +44,7 @@ def npz(arrays: Arrays, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_bit() -> tf.keras.Model:
-    """At 33 pixels: odd sizes at the strides. Weights are loaded by the tests."""
+    """A small BiT for 33 pixels, which gives odd sizes at the strides. The tests load its weights."""
     return bit(CLASSES, 33, depth=UNITS)
 
 
@@ -70,7 +70,7 @@ def parameters_by_block(model: tf.keras.Model) -> Counter[str]:
 
 
 def test_parameter_counts_of_r50x1_by_block():
-    with tf.Graph().as_default():  # builds the variables' shapes and no values
+    with tf.Graph().as_default():  # shapes of variables, without values
         model = build_student("bit_r50x1", num_classes=102, image_size=128)
     assert parameters_by_block(model) == R50X1
     assert model.count_params() == 23_709_350
@@ -128,21 +128,21 @@ def test_logits_of_r50x1_agree_with_float64_numpy(tmp_path: Path):
 
 
 def test_group_norm_has_the_published_variance_and_epsilon():
-    # Two pixels and two channels a group, of a variance near epsilon: each mistake shows.
+    # Two pixels and two channels per group with a variance near epsilon, so that any mistake is visible.
     x = np.random.default_rng(0).normal(1, 3e-3, (2, 1, 2, 64)).astype(np.float32)
     scale, bias = np.linspace(0.5, 2, 64), np.linspace(-1, 1, 64)
     layer = GroupNorm(dtype=tf.float32)
     layer.build(x.shape)
     layer.set_weights([scale, bias])
     error = functools.partial(relative_error, layer(x).numpy())
-    assert error(group_norm(x, scale, bias)) < 1e-3  # x has 24 bits, and a spread of 1/300
+    assert error(group_norm(x, scale, bias)) < 1e-3  # x has 24 bits and a relative spread of 1/300
     assert error(group_norm(x, scale, bias, epsilon=1e-3)) > 0.1
     assert error(group_norm(x, scale, bias, epsilon=1e-6)) > 0.1
     assert error(group_norm(x, scale, bias, ddof=1)) > 0.1
 
 
 def test_group_norm_does_not_cancel():
-    """A mean a thousand times the spread: the mean of squares less the squared mean would be noise."""
+    """The mean is a thousand times the spread, so the mean of squares minus the squared mean would be noise."""
     x = np.random.default_rng(0).normal(1000, 1, (2, 5, 5, 64)).astype(np.float32)
     layer = GroupNorm(dtype=tf.float32)
     assert relative_error(layer(x).numpy(), group_norm(x, np.ones(64), np.zeros(64))) < 1e-3
@@ -168,7 +168,7 @@ def test_standardisation_has_the_published_variance_and_epsilon():
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("side", [1, 2, 7, 8])
-def test_convolution_pads_alike_on_all_sides(size: int, stride: int, side: int):
+def test_convolution_pads_equally_on_all_sides(size: int, stride: int, side: int):
     x = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
     layer = StandardizedConv2D(5, size, stride=stride)
     got = layer(x).numpy()
@@ -203,7 +203,7 @@ def test_every_variable_has_a_gradient(small_bit: tf.keras.Model, npz: Path):
 
 @pytest.mark.slow
 def test_forward_and_backward_pass_compile_with_xla(small_bit: tf.keras.Model, npz: Path):
-    """One device, static shapes: what a TPU needs."""
+    """Compiles for one device with static shapes, as a TPU requires."""
     PublishedWeights(npz).load_into(small_bit)
 
     def step(images: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -236,7 +236,7 @@ def test_norms_standardisation_and_head_stay_float32_under_mixed_precision(array
     images = pictures(3, 33)
     logits = model(images)
     assert logits.dtype == tf.float32
-    # bfloat16 has 8 bits, and these weights amplify: near, and not equal.
+    # bfloat16 has 8 bits and these weights amplify errors, so the logits are close but not equal.
     assert 1e-5 < relative_error(logits.numpy(), reference(arrays, images, UNITS)) < 0.2
 
 
@@ -255,14 +255,14 @@ def test_impossible_width_is_refused():
 
 
 def loaded(model: tf.keras.Model, path: Path, **options: bool) -> list[np.ndarray]:
-    """The model's weights after loading, from others before."""
+    """The weights of a model after loading into it; all were 9 before."""
     model.set_weights([np.full(w.shape, 9.0) for w in model.weights])
     PublishedWeights(path).load_into(model, **options)
     return model.get_weights()
 
 
 @pytest.mark.parametrize("layout", ["paper", "params", "opt"])
-def test_all_published_layouts_load_alike(
+def test_all_published_layouts_load_the_same_weights(
     small_bit: tf.keras.Model, arrays: Arrays, npz: Path, tmp_path: Path, layout: str
 ):
     expected = loaded(small_bit, npz)
@@ -276,7 +276,7 @@ def test_all_published_layouts_load_alike(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_float16_and_float64_files_are_taken(small_bit: tf.keras.Model, arrays: Arrays, tmp_path: Path):
+def test_float16_and_float64_files_are_accepted(small_bit: tf.keras.Model, arrays: Arrays, tmp_path: Path):
     halves = {k: v.astype(np.float16) for k, v in arrays.items()}
     got = loaded(small_bit, save_npz(tmp_path / "a.npz", halves))
     doubles = {k: v.astype(np.float64) for k, v in halves.items()}

@@ -1,4 +1,4 @@
-"""trainer.models: what all students share, and what is refused."""
+"""trainer.models: properties that all students share, and refused arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.models import STUDENTS, build_student
 
 @pytest.mark.slow
 def test_every_student_scales_its_input_first() -> None:
-    # One BiT is enough: all are built alike.
+    # One BiT is enough, because all are built by the same code.
     for name in (name for name in STUDENTS if not name.startswith("bit_") or name == "bit_r50x1"):
         with tf.Graph().as_default():  # variables without values
             scale = build_student(name, num_classes=3, image_size=32).layers[1]

@@ -1,4 +1,4 @@
-"""trainer.models.resnet50v2: Keras's own network with a head and a scaling of ours."""
+"""trainer.models.resnet50v2: Keras's network with the project's head and scaling."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trainer.models.resnet50v2 import resnet50v2
 def test_published_parameter_count_and_shapes() -> None:
     with tf.Graph().as_default():  # variables without values
         model = build_student("resnet50v2", num_classes=102, image_size=128)
-    assert model.count_params() == 23_773_798  # He et al. 2016, with 102 classes
+    assert model.count_params() == 23_773_798  # docs/design.md, section 8
     assert model.input_names == ["image"]
     assert (model.input_shape, model.output_shape) == ((None, 128, 128, 3), (None, 102))
     assert {tensor.dtype for tensor in (*model.inputs, *model.outputs)} == {tf.float32}
 
 
 def test_it_is_keras_own_network_on_images_scaled_as_keras_does() -> None:
-    """The same weights in `tf.keras.applications` with its own head and `preprocess_input` give the same logits."""
+    """The network of `tf.keras.applications` with `preprocess_input` and the same weights has the same logits."""
     model = resnet50v2(3, 32)
     whole = tf.keras.applications.ResNet50V2(
         weights=None, input_shape=(32, 32, 3), classes=3, classifier_activation=None
@@ -38,7 +38,7 @@ def test_batch_normalisation_keeps_float32_statistics_under_bfloat16() -> None:
         model = build_student("resnet50v2", num_classes=5, image_size=32, precision="bfloat16")
         model(tf.zeros([2, 32, 32, 3]), training=True)
         fused = [op for op in graph.get_operations() if op.type == "FusedBatchNormV3"]
-    # x of bfloat16, its scale and moments of float32
+    # inputs bfloat16, scale and moments float32
     assert {(op.get_attr("T"), op.get_attr("U")) for op in fused} == {(tf.bfloat16, tf.float32)}
 
 

@@ -46,7 +46,7 @@ def test_the_stem_strides_and_all_blocks_but_the_first_halve(
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_value_range(name: str) -> None:
-    """A picture in 0..1 is taken for an almost black one."""
+    """An image in 0..1 counts as almost black."""
     model = build_student(name, num_classes=10, image_size=32)
     picture = pictures(1, 32)
     difference = np.abs(model(picture) - model(picture / 255)).max()
@@ -82,7 +82,7 @@ def test_bfloat16_student_begins_with_the_same_weights_and_nearly_the_same_logit
     for narrow, wide in zip(weights["bfloat16"], weights["float32"], strict=True):
         np.testing.assert_array_equal(narrow, wide)
     assert logits["bfloat16"].dtype == tf.float32
-    # bfloat16 has 8 bits: a rounding is 2^-9 = 0.002 of a number, and a path has a dozen of them.
+    # bfloat16 has 8 bits: one rounding changes a number by up to 2^-9 = 0.002, and a path has a dozen of them.
     scale = np.abs(logits["float32"]).max()
     np.testing.assert_allclose(logits["bfloat16"], logits["float32"], atol=0.03 * scale)
     assert np.any(logits["bfloat16"] != logits["float32"])

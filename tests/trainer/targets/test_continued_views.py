@@ -59,7 +59,7 @@ def test_a_batch_straddles_the_end_of_the_store(one_epoch: Path, data_dir: Path)
     assert not batch["logits"][1:].any()
 
 
-def test_resumed_run_sees_the_same_batches_on_either_side_of_the_border(one_epoch: Path, data_dir: Path):
+def test_resumed_run_has_the_same_batches_on_both_sides_of_the_border(one_epoch: Path, data_dir: Path):
     steps = 6  # 0 and 1 stored, 2 straddles, the rest sampled; epochs end in 2 and 4
     whole = numpy_batches(open_targets(one_epoch, data_dir, continued_from=stores.N), 0, steps)
     fresh = open_targets(one_epoch, data_dir, continued_from=stores.N)

@@ -31,8 +31,8 @@ def open_targets(store: Path, data_dir: Path, *, continued_from: int | None = No
     return Targets(Store(store), dataset, batch_size=BATCH, continued_from=continued_from)
 
 
-class RecordedTeacher:
-    """Logits that no store holds."""
+class SyntheticTeacher:
+    """A teacher with logits that no store has."""
 
     def __call__(self, views: tf.Tensor) -> tf.Tensor:
         rows = tf.range(tf.shape(views)[0], dtype=tf.float32)[:, tf.newaxis]
@@ -63,7 +63,7 @@ def make_distiller(store: Store, teacher: object, *, rate: float) -> Distiller:
 
 
 def fit(distiller: Distiller, batches: tf.data.Dataset) -> list[float]:
-    """Trains once over the batches; the loss of each step."""
+    """Trains once over the batches and returns the loss of each step."""
     losses: list[float] = []
     record = tf.keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: losses.append(float(logs["loss"]))
@@ -75,22 +75,22 @@ def fit(distiller: Distiller, batches: tf.data.Dataset) -> list[float]:
 def test_straddling_batch_trains_on_stored_logits_for_stored_views_and_online_ones_for_the_rest(
     one_epoch: Path, data_dir: Path
 ):
-    distiller = make_distiller(Store(one_epoch), RecordedTeacher(), rate=0.0)
+    distiller = make_distiller(Store(one_epoch), SyntheticTeacher(), rate=0.0)
     (batch,) = open_targets(one_epoch, data_dir, continued_from=stores.N).batches(2, 3)
     crops = tf.cast(batch["crops"], tf.float32)
     ratio = batch["ratio"][:, tf.newaxis, tf.newaxis, tf.newaxis]
     views = ratio * crops[:BATCH] + (1 - ratio) * tf.gather(crops, batch["partner"])
-    targets = RecordedTeacher()(views).numpy()
+    targets = SyntheticTeacher()(views).numpy()
     targets[0] = Store(one_epoch).views.read(np.array([16])).logits[0]
     loss_of = DistillationLoss(2.0, temperature_squared=True)
     losses = loss_of.call(targets, distiller.student(views)).numpy()
     (loss,) = fit(distiller, open_targets(one_epoch, data_dir, continued_from=stores.N).batches(2, 3))
     assert loss == pytest.approx(losses.mean(), rel=1e-5)
-    assert abs(losses[0] - losses[1:].mean()) > 0.1  # so that mixing them up would show
+    assert abs(losses[0] - losses[1:].mean()) > 0.1  # so that confusing them would fail
 
 
 def train(targets: Targets, distiller: Distiller) -> list[float]:
-    """The loss of each step of a run over the 51 views."""
+    """Trains on all 51 views and returns the loss of each step."""
     online_from = int(min(targets.online_from, STEPS))
     losses = []
     for first, last in ((0, online_from), (online_from, STEPS)):
@@ -100,12 +100,12 @@ def train(targets: Targets, distiller: Distiller) -> list[float]:
 
 
 def batched(store: Store, teacher_path: Path) -> BatchedTeacher:
-    """The teacher as a run has it."""
+    """The teacher as a run wraps it."""
     return BatchedTeacher(load_teacher(store.spec, str(teacher_path)), store.spec.teacher.batch_size)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
-def test_teacher_sees_batches_of_one_size_and_gives_every_view_its_logits(count: int):
+def test_teacher_runs_on_batches_of_one_size_and_returns_the_logits_of_every_view(count: int):
     shapes = []
 
     def teacher(views: tf.Tensor) -> tf.Tensor:
@@ -144,8 +144,8 @@ def test_offline_training_is_online_training_on_the_same_views(
         open_targets(float32_store, data_dir, continued_from=0), make_distiller(store, teacher, rate=0.003)
     )
     assert len(offline) == STEPS
-    assert max(offline) > 1.2 * min(offline)  # it does learn
-    assert online == offline  # the teacher ran in batches of the same size
+    assert max(offline) > 1.2 * min(offline)  # it learns
+    assert online == offline  # because the teacher ran in batches of the same size
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -154,7 +154,7 @@ def test_offline_for_an_epoch_and_then_online_is_online_from_the_start(
     make_store: Callable[..., Path], data_dir: Path, teacher_path: Path, codec: str
 ):
     one_epoch = make_store(codec.replace(":", ""), epochs=1, codec=codec)
-    store = Store(one_epoch)  # what is made online has to go through the codec alike
+    store = Store(one_epoch)  # online logits go through the codec too
     teacher = batched(store, teacher_path)
     both, online = (
         train(
