@@ -37,7 +37,7 @@ FLAGS = [
 
 
 def batch_norm_student(num_classes: int, image_size: int) -> tf.keras.Model:
-    """The smallest student with Keras's batch normalisation, twice."""
+    """The smallest student with Keras's batch normalization, twice."""
     layers = tf.keras.layers
     image = tf.keras.Input((image_size, image_size, 3), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1)(image)

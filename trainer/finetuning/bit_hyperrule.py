@@ -9,10 +9,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.views import keys
-from trainer.step.schedules import Multiplier
+from trainer.step.schedules import Multiplier, ramp, to_float32
 
 _SMALL, _MEDIUM = 20_000, 500_000  # smallest numbers of examples of a medium and a large data set
 _MIXUP_ALPHA = 0.1
@@ -49,16 +48,11 @@ class StaircaseDecay(Multiplier):
         return min(500, self.total_steps // 5)
 
     def formula(self, step: Any, xp: Any) -> Any:
-        ramp = xp.minimum(step, self.warmup_steps) if self.warmup_steps else xp.ones_like(step)
-        value = _float32(ramp, xp) / np.float32(self.warmup_steps or 1)
+        value = ramp(step, self.warmup_steps, xp)
         for tenths in (3, 6, 9):  # in integers: a float fraction would sometimes be off by one step
-            after = _float32(10 * step > tenths * self.total_steps, xp)
+            after = to_float32(xp, 10 * step > tenths * self.total_steps)
             value = value * (np.float32(1) - np.float32(0.9) * after)
         return value
-
-
-def _float32(value: Any, xp: Any) -> Any:
-    return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
 
 
 def mixup_ratios(views: np.ndarray, *, seed: int, alpha: float) -> np.ndarray:

@@ -249,7 +249,9 @@ class PublishedWeights:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 members = [name.removesuffix(".npy") for name in archive.namelist()]
-                prefix = next((p for p in ("params/", "opt/target/") if _any_begins(members, p)), "")
+                prefix = next(
+                    (p for p in ("params/", "opt/target/") if any(m.startswith(p) for m in members)), ""
+                )
                 for key in (member for member in members if member.startswith(prefix)):
                     name = _published_name(key.removeprefix(prefix))
                     self._keys[name], self.shapes[name] = key, _read_shape(archive, f"{key}.npy")
@@ -321,10 +323,6 @@ class PublishedWeights:
         if not np.isfinite(array).all():
             raise DataError(f"{self.path}: {self._keys[name]} contains a number that is not finite")
         return array
-
-
-def _any_begins(names: list[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
 
 
 def _read_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:

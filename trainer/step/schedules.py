@@ -21,15 +21,16 @@ import tensorflow as tf
 from pipeline.errors import UserError
 
 
-def _to_float32(xp: Any, value: Any) -> Any:
+def to_float32(xp: Any, value: Any) -> Any:
+    """A value as float32 of the library `xp`, `numpy` or `tensorflow`."""
     return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
 
 
-def _ramp(step: Any, warmup_steps: int, xp: Any) -> Any:
+def ramp(step: Any, warmup_steps: int, xp: Any) -> Any:
     """Linear ramp from 0 at step 0 to 1 at `warmup_steps`; `step` is int64."""
     if warmup_steps == 0:
-        return _to_float32(xp, xp.ones_like(step))
-    return _to_float32(xp, xp.minimum(step, warmup_steps)) / np.float32(warmup_steps)
+        return to_float32(xp, xp.ones_like(step))
+    return to_float32(xp, xp.minimum(step, warmup_steps)) / np.float32(warmup_steps)
 
 
 class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
@@ -86,8 +87,8 @@ class WarmupCosine(Multiplier):
     def formula(self, step: Any, xp: Any) -> Any:
         span = max(self.total_steps - self.warmup_steps, 1)
         remaining = xp.minimum(xp.maximum(self.total_steps - step, 0), span)
-        fraction = _to_float32(xp, remaining) / np.float32(span)
-        return _ramp(step, self.warmup_steps, xp) * xp.sin(np.float32(math.pi / 2) * fraction) ** 2
+        fraction = to_float32(xp, remaining) / np.float32(span)
+        return ramp(step, self.warmup_steps, xp) * xp.sin(np.float32(math.pi / 2) * fraction) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ class WarmupConstant(Multiplier):
         _check_steps("warmup_steps", self.warmup_steps, at_least=0)
 
     def formula(self, step: Any, xp: Any) -> Any:
-        return _ramp(step, self.warmup_steps, xp)
+        return ramp(step, self.warmup_steps, xp)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from trainer.config.run_length import name_views
 from trainer.distribution.workers import WorkerLostError, Workers, find_lost_worker, read_tf_config
 
 BATCH, STEPS = 2, 24
-# The student with synchronised batch normalisation, which has most that could be collective.
+# The student with synchronized batch normalization, which has most that could be collective.
 COMMAND = "import tests.replica_runs; from pipeline.cli.main import run_command; run_command(tests.replica_runs.train.main)"
 FLAGS = [
     *(

@@ -157,7 +157,7 @@ def test_group_norm_refuses_channels_that_do_not_divide():
         GroupNorm(dtype=tf.float32)(tf.zeros([1, 2, 2, 33]))
 
 
-def test_standardisation_has_the_published_variance_and_epsilon():
+def test_standardization_has_the_published_variance_and_epsilon():
     kernel = 1e-5 * np.random.default_rng(0).normal(size=(1, 1, 4, 16)).astype(np.float32)
     error = functools.partial(relative_error, standardize_kernel(kernel).numpy())
     assert error(standardized(kernel)) < 1e-5
@@ -222,7 +222,7 @@ def test_forward_and_backward_pass_compile_with_xla(small_bit: tf.keras.Model, n
         assert np.abs(ours - theirs).max() < 1e-2 * np.abs(theirs).max(), variable.name
 
 
-def test_norms_standardisation_and_head_stay_float32_under_mixed_precision(arrays: Arrays, npz: Path):
+def test_norms_standardization_and_head_stay_float32_under_mixed_precision(arrays: Arrays, npz: Path):
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:

@@ -33,7 +33,7 @@ def test_it_is_keras_own_network_on_images_scaled_as_keras_does() -> None:
     np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_batch_normalisation_keeps_float32_statistics_under_bfloat16() -> None:
+def test_batch_normalization_keeps_float32_statistics_under_bfloat16() -> None:
     with tf.Graph().as_default() as graph:
         model = build_student("resnet50v2", num_classes=5, image_size=32, precision="bfloat16")
         model(tf.zeros([2, 32, 32, 3]), training=True)
