@@ -76,34 +76,3 @@ def test_compiled_student_is_saved_and_loaded_with_its_loss(tmp_path: Path) -> N
     loss = tf.keras.models.load_model(tmp_path / "student.keras", safe_mode=False).loss
     assert loss.get_config() == student.loss.get_config()
     assert (loss.temperature, loss.temperature_squared) == (4.0, True)
-
-
-@pytest.mark.filterwarnings("ignore:non-integer arguments to randrange:DeprecationWarning")
-@pytest.mark.parametrize("temperature_squared", [False, True])
-def test_plain_fit_on_mixed_views_is_the_distiller_on_their_crops(temperature_squared: bool) -> None:
-    """The library's two ways to train, each as its docstring shows it."""
-    crops = tf.cast(tf.random.stateless_uniform([4, 10, 32, 32, 3], [1, 2], 0, 256, tf.int32), tf.uint8)
-    ratio = tf.random.stateless_uniform([4, 8], [3, 4])
-    logits = 3 * tf.random.stateless_normal([4, 8, 10], [5, 6])
-    weights = ratio[:, :, None, None, None]
-    pixels = tf.cast(crops, tf.float32)
-    views = weights * pixels[:, :8] + (1 - weights) * pixels[:, 1:9]
-    arguments = {"temperature": 3.0, "temperature_squared": temperature_squared}
-    losses, results = [], []
-    for with_distiller in (False, True):
-        tf.keras.utils.set_random_seed(0)
-        student = build_student("tiny", num_classes=10, image_size=32)
-        model = Distiller(student, **arguments) if with_distiller else student
-        if with_distiller:
-            model.compile("sgd")
-            batch = {"crops": crops, "ratio": ratio, "logits": logits}
-            batch["partner"] = tf.tile(tf.range(1, 9)[None], [4, 1])
-            data = tf.data.Dataset.from_tensor_slices(batch)
-        else:
-            model.compile("sgd", loss=DistillationLoss(**arguments))
-            data = tf.data.Dataset.from_tensor_slices((views, logits))
-        losses.append([model.fit(data.skip(step).take(1), verbose=0).history["loss"][0] for step in range(4)])
-        results.append(student.get_weights())
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
