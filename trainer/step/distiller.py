@@ -54,6 +54,9 @@ class Distiller(tf.keras.Model):
     - `views` int64 [B]: view indices, returned by the step.
     - `record`: dict of further columns, returned by the step together with the teacher's logits.
 
+    `trainer.targets.batches.Targets` makes such batches from a store. For views that are already mixed, such as those of
+    `store.as_dataset(...)`, use the student's own `fit` with a `DistillationLoss` instead.
+
     Only the student is tracked: the teacher is in no list of weights and in no checkpoint. To evaluate or to predict, use
     the student itself.
 

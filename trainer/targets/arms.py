@@ -5,8 +5,8 @@ every crop are verified.
 
 An arm is a subclass of `Arm`, listed in `ARMS` here and, for parsing flags without TensorFlow, in
 `trainer.config.choices`; `trainer.pages.arm_styles` gives it a color. It provides a name, a summary and whether it is
-live. Where it differs from a plain replay, it overrides `check` (what the store must have), `records` (parameters and logits), `view_input` (which crops a batch has)
-and `adapt` (what the Distiller gets).
+live. Where it differs from a plain replay, it overrides `check` (what the store must have), `records` (parameters and
+logits), `view_input` (the crops of a batch) and `adapt` (the batch for the Distiller).
 """
 
 from __future__ import annotations
