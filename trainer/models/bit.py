@@ -136,7 +136,7 @@ def bit(
     width: int = 1,
     name: str | None = None,
 ) -> tf.keras.Model:
-    """A BiT-ResNet v2; 23,709,350 parameters at depth 50, width 1 and 102 classes (docs/design.md, section 8).
+    """A BiT-ResNet v2; 23,709,350 parameters at depth 50, width 1 and 102 classes.
 
     The network's value range is -1..1; its first layer scales from 0..255. The head is initialized to zero. The
     root's pooling pads with zeros, as do the models published with the paper (big_transfer's TF2 and PyTorch code; the

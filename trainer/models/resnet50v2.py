@@ -10,7 +10,7 @@ _SMALLEST_IMAGE = 32  # tf.keras.applications refuses smaller ones
 
 
 def resnet50v2(num_classes: int, image_size: int) -> tf.keras.Model:
-    """ResNet50V2 from scratch: 23,773,798 parameters with 102 classes (docs/design.md, section 8).
+    """ResNet50V2 from scratch: 23,773,798 parameters with 102 classes.
 
     The network's value range is -1..1, that of `tf.keras.applications.resnet_v2.preprocess_input`; its first layer
     scales from 0..255. Its batch normalization covers the batch of one replica.

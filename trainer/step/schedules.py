@@ -71,7 +71,7 @@ class WarmupCosine(Multiplier):
 
     Attributes:
       total_steps: Steps of the run, >= 1.
-      warmup_steps: Steps of the warm-up, >= 0; both sources use 1500 (docs/design.md, section 8).
+      warmup_steps: Steps of the warm-up, >= 0; both sources of the recipes use 1500.
 
     Raises:
       UserError: an argument is out of range.

@@ -15,7 +15,7 @@ from trainer.models.resnet50v2 import resnet50v2
 def test_published_parameter_count_and_shapes() -> None:
     with tf.Graph().as_default():  # variables without values
         model = build_student("resnet50v2", num_classes=102, image_size=128)
-    assert model.count_params() == 23_773_798  # docs/design.md, section 8
+    assert model.count_params() == 23_773_798  # He et al. 2016, with 102 classes
     assert model.input_names == ["image"]
     assert (model.input_shape, model.output_shape) == ((None, 128, 128, 3), (None, 102))
     assert {tensor.dtype for tensor in (*model.inputs, *model.outputs)} == {tf.float32}
