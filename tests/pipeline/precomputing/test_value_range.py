@@ -18,14 +18,14 @@ from pipeline.store.layout import ACCURACY_FILE
 from pipeline.store.reader import Store
 from tests.runs import fail
 from tests.stores import BATCH, SIZE, save_teacher
-from tests.teachers import COLOURS, COLOURS_TEST, COLOURS_TRAIN, prepare_colours
+from tests.teachers import COLORS, COLORS_TEST, COLORS_TRAIN, prepare_colors
 
 PROTOTYPES = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [230, 230, 20], [10, 10, 10]], np.float32)
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_colours(tmp_path_factory.mktemp("colours"))
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_colors(tmp_path_factory.mktemp("colors"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def color_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data_dir: Path, teacher: Path, store: Path, *extra: str) -> list[str]:
     return [
         "--runner=FnApiRunner",
-        f"--dataset={COLOURS}",
+        f"--dataset={COLORS}",
         f"--data_dir={data_dir}",
         f"--teacher={teacher}",
         f"--store={store}",
@@ -54,10 +54,10 @@ def arguments(data_dir: Path, teacher: Path, store: Path, *extra: str) -> list[s
 
 
 def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
-    colours: Path, color_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors: Path, color_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
-    train_alone = arguments(colours, color_teacher, store, "--eval_splits=none")
+    train_alone = arguments(colors, color_teacher, store, "--eval_splits=none")
     code, line = fail(train_alone, capsys, main=main)
     assert code == EXIT_USER_ERROR
     assert "--teacher_value_range=0..255" in line
@@ -65,15 +65,15 @@ def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
     assert "--assume_value_range" in line
     assert not (store / "spec.json").exists()
 
-    argv = arguments(colours, color_teacher, store, "--teacher_value_range=0..1")
+    argv = arguments(colors, color_teacher, store, "--teacher_value_range=0..1")
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "0..1 100.0%" in out
-    assert f"test 100.00% of {COLOURS_TEST} images, train 100.00% of {COLOURS_TRAIN} images" in out
+    assert f"test 100.00% of {COLORS_TEST} images, train 100.00% of {COLORS_TRAIN} images" in out
     found = read_accuracy(Store(store))
     assert {name: (one.correct, one.labeled) for name, one in found.items()} == {
-        "test": (COLOURS_TEST, COLOURS_TEST),
-        "train": (COLOURS_TRAIN, COLOURS_TRAIN),
+        "test": (COLORS_TEST, COLORS_TEST),
+        "train": (COLORS_TRAIN, COLORS_TRAIN),
     }
     assert main(argv) == 0
     assert "test 100.00%" in capsys.readouterr().out
@@ -93,14 +93,14 @@ def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
 
 
 def test_a_constant_teacher_is_refused(
-    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = save_teacher(
         tmp_path / "t",
         lambda image: {"logits": tf.tile([[1.0, -2.0, 3.0, 0.0, 1.0]], [tf.shape(image)[0], 1])},
         module=tf.Module(),
     )
-    code, line = fail(arguments(colours, teacher, tmp_path / "store"), capsys, main=main)
+    code, line = fail(arguments(colors, teacher, tmp_path / "store"), capsys, main=main)
     assert code == EXIT_USER_ERROR
     assert "same for" in line
 
