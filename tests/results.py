@@ -1,4 +1,4 @@
-"""Results of comparisons that nobody ran: in the form of `trainer.compare`'s, for the report and the charts."""
+"""Synthetic results of comparisons, for tests of the report and the charts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 ARMS = ("offline", "online", "fixed", "independent", "consistent")
-STEPS_AN_EPOCH = 8
-# Accuracy that each arm ends near.
+STEPS_PER_EPOCH = 8
+# Approximate final accuracy of each arm.
 _FINAL = {"offline": 0.71, "online": 0.712, "fixed": 0.48, "independent": 0.58, "consistent": 0.66}
 
 
 def make_run(arm: str, *, seed: int = 0, epochs: int = 100) -> dict[str, Any]:
-    """One run: smooth curves, a little different for each seed; offline and online differ by 1e-6 of the loss."""
-    steps = STEPS_AN_EPOCH * epochs
+    """A run with smooth curves that depend on the seed; losses of offline and online differ by about 1e-6."""
+    steps = STEPS_PER_EPOCH * epochs
     shift = 0.003 * (seed - 1) + (1e-3 if arm == "online" else 0)
     final = _FINAL.get(arm, 0.5) * (0.55 + 0.15 * math.log10(epochs) * 1.5)
 
@@ -66,7 +66,7 @@ def make_run(arm: str, *, seed: int = 0, epochs: int = 100) -> dict[str, Any]:
 
 
 def make_pair(*, seed: int = 0, epochs: int = 100) -> dict[str, Any]:
-    """Offline against online: as good as the same."""
+    """A pair of offline and online with tiny differences."""
     return {
         "a": "offline",
         "b": "online",
@@ -85,7 +85,7 @@ def make_pair(*, seed: int = 0, epochs: int = 100) -> dict[str, Any]:
 
 
 def make_other_pair(other: str) -> dict[str, Any]:
-    """The control against another way to make targets: far apart."""
+    """A pair of the control and another arm with large differences."""
     return make_pair() | {
         "a": "consistent",
         "b": other,
@@ -100,7 +100,7 @@ def make_other_pair(other: str) -> dict[str, Any]:
 
 
 def make_result(runs: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A whole result of runs and pairs."""
+    """A complete result with these runs and pairs."""
     from trainer.comparison.summary import arm_rows
 
     return {
@@ -183,7 +183,7 @@ def full_result() -> dict[str, Any]:
 
 
 def unlabeled_result() -> dict[str, Any]:
-    """Of a split with hidden labels: no accuracy anywhere."""
+    """A result on a split without labels, which has no accuracy."""
     result = full_result()
     result["eval_unlabeled"] = result["eval_images"]
     result["teacher"]["top1"] = None
@@ -196,7 +196,7 @@ def unlabeled_result() -> dict[str, Any]:
 
 
 def one_arm_result() -> dict[str, Any]:
-    """One run and nothing to compare it with; nothing of the cost was measured."""
+    """A result with a single run and without measured costs."""
     result = make_result([make_run("offline")], [])
     result["cost"] |= {
         "seconds_a_step": {"offline": 0.2017},
@@ -208,7 +208,7 @@ def one_arm_result() -> dict[str, Any]:
 
 
 def sparse_result() -> dict[str, Any]:
-    """All that may be null or absent is: what a run is, and no more."""
+    """A result in which all optional values are null or absent."""
     keys = ("arm", "seed", "epochs")
     runs = [{key: make_run(arm)[key] for key in keys} for arm in ("offline", "online")]
     pair = dict.fromkeys(make_pair()) | {"a": "offline", "b": "online", "seed": 0, "epochs": 100}
@@ -221,7 +221,7 @@ HOSTILE = (
 
 
 def spoil(tree: Any) -> Any:
-    """A tree with markup for every text, but for what finds runs and pairs."""
+    """A tree with markup instead of every text except the names of arms."""
     if isinstance(tree, dict):
         kept = ("arm", "a", "b")
         return {key: value if key in kept else spoil(value) for key, value in tree.items()}
@@ -231,7 +231,7 @@ def spoil(tree: Any) -> Any:
 
 
 def hostile_result() -> dict[str, Any]:
-    """Every text is markup, an arm and a key included."""
+    """A result in which every text is markup, including an arm and a key."""
     result: dict[str, Any] = spoil(full_result())
     result["versions"]["a.b " + HOSTILE] = HOSTILE
     for run in result["runs"]:

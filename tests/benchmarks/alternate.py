@@ -1,4 +1,4 @@
-"""Rates of several things in one process, in turns, so that a machine whose speed drifts slows all alike."""
+"""Measures rates of several contenders in turns, so that a drift of the machine's speed affects all of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 
 def measure(contenders: dict[str, Callable[[], int]], *, rounds: int) -> dict[str, list[float]]:
-    """Runs each contender once a round, after one round that does not count.
+    """Runs each contender once per round, after a first round that does not count.
 
     Args:
-      contenders: name to a function that does some seconds of work and returns how many views it did.
-      rounds: that count.
+      contenders: Functions by name. Each works for some seconds and returns its number of views.
+      rounds: Number of rounds that count.
 
     Returns:
-      Views a second, by name, one a round.
+      Views per second of each round, by name.
     """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, work in contenders.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             views = work()
-            rate = views / (time.perf_counter() - begun)
+            rate = views / (time.perf_counter() - started)
             if number:
                 rates[name].append(rate)
             print(f"round {number} {name}: {rate:,.0f} views/s", flush=True)
@@ -30,7 +30,7 @@ def measure(contenders: dict[str, Callable[[], int]], *, rounds: int) -> dict[st
 
 
 def median(rates: list[float]) -> float:
-    """Of a contender's rounds."""
+    """Median over the rounds of a contender."""
     return statistics.median(rates)
 
 

@@ -1,12 +1,12 @@
-"""Training steps from a store in a bucket against the same steps from a local one, in turns.
+"""Compares the rate of training steps from a store in a bucket with that of a local store.
 
     python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DATA --teacher=TEACHER \
-        --recipe=bit --epochs=20 --views_per_shard=1020 --store=STORE        # a shard an epoch: a minute
+        --recipe=bit --epochs=20 --views_per_shard=1020 --store=STORE        # one shard per epoch; one minute
     python -m tests.benchmarks.bucket_rate --store=STORE --data_dir=DATA --student=small --batch_size=64
 
-The bucket is a real S3 server on loopback behind a link of `--latency` seconds and `--link_rate` bytes a second for each
-connection. The cache holds four of the store's shards. Goal: as fast as the local store once the link is faster than
-the student.
+The bucket is a real S3 server on loopback behind a link of `--latency` seconds and `--link_rate` bytes per second and
+connection. The cache has room for four shards. The goal is the rate of the local store if the link is faster than the
+student.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.targets.batches import Targets
 
 
 def main(argv: list[str]) -> int:
-    """The command; takes the trainer's flags."""
+    """Runs the benchmark; takes the flags of the trainer."""
     parser = make_parser()
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--steps_a_round", type=positive, default=40)
@@ -73,8 +73,8 @@ def _compare(run: Run, stores: dict[str, Store], flags: Any) -> None:
 
     rates = measure({name: train(batches(store)) for name, store in stores.items()}, rounds=flags.rounds)
     for name, values in rates.items():
-        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s a step")
-    print(f"bucket: {ratio(rates, 'bucket', 'local'):.3f} of the steps a second from the local store")
+        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s per step")
+    print(f"bucket: {ratio(rates, 'bucket', 'local'):.3f} of the rate of the local store")
 
 
 if __name__ == "__main__":

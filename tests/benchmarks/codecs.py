@@ -1,18 +1,18 @@
-"""What each codec costs: bytes a view, KL, and how fast a replay reads it, as a Markdown table.
+"""Prints the costs of each codec as a Markdown table: bytes per view, KL, and rate of reading.
 
-    python tests/benchmarks/codecs.py                                   # synthetic logits of 1,000 classes, a minute
-    python tests/benchmarks/codecs.py --store=DIR                       # a store's own logits; best of a float32 one
+    python tests/benchmarks/codecs.py                      # synthetic logits of 1,000 classes; one minute
+    python tests/benchmarks/codecs.py --store=DIR          # logits of a store, preferably a float32 one
 
-Beside them two published layouts, on the same logits:
+Two published layouts are measured on the same logits:
 
-- TinyViT (microsoft/Cream, `dataset_wrapper.py`): a record is a seed, K int16 classes and K float16 probabilities,
-  the other classes share what is left of 1. K is 10 for 1,000 classes there, and 100 for 21,841.
-- ml-dr (apple/ml-dr, `reinforce.py`): a pickle for each image, with parameters and the 10 largest probabilities of
-  each of its views as lists of numbers; the other classes share what is left (`densify="smooth"`).
+- TinyViT (microsoft/Cream, `dataset_wrapper.py`): a record has a seed, K int16 classes and K float16 probabilities; the
+  other classes share the rest evenly. K is 10 for 1,000 classes and 100 for 21,841.
+- ml-dr (apple/ml-dr, `reinforce.py`): one pickle per image, with parameters and the 10 largest probabilities of each view
+  as lists of numbers; the other classes share the rest evenly (`densify="smooth"`).
 
-Both keep probabilities at temperature 1: at any other, their logarithm stands for the logits. A probability of 0 is
-taken for 2**-24, the smallest float16. Bytes are of the whole record, parameters of the view included. Rates are of
-batches of 512 consecutive views on one thread, file cache warm, logits decoded to float32 [512, C].
+Both store probabilities at temperature 1. At other temperatures their logarithms replace the logits, with 2**-24, the
+smallest float16, for a probability of 0. Bytes include the whole record with the parameters of the view. Rates are those
+of batches of 512 consecutive views on one thread with a warm file cache, decoded to float32 [512, C].
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pipeline.views.records import ViewRecords
 from tests.stores import ANY_DATASET
 
 BATCH = 512
-VIEWS_PER_IMAGE = 16  # of ml-dr's files; theirs hold 400
+VIEWS_PER_IMAGE = 16  # in the files of ml-dr, whose own have 400
 LEAST = 2.0**-24
 Decode = Callable[[np.ndarray], np.ndarray]  # views int [n] to logits float32 [n, C]
 
 
 def synthetic_logits(views: int, classes: int, *, seed: int = 0) -> np.ndarray:
-    """Logits like a good teacher's on mixed views: noise of deviation 1.5, and one to five classes that stand out."""
+    """Logits similar to those of a good teacher on mixed views: noise of deviation 1.5 and one to five large classes."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 1.5, (views, classes))
     rows = np.arange(views)
@@ -55,7 +55,7 @@ def synthetic_logits(views: int, classes: int, *, seed: int = 0) -> np.ndarray:
 
 
 def views_of(logits: np.ndarray, *, seed: int = 0) -> ViewRecords:
-    """Records with parameters such as `inception` draws."""
+    """Records with parameters similar to those of `inception`."""
     count, generator = len(logits), np.random.default_rng(seed)
     size = generator.integers(40, 500, (count, 2))
     return ViewRecords(
@@ -71,7 +71,7 @@ def views_of(logits: np.ndarray, *, seed: int = 0) -> ViewRecords:
 
 
 def ours(name: str, records: ViewRecords, directory: Path, *, temperature: float) -> tuple[float, Decode]:
-    """Bytes a view and the reader of one of the store's codecs."""
+    """Bytes per view, and the reader, of one of the store's codecs."""
     count, classes = records.logits.shape
     codec = make_codec(name, classes, temperature=temperature)
     directory.mkdir()
@@ -89,7 +89,7 @@ def ours(name: str, records: ViewRecords, directory: Path, *, temperature: float
 
 
 def dense(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Log-probabilities float32 [n, C] of the K given ones and an even rest."""
+    """Log-probabilities float32 [n, C] of K given classes, with an even rest for the others."""
     kept = classes.shape[1]
     rest = (1 - probabilities.sum(axis=1, keepdims=True)) / (num_classes - kept)
     out = np.repeat(np.maximum(rest, 0), num_classes, axis=1)
@@ -98,13 +98,13 @@ def dense(probabilities: np.ndarray, classes: np.ndarray, num_classes: int) -> n
 
 
 def largest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The K largest probabilities at temperature 1, float64 [n, K], and their classes."""
+    """The K largest probabilities at temperature 1, float64 [n, K], with their classes."""
     classes = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return np.exp(np.take_along_axis(log_softmax(logits, 1.0), classes, axis=1)), classes
 
 
 def tinyvit(count: int, records: ViewRecords, path: Path) -> tuple[float, Decode]:
-    """TinyViT's file of fixed records."""
+    """TinyViT's file of fixed-size records."""
     classes = records.logits.shape[1]
     values, indices = largest(records.logits, count)
     layout = np.dtype([("seed", "<i4"), ("classes", "<i2", count), ("values", "<f2", count)])
@@ -124,7 +124,7 @@ def tinyvit(count: int, records: ViewRecords, path: Path) -> tuple[float, Decode
 
 
 def ml_dr(records: ViewRecords, directory: Path) -> tuple[float, Decode]:
-    """ml-dr's pickle for each image."""
+    """ml-dr's pickles, one per image."""
     directory.mkdir()
     classes, count = records.logits.shape[1], len(records.logits)
     values, indices = largest(records.logits, 10)
@@ -179,7 +179,7 @@ def table(logits: np.ndarray, *, temperature: float, rounds: int, title: str) ->
             if count != 16:
                 layouts[f"TinyViT, K = {count}"] = tinyvit(count, records, root / f"tinyvit{count}")
         layouts["ml-dr, K = 10"] = ml_dr(records, root / "ml_dr")
-        sys.stdout, shown = sys.stderr, sys.stdout  # the rounds are no part of the table
+        sys.stdout, shown = sys.stderr, sys.stdout  # keeps the rounds out of the table
         rates = measure({name: work(read, views) for name, (_, read) in layouts.items()}, rounds=rounds)
         sys.stdout = shown
         lines = [
@@ -195,7 +195,7 @@ def table(logits: np.ndarray, *, temperature: float, rounds: int, title: str) ->
                 decoded = read(np.arange(start, start + len(part)))
                 cost, worst = fidelity(part, decoded, temperature)
                 kl, error = kl + cost, max(error, worst)
-            worst_text = f"{error:.2g}" if name.startswith("`") else "-"  # theirs are log-probabilities
+            worst_text = f"{error:.2g}" if name.startswith("`") else "-"  # others decode to log-probabilities
             lines.append(
                 f"| {name} | {size:,.1f} | {size / classes:.3f} | {max(kl, 0.0) / views:.1e} | {worst_text} | "
                 f"{median(rates[name]):,.0f} |"
@@ -204,12 +204,12 @@ def table(logits: np.ndarray, *, temperature: float, rounds: int, title: str) ->
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the benchmark."""
     parser = Parser(prog="python tests/benchmarks/codecs.py")
-    parser.add_argument("--store", help="whose logits are taken, as they are decoded")
+    parser.add_argument("--store", help="Store whose decoded logits are used.")
     parser.add_argument("--views", type=positive, default=16_384)
     parser.add_argument("--classes", type=positive, default=1000)
-    parser.add_argument("--temperature", type=float, help="by default the store's, or 10")
+    parser.add_argument("--temperature", type=float, help="Temperature (default: that of the store, or 10).")
     parser.add_argument("--rounds", type=positive, default=3)
     flags = parser.parse_strictly(argv)
     if flags.store is None:

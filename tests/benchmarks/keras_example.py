@@ -1,14 +1,14 @@
-"""The Keras example that this project began from: function matching with the teacher in each training step.
+"""The Keras example of function matching, with the teacher in each training step: a baseline for benchmarks.
 
-`knowledge_distillation_recipes` (Sayak Paul 2021, keras.io/examples/keras_recipes/better_knowledge_distillation), written
-anew from what it publishes, to be measured against. Optimizer, rate, decay, clipping, temperature and batch are in
-`trainer.config.recipes`, `keras_example`; the schedule's formula is `trainer.step.schedules.WarmupCosine`, TFA's AdamW comes from
-`trainer.step.optimizers`. Here is what the project does otherwise itself: views that are drawn as they come, and the
-teacher's pass.
+A new implementation of the published `knowledge_distillation_recipes` (Sayak Paul 2021,
+keras.io/examples/keras_recipes/better_knowledge_distillation). Optimizer, learning rate, decay, clipping, temperature and
+batch size are in the recipe `keras_example` of `trainer.config.recipes`. The formula of the schedule is
+`trainer.step.schedules.WarmupCosine`, and TFA's AdamW comes from `trainer.step.optimizers`. This module has the parts that
+the project replaces: views drawn on the fly, and the teacher's forward pass.
 
-Other than published, and all of it in the example's favour: the encoded images are in memory, not read in each epoch; the
-pipeline goes on from epoch to epoch, and is not started anew in each; images stay in 0..255, which students and
-teachers here take, and are not divided by 255; labels, which nothing uses, are not carried along.
+It differs from the published example in four ways, all in favor of the example. Encoded images are in memory instead of
+being read in each epoch. One pipeline runs over all epochs. Images stay in 0..255, the range of the students and teachers
+of this project. Unused labels are left out.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ WARMUP_STEPS = 1500
 
 
 def random_view(image: tf.Tensor, *, image_size: int) -> tf.Tensor:
-    """An image of any shape [H, W, 3], 0..255, to a random crop before mixup: float32 [S, S, 3].
+    """Draws a random crop, before mixup.
 
-    The whole image is resized, its aspect ratio with it; then comes a random window, and a flip in half of the cases.
+    Resizes the whole image to a square, takes a random window, and flips it with probability 1/2.
+
+    Args:
+      image: [H, W, 3] in 0..255.
+      image_size: S.
+
+    Returns:
+      float32 [S, S, 3].
     """
     canvas = round(CANVAS_SCALE * image_size)
     resized = tf.image.resize(tf.cast(image, tf.float32), [canvas, canvas])
@@ -41,27 +48,27 @@ def random_view(image: tf.Tensor, *, image_size: int) -> tf.Tensor:
 def mix_with_reversed(crops: tf.Tensor) -> tf.Tensor:
     """Mixes a batch float32 [B, S, S, 3] with itself in reversed order, at one ratio from U(0, 1).
 
-    Rows `i` and `B - 1 - i` are two mixtures of the same two crops, at the ratio and its complement; in an odd batch the
-    row in the middle is not mixed.
+    Rows `i` and `B - 1 - i` are mixtures of the same two crops, at the ratio and at its complement. In an odd batch, the
+    middle row stays unmixed.
     """
     ratio = tf.random.uniform([])
     return ratio * crops + (1.0 - ratio) * tf.reverse(crops, axis=[0])
 
 
 def training_batches(encoded: Sequence[bytes], *, image_size: int, batch_size: int) -> tf.data.Dataset:
-    """Views, epoch after epoch without end.
+    """Batches of mixed views, repeated without end.
 
     Args:
-      encoded: the images of the split.
+      encoded: Encoded images of the split.
       image_size: S.
       batch_size: B.
 
     Returns:
-      float32 [B, S, S, 3] in 0..255; the last batch of an epoch has what is left over.
+      float32 [B, S, S, 3] in 0..255. The last batch of an epoch has the remaining views.
     """
 
     def render(data: tf.Tensor) -> tf.Tensor:
-        # As TFDS decodes the example's images.
+        # TFDS decodes the example's images in the same way.
         image = tf.io.decode_image(data, channels=3, expand_animations=False)
         return random_view(image, image_size=image_size)
 
@@ -77,12 +84,12 @@ def training_batches(encoded: Sequence[bytes], *, image_size: int, batch_size: i
 
 
 class OnlineDistiller(tf.keras.Model):
-    """Runs the teacher on each batch of views, and matches the student to its softened probabilities.
+    """Runs the teacher on each batch of views and trains the student on its softened probabilities.
 
     Args:
-      student: float32 [B, S, S, 3] in 0..255 -> logits [B, C]; the only weights that are trained.
-      teacher: likewise.
-      temperature: T; 10 in the example.
+      student: Trained model, float32 [B, S, S, 3] in 0..255 to logits [B, C].
+      teacher: Frozen model with the same signature.
+      temperature: T, which is 10 in the example.
     """
 
     def __init__(
@@ -96,17 +103,17 @@ class OnlineDistiller(tf.keras.Model):
         self._mean_loss = tf.keras.metrics.Mean(name="loss")
 
     def loss_between(self, teacher_logits: tf.Tensor, student_logits: tf.Tensor) -> tf.Tensor:
-        """KL at T of two [B, C], summed over the classes, mean over the batch, not times T^2; float32 scalar."""
+        """KL divergence at T of logits [B, C], summed over classes, mean over the batch, not multiplied by T^2."""
         targets, predictions = (
             tf.nn.softmax(logits / self._temperature, axis=1) for logits in (teacher_logits, student_logits)
         )
         return self._divergence(targets, predictions)
 
     def train_step(self, data: tf.Tensor) -> dict[str, tf.Tensor]:
-        """One update on views float32 [B, S, S, 3].
+        """Trains on a batch of views, float32 [B, S, S, 3].
 
         Returns:
-          Scalars: `loss`, float32, the mean over the steps since the metrics were reset; `images`, int32, B.
+          `loss`, float32, the mean over the steps since the last reset of the metrics; `images`, int32, B.
         """
         teacher_logits = self._teacher(data)
         with tf.GradientTape() as tape:

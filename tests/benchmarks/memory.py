@@ -1,8 +1,8 @@
-"""Peak memory of the precompute and of the trainer, for a short store and for one a hundred times as long.
+"""Measures the peak memory of precompute and trainer for a short store and for one a hundred times as long.
 
     python tests/benchmarks/memory.py [--epochs=2,200] [--examples=400]
 
-On the embedded default. Neither may grow with epochs or shards: shards are made small, so that there are many.
+Uses the embedded default with many small shards. The memory must not grow with epochs or shards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser
 
-# Runs a module and prints the peak resident size in KiB that the kernel has seen, as the last line.
+# Runs a module, and prints its peak resident size in KiB as the last line.
 _RUN = (
     "import resource, runpy, sys\n"
     "sys.argv = sys.argv[1:]\n"
@@ -33,10 +33,10 @@ def peak_bytes(command: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Runs the benchmark."""
     parser = Parser(prog="memory.py")
-    parser.add_argument("--epochs", default="2,200", help="short and long")
-    parser.add_argument("--examples", type=int, default=400, help="of the training split")
+    parser.add_argument("--epochs", default="2,200", help="Epochs of the short and of the long store.")
+    parser.add_argument("--examples", type=int, default=400, help="Number of training examples.")
     flags = parser.parse_strictly(argv)
     rows = []
     for epochs in map(int, flags.epochs.split(",")):

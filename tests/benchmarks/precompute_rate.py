@@ -1,13 +1,13 @@
-"""Precompute views/s against the bare teacher and against rendering alone, start-up excluded.
+"""Compares the rate of the precompute with those of the teacher alone and of rendering alone, without start-up.
 
     python tests/benchmarks/precompute_rate.py --dataset=oxford_flowers102 --data_dir=DIR --teacher=DIR
     python tests/benchmarks/precompute_rate.py --dataset=oxford_flowers102 --data_dir=DIR --teacher_model=bit_r50x1 \
         --views=128 --rounds=3
 
-With `--teacher_model` an architecture with random weights is the teacher: what it costs depends on nothing else.
+With `--teacher_model` the teacher is an architecture with random weights, which do not affect its cost.
 
-Goals: with the image cache 0.9 of the teacher on a resident batch, 0.95 with a BiT-R50x1 or larger; without it 0.9 of
-what teacher and rendering allow one after the other, 1 / (1 / teacher + 1 / render), since on a CPU they share the cores.
+Goals with the image cache: 0.9 of the teacher on a resident batch, and 0.95 with a BiT-R50x1 or larger. Goal without it:
+0.9 of 1 / (1 / teacher + 1 / render), because teacher and rendering share the cores of a CPU.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from trainer.teacher import export
 
 
 def main(argv: list[str]) -> int:
-    """The command; takes the precompute's flags."""
+    """Runs the benchmark; takes the flags of the precompute."""
     parser = make_parser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--teacher_model", choices=sorted(models.STUDENTS), help="in place of --teacher")
-    parser.add_argument("--views", type=int, default=1024, help="a round and contender")
+    parser.add_argument(
+        "--teacher_model", choices=sorted(models.STUDENTS), help="Architecture instead of --teacher."
+    )
+    parser.add_argument("--views", type=int, default=1024, help="Views per round and contender.")
     flags = parser.parse_strictly([*argv, "--store=unused"])
     size = flags.teacher_batch_size
     with tempfile.TemporaryDirectory() as store:
@@ -88,14 +90,14 @@ def main(argv: list[str]) -> int:
     bound = [1 / (1 / t + 1 / r) for t, r in zip(rates["teacher"], rates["render"], strict=True)]
     for name, values in rates.items():
         print(f"{name}: median {median(values):,.0f} views/s")
-    print(f"with the image cache: {ratio(rates, 'precompute_cached', 'teacher'):.2f} of the bare teacher")
+    print(f"with the image cache: {ratio(rates, 'precompute_cached', 'teacher'):.2f} of the teacher alone")
     share = statistics.median(p / b for p, b in zip(rates["precompute"], bound, strict=True))
     print(f"without it: {share:.2f} of 1 / (1 / teacher + 1 / render)")
     return 0
 
 
 def _save_teacher(flags: argparse.Namespace, path: Path) -> Path:
-    """The architecture as a SavedModel, for the data set's classes."""
+    """Writes the architecture as a SavedModel for the classes of the data set."""
     image_size = view_recipe_of(argparse.Namespace(**{**vars(flags), "teacher": path})).policy.image_size
     classes = Dataset(flags.dataset, flags.split, data_dir=flags.data_dir).num_classes
     export(

@@ -1,9 +1,9 @@
-"""Replay alone against `decode_and_crop` alone, on the same boxes and as many threads; where the rest goes.
+"""Compares the rate of the replay with that of `decode_and_crop`, for the same boxes and threads.
 
     python tests/benchmarks/replay_rate.py --store=DIR [--data_dir=DIR] [--threads=2]
 
-What the replay does beyond decoding the boxes: reading records and sources, the margin around a box, the resize,
-the fingerprints of crop and source, the check, and the batch.
+Besides decoding the boxes, the replay reads records and sources, decodes a margin around each box, resizes, computes and
+checks the fingerprints of crop and source, and batches.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from trainer.targets.batches import Targets
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Runs the benchmark."""
     parser = Parser(prog="replay_rate.py")
     parser.add_argument("--store", required=True)
     parser.add_argument("--data_dir")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=8, help="a round and contender")
+    parser.add_argument("--batches", type=int, default=8, help="Batches per round and contender.")
     flags = parser.parse_strictly(argv)
     store = Store(flags.store)
     dataset = open_dataset(store, "views", data_dir=flags.data_dir)
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         rounds=flags.rounds,
     )
     for name, values in rates.items():
-        print(f"{name}: median {median(values):,.0f} views/s, {1e6 / median(values):,.0f} us a view")
+        print(f"{name}: median {median(values):,.0f} views/s, {1e6 / median(values):,.0f} us per view")
     for name in ("replay", "replay_cached"):
         print(f"{name}: {ratio(rates, name, 'decode_and_crop'):.2f} of decode_and_crop alone")
     return 0

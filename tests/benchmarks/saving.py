@@ -1,12 +1,12 @@
-"""What replaying saves: training steps online against the same steps offline, and the limit.
+"""Compares the time of training steps online with that of the same steps offline.
 
     python tests/benchmarks/saving.py --store=DIR --data_dir=DIR --teacher=PATH --student=small --batch_size=64
     python tests/benchmarks/saving.py --store=DIR --data_dir=DIR --teacher_model=bit_r101x3 --student=bit_r50x1 \
         --batch_size=16 --rounds=3 --steps_a_round=1
 
-With `--teacher_model` an architecture with random weights stands for the teacher: what a step costs depends on
-nothing else. Where the student waits for nothing but the teacher, t_online / t_offline - 1 is t_teacher / t_student.
-Goal: 0.9 of that, for a teacher that costs as much as the student or more.
+With `--teacher_model` the teacher is an architecture with random weights, which do not affect its cost. If the student
+waits only for the teacher, t_online / t_offline - 1 is t_teacher / t_student. The goal is 0.9 of that, for a teacher that
+costs at least as much as the student.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from trainer.targets.online_teacher import BatchedTeacher
 
 
 def main(argv: list[str]) -> int:
-    """The command; takes the trainer's flags."""
+    """Runs the benchmark; takes the flags of the trainer."""
     parser = make_parser()
-    parser.add_argument("--teacher_model", choices=sorted(models.STUDENTS), help="in place of --teacher")
+    parser.add_argument(
+        "--teacher_model", choices=sorted(models.STUDENTS), help="Architecture instead of --teacher."
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps_a_round", type=int, default=8)
     with tempfile.TemporaryDirectory() as workdir:
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
             flags.teacher_model, num_classes=spec.num_classes, image_size=spec.policy.image_size
         )
     )
-    # The student's batch at once where it is smaller than the store's teacher batches: no rows of padding.
+    # The teacher batch is at most the student's, so that there is no padding.
     online_teacher = BatchedTeacher(teacher, min(spec.teacher.batch_size, size))
     distiller = Distiller(
         run.student,

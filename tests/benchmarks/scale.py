@@ -1,10 +1,10 @@
-"""What 14 million examples and 300 epochs cost before the first shard, and when a store of 64,000 shards is resumed.
+"""Measures the overhead of a precompute of 14 million examples and 300 epochs, and of resuming 64,000 shards.
 
-    python tests/benchmarks/scale.py                          # no images, no teacher; about a minute
+    python tests/benchmarks/scale.py                          # no images, no teacher; about one minute
 
-Pending shards, the order and the boxes of a shard, and Beam's graph up to the first shard are the project's own code;
-in place of a teacher, a worker that finishes a shard at once, so that all of them can be published. The shards' files
-have nothing in them but their length: whoever opens one fails, and every open is counted.
+Pending shards, order and boxes of a shard, and Beam's graph up to the first shard are the project's own code. A worker
+that finishes each shard at once replaces the teacher, so that all shards can be published. The files of the shards have
+the right length but no content. Opening one would fail, and every open is counted.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from pipeline.views.order import example_of_view
 from pipeline.views.policies.inception import Inception
 from pipeline.views.render import render_probe
 
-BYTES = 140  # of a record of `topk:16`, about
+BYTES = 140  # approximate size of a record of `topk:16`
 
 
 def measured(what: str, work: Callable[[], Any], *, rounds: int = 1) -> Any:
-    """Prints the seconds of the best of some rounds and, of one more, the peak of what it allocates."""
+    """Prints the seconds of the fastest round, and the peak allocation of one more round."""
     seconds = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         out = work()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     tracemalloc.start()
     work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -64,7 +64,7 @@ def measured(what: str, work: Callable[[], Any], *, rounds: int = 1) -> Any:
 
 
 def make_spec(examples: int) -> Spec:
-    """Of a data set that nobody has."""
+    """A spec with a synthetic data set."""
     return Spec(
         dataset=DatasetIdentity(
             name="synthetic:1.0.0", split="train", num_examples=examples, fingerprint="0" * 32
@@ -84,19 +84,19 @@ class NoTeacher:
     """A `ShardWorker` that finishes each shard at once.
 
     Attributes:
-      begun, cpu_begun: when the first one was asked for, of `time.perf_counter` and `process_time`; 0 before.
-      results: of all shards.
+      started, cpu_started: `time.perf_counter` and `process_time` at the start of the first shard; 0 before.
+      results: Results of all shards.
     """
 
     def __init__(self) -> None:
-        self.begun = 0.0
-        self.cpu_begun = 0.0
+        self.started = 0.0
+        self.cpu_started = 0.0
         self.results: list[ShardResult] = []
 
     def run(self, task: ShardTask) -> ShardResult:
-        """A result as of a shard that was written."""
-        self.begun = self.begun or time.perf_counter()
-        self.cpu_begun = self.cpu_begun or time.process_time()
+        """Returns the result of a written shard."""
+        self.started = self.started or time.perf_counter()
+        self.cpu_started = self.cpu_started or time.process_time()
         digest = hashlib.sha256(task.name.encode()).hexdigest()
         info = ShardInfo(
             records=task.records, bytes=BYTES * task.records, sha256=digest, kl=1e-3, max_error=0.1
@@ -106,7 +106,7 @@ class NoTeacher:
 
 
 def first_shard(spec: Spec, tasks: list[ShardTask]) -> None:
-    """Order, boxes, flips and ratios of the first shard, and of one in the middle of the last epoch."""
+    """Measures order, boxes, flips and ratios of the first shard and of one in the last epoch."""
     for where, task in (("the first shard", tasks[0]), ("a shard of the last epoch", tasks[-100])):
         views = np.arange(task.first, task.first + task.records)
         sizes = np.random.default_rng(0).integers(200, 800, (len(views), 2))
@@ -122,13 +122,13 @@ def first_shard(spec: Spec, tasks: list[ShardTask]) -> None:
 
 
 def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
-    """Beam's graph over all shards, from its start to the first shard and to its end; and one publication of them all."""
+    """Measures Beam's graph over all shards, to the first shard and to its end, and the publication of all shards."""
     job = PrecomputeJob(
         store=options.store, spec=options.spec.to_json(), data_dir=None, teacher="none", image_cache_bytes=0
     )
     shared, worker = Shared(), NoTeacher()
     shared.acquire(lambda: worker, tag=job)
-    begun, cpu_begun = time.perf_counter(), time.process_time()
+    started, cpu_started = time.perf_counter(), time.process_time()
     with Progress(Path(options.store), tasks):
         run_pipeline(
             tasks,
@@ -138,9 +138,9 @@ def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
         )
     ended = time.perf_counter()
     print(
-        f"Beam's graph over {len(tasks):,} shards: {worker.begun - begun:.2f} s to the first one "
-        f"({worker.cpu_begun - cpu_begun:.2f} s of CPU time), {ended - worker.begun:.2f} s "
-        "from there to its end, all shards taking no time"
+        f"Beam's graph over {len(tasks):,} shards: {worker.started - started:.2f} s to the first one "
+        f"({worker.cpu_started - cpu_started:.2f} s of CPU time), {ended - worker.started:.2f} s "
+        "from there to its end, with shards that take no time"
     )
     publish_results(
         Path(options.store),
@@ -153,14 +153,14 @@ def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
 
 
 def make_files(store: Path, lengths: list[int]) -> None:
-    """The shards' files: holes of the right length."""
+    """Writes sparse files with the lengths of the shards."""
     for number, records in enumerate(lengths):
         with (store / shard_name(VIEWS_SPLIT, number)).open("wb") as file:
             file.truncate(BYTES * records)
 
 
 def resume(options: PrecomputeOptions) -> None:
-    """What the precompute and `inspect` do with a store of many shards before they write or read any."""
+    """Measures the work of the precompute and of `inspect` before they write or read a shard."""
     store, opened = Path(options.store), []
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -178,13 +178,13 @@ def resume(options: PrecomputeOptions) -> None:
     problems = measured("inspect: sizes of all files", lambda: find_problems(found, checksums=False))
     sampled = measured("inspect: choosing a sample", lambda: sample_views(found.views, seed=0))
     print(
-        f"{contents['shards']:,} published shards, {contents['views']:,} views, {len(problems)} not whole, {len(tasks)} "
+        f"{contents['shards']:,} published shards, {contents['views']:,} views, {len(problems)} incomplete, {len(tasks)} "
         f"pending, {sum(map(len, sampled)):,} sampled; shard files opened: {len(opened)}"
     )
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the benchmark."""
     parser = Parser(prog="scale.py")
     parser.add_argument("--examples", type=positive, default=14_000_000)
     parser.add_argument("--epochs", type=positive, default=300)

@@ -1,22 +1,22 @@
-"""The Keras example's training loop beside this project's: images a second, and accuracy after equal time.
+"""Compares the training loop of the Keras example with this project's: images per second, accuracy after equal time.
 
     python -m pipeline.precompute --runner=DirectRunner --dataset=oxford_flowers102 --data_dir=DATA --teacher=TEACHER \
         --recipe=keras_example --epochs=125 --store=STORE           # about 12 minutes at 190 views/s, 28 MB
     python tests/benchmarks/seed_example.py --store=STORE --data_dir=DATA --teacher=TEACHER --student=small \
         --seconds=600 --output=FILE.json                            # about 25 minutes: 2 x 600 s, and the rates
 
-`example` is `keras_example.py` beside this file: views drawn as they come, the teacher in each step. `offline` replays
-the store. Student, its first weights, teacher, batch, optimizer, loss and schedule are the same; flags are the
-trainer's, with the recipe `keras_example` (batch 64, T = 10, TFA's AdamW). 125 epochs are the 1,992 steps of the
-published schedule. Another store wants `--allow_recipe_mismatch`, and compares other views.
+`example` is `keras_example.py` in this directory: views drawn on the fly, and the teacher in each step. `offline` replays
+the store. Student, initial weights, teacher, batch size, optimizer, loss and schedule are the same. Flags are those of the
+trainer, with the recipe `keras_example` (batch size 64, T = 10, TFA's AdamW). 125 epochs are the 1,992 steps of the
+published schedule. Another store needs `--allow_recipe_mismatch` and compares other views.
 
-First the rates, in turns of an epoch's steps each. Then, with `--seconds`, both students are trained anew for so long
-each, in turns, and evaluated on the same images (`--eval_split`, by default `test`). Tracing is in the time, evaluation
-is not, and neither is the precompute: what it cost is one teacher pass a stored view, for all students together.
+The benchmark first measures the rates in turns of one epoch each. With `--seconds` it then trains both students for that
+time, in turns, and evaluates them on the same images (`--eval_split`, default `test`). The time includes tracing. It
+excludes evaluation and precompute, which costs one teacher pass per stored view for all students together.
 
-`--schedule=published` is by step as published: 1,500 steps of warm-up, cosine to 0 at 1,992, where a side stops. The
-faster side is further along. `--schedule=fitted` ends each side's cosine where its time ends, by the rates measured
-before, after a warm-up of a twentieth (the trainer's own default): what one would do who has that much time.
+`--schedule=published` has the published steps: 1,500 steps of warm-up and a cosine to 0 at step 1,992, where a side stops,
+so the faster side gets further. `--schedule=fitted` ends the cosine of each side at the end of its time, estimated from
+the measured rates, after a warm-up of 5 % (the default of the trainer).
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ from trainer.step.optimizers import make_optimizer
 from trainer.step.schedules import WarmupCosine
 
 PUBLISHED = WarmupCosine(SCHEDULE_STEPS, WARMUP_STEPS)
-TURNS = 20  # of each side, of its seconds
+TURNS = 20  # per side
 
 
 @dataclasses.dataclass(kw_only=True)
 class Side:
-    """One way to train a student, and how far it is."""
+    """One way to train a student, with its progress."""
 
     student: tf.keras.Model
     step: Callable[[Iterator[Any]], dict[str, tf.Tensor]]
@@ -69,39 +69,39 @@ class Side:
     seconds: float = 0.0
 
     def train(self, steps: int) -> int:
-        """So many steps; returns how many images they had."""
-        before, begun = self.images, time.perf_counter()
+        """Trains some steps; returns their number of images."""
+        before, started = self.images, time.perf_counter()
         for _ in range(steps):
             logs = self.step(self.batches)
             self.images += int(logs["images"] if "images" in logs else tf.size(logs["views"]))
         float(logs["loss"])
         self.steps += steps
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - started
         return self.images - before
 
     def train_until(self, seconds: float) -> bool:
-        """Up to so many seconds of training in all; False at the end of the schedule."""
+        """Trains until a total time in seconds; returns False at the end of the schedule."""
         while self.seconds < seconds and self.steps < self.schedule.total_steps:
             self.train(1)
         return self.steps < self.schedule.total_steps
 
 
 class Bench:
-    """What both sides have in common.
+    """The common parts of both sides.
 
     Args:
-      run: of the trainer, offline; its student's weights are the first weights of all.
-      teacher: live, of the example.
+      run: Offline run of the trainer. The weights of its student are the initial weights of both sides.
+      teacher: Live teacher of the example.
     """
 
     def __init__(self, run: Run, teacher: Teacher) -> None:
         self.run, self.teacher = run, teacher
         self.batch_size = run.options.recipe.batch_size
-        self._first_weights = run.student.get_weights()
+        self._initial_weights = run.student.get_weights()
         self._encoded = run.dataset.read(np.arange(run.dataset.num_examples))
 
     def student(self) -> tf.keras.Model:
-        """The student with its first weights."""
+        """A student with the initial weights."""
         spec, options = self.run.store.spec, self.run.options
         student = models.build_student(
             options.recipe.student,
@@ -109,15 +109,15 @@ class Bench:
             image_size=spec.policy.image_size,
             precision=options.flags["precision"],
         )
-        student.set_weights(self._first_weights)
+        student.set_weights(self._initial_weights)
         return student
 
     def sides(self, schedules: dict[str, WarmupCosine]) -> dict[str, Side]:
-        """Both of them at step 0, each with its schedule."""
+        """Both sides at step 0, each with its schedule."""
         return {"example": self.example(schedules["example"]), "offline": self.offline(schedules["offline"])}
 
     def example(self, schedule: WarmupCosine) -> Side:
-        """The Keras example."""
+        """The side of the Keras example."""
         batches = training_batches(
             self._encoded,
             image_size=self.run.store.spec.policy.image_size,
@@ -128,7 +128,7 @@ class Bench:
         return self._side(distiller, batches, schedule)
 
     def offline(self, schedule: WarmupCosine) -> Side:
-        """The trainer's; a store that is too short begins again."""
+        """The side of the trainer; repeats a store that is too short."""
         stop = int(self.run.options.length.steps)
         batches = self.run.targets.batches(0, stop).repeat()
         distiller = Distiller(
@@ -157,19 +157,21 @@ class Bench:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The trainer's flags and this benchmark's."""
+    """Parses the flags of the trainer and of this benchmark."""
     parser = make_parser()
-    parser.add_argument("--rounds", type=positive, default=5, help="of the rates")
-    parser.add_argument("--steps_a_round", type=positive, help="by default an epoch's")
-    parser.add_argument("--seconds", type=positive, help="of training a side; by default rates alone")
+    parser.add_argument("--rounds", type=positive, default=5, help="Number of rounds for the rates.")
+    parser.add_argument("--steps_a_round", type=positive, help="Steps per round (default: one epoch).")
+    parser.add_argument(
+        "--seconds", type=positive, help="Seconds of training per side (default: rates only)."
+    )
     parser.add_argument("--schedule", choices=("published", "fitted"), default="published")
-    parser.add_argument("--output", help="JSON file for all figures")
+    parser.add_argument("--output", help="JSON file for all figures.")
     parser.set_defaults(recipe="keras_example", eval_split="test")
-    with tempfile.TemporaryDirectory() as workdir:  # nothing is written there
+    with tempfile.TemporaryDirectory() as workdir:  # required, but not used
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
     if flags.epochs or flags.steps:
         raise UserError(
-            "--epochs and --steps: this is timed; leave them out, and give --rounds and --seconds"
+            "--epochs and --steps: no effect on a timed benchmark; use --rounds and --seconds instead"
         )
     return flags
 
@@ -177,7 +179,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def choose_schedules(
     name: str, rates: dict[str, list[float]], *, seconds: int, batch_size: int
 ) -> dict[str, WarmupCosine]:
-    """By side; `fitted` from the rates in images a second."""
+    """The schedule of each side; `fitted` depends on the rates in images per second."""
     if name == "published":
         return dict.fromkeys(rates, PUBLISHED)
     steps = {side: max(int(median(values) * seconds / batch_size), 1) for side, values in rates.items()}
@@ -185,7 +187,7 @@ def choose_schedules(
 
 
 def train_equally_long(sides: dict[str, Side], seconds: int) -> None:
-    """In turns, so that a machine whose speed drifts slows both alike."""
+    """Trains both sides in turns, so that a drift of the machine's speed affects both."""
     for turn in range(1, TURNS + 1):
         for name, side in sides.items():
             if not side.train_until(seconds * turn / TURNS):
@@ -193,18 +195,18 @@ def train_equally_long(sides: dict[str, Side], seconds: int) -> None:
 
 
 def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dict[str, Any]:
-    """Prints how far a side came, and returns the figures."""
+    """Prints and returns the figures of a side."""
     store = bench.run.store
     epochs = side.images / store.spec.num_examples
     rate = bench.run.options.recipe.learning_rate * float(side.schedule.numpy(side.steps))
     print(
-        f"{name}: {side.steps:,} steps, {epochs:.1f} epochs in {side.seconds:.0f} s, learning rate then {rate:.2g}; "
+        f"{name}: {side.steps:,} steps, {epochs:.1f} epochs in {side.seconds:.0f} s, final learning rate {rate:.2g}; "
         f"{bench.run.options.eval_split}: top-1 {evaluation.student_top1:.2%}, agreement {evaluation.agreement:.2%}, "
         f"distillation loss {evaluation.distillation_loss:.4f}"
     )
     if name == "offline" and epochs > store.epochs:
         print(
-            f"offline: the store's {store.epochs} epochs were seen {epochs / store.epochs:.1f} times; precompute more"
+            f"offline: the {store.epochs} epochs of the store were used {epochs / store.epochs:.1f} times; precompute more"
         )
     return {
         "steps": side.steps,
@@ -218,19 +220,19 @@ def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dic
 
 
 def measure_rates(bench: Bench, *, rounds: int, steps_a_round: int) -> dict[str, list[float]]:
-    """Images a second by side, one figure a round."""
+    """Images per second of each round, by side."""
     sides = bench.sides({"example": PUBLISHED, "offline": PUBLISHED})
     contenders = {name: functools.partial(side.train, steps_a_round) for name, side in sides.items()}
     rates = measure(contenders, rounds=rounds)
     size = bench.batch_size
     for name, values in rates.items():
         print(f"{name}: median {median(values):,.1f} images/s, {size / median(values):.3f} s for {size}")
-    print(f"offline: {ratio(rates, 'offline', 'example'):.2f} times as many images a second as the example")
+    print(f"offline: {ratio(rates, 'offline', 'example'):.2f} times the images per second of the example")
     return rates
 
 
 def measure_accuracy(bench: Bench, schedules: dict[str, WarmupCosine], *, seconds: int) -> dict[str, Any]:
-    """Figures by side after so many seconds of training, from the first weights."""
+    """Figures of each side after some seconds of training from the initial weights."""
     sides = bench.sides(schedules)
     train_equally_long(sides, seconds)
     evaluator = bench.run.evaluator(bench.run.options.eval_split)
@@ -240,11 +242,11 @@ def measure_accuracy(bench: Bench, schedules: dict[str, WarmupCosine], *, second
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Runs the benchmark."""
     flags = parse(argv)
     store = Store(flags.store)
     teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher, store=flags.store))
-    flags.teacher, flags.epochs = None, store.epochs  # the trainer's run is offline, and as long as the store
+    flags.teacher, flags.epochs = None, store.epochs  # an offline run of the whole store
     tf.keras.utils.set_random_seed(flags.seed)
     bench = Bench(Run(resolve(flags, store), store), teacher)
     size, recipe = bench.batch_size, bench.run.options.recipe
@@ -260,7 +262,7 @@ def main(argv: list[str]) -> int:
     }
     if flags.seconds:
         schedules = choose_schedules(flags.schedule, rates, seconds=flags.seconds, batch_size=size)
-        print(f"{flags.seconds} s of training a side, schedule {flags.schedule}:", flush=True)
+        print(f"{flags.seconds} s of training per side, schedule {flags.schedule}:", flush=True)
         result |= {
             "seconds": flags.seconds,
             "schedule": flags.schedule,

@@ -1,8 +1,8 @@
-"""Training steps with the replay against the same step on one resident batch.
+"""Compares the rate of training steps with the replay with that of steps on one resident batch.
 
     python tests/benchmarks/training_rate.py --store=DIR --student=resnet50v2 --batch_size=64
 
-Goal: 0.95 with a student as big as ResNet50V2 at 128.
+The goal is 0.95 with a student of the size of ResNet50V2 at 128.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.run.training import Run
 
 
 def main(argv: list[str]) -> int:
-    """The command; takes the trainer's flags."""
+    """Runs the benchmark; takes the flags of the trainer."""
     parser = make_parser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps_a_round", type=int, default=8)
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         run = Run(resolve(flags, store), store)
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round
-    # One pipeline over all rounds, as in a run; repeated, should the store be shorter than the benchmark.
+    # One pipeline over all rounds, the same as in a run; repeated if the store is shorter than the benchmark.
     replayed = iter(run.targets.batches(0, int(run.options.length.steps)).repeat())
     resident = iter(tf.data.Dataset.from_tensors(next(replayed)).repeat())
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
     rates = measure({"resident": train(resident), "replay": train(replayed)}, rounds=flags.rounds)
     for name, values in rates.items():
-        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s a step")
+        print(f"{name}: median {median(values):,.1f} views/s, {size / median(values):.3f} s per step")
     print(f"replay: {ratio(rates, 'replay', 'resident'):.3f} of the step on a resident batch")
     return 0
 

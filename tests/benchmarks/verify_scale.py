@@ -1,9 +1,9 @@
-"""What `pipeline.verify` itself costs on a store of 64,000 shards and 66 million teacher batches: CPU, memory, reads.
+"""Measures CPU time, memory and reads of `pipeline.verify` on a store of 64,000 shards and 66 million teacher batches.
 
     python -m tests.benchmarks.verify_scale                   # about ten minutes, no images, no teacher
 
-All shards are one real file under 64,000 names, so that hashing and reading cost what they cost, and the disk little. In
-place of images and a teacher, a worker that knows the file's records.
+All shards are hard links to one real file, so that hashing and reading are real and the disk usage is small. A worker
+that returns the records of this file replaces images and teacher.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from pipeline.views.records import ViewRecords
 from tests.benchmarks.scale import make_spec
 
 _EPOCHS_SHARDS = 200  # shards per epoch
-_LINKS = 60_000  # names of one file; ext4 allows 65,000
+_LINKS = 60_000  # hard links per file; ext4 allows 65,000
 
 
 def make_records(count: int, classes: int) -> ViewRecords:
-    """Records of `count` views, of nothing."""
+    """Random records of `count` views."""
     random = np.random.default_rng(0)
     return ViewRecords(
         example=random.integers(0, 1 << 20, count),
@@ -56,7 +56,7 @@ def make_records(count: int, classes: int) -> ViewRecords:
 
 
 def make_store(store: Path, spec: Spec, records: ViewRecords, shards: int) -> None:
-    """A published store whose shards are all the same."""
+    """Writes a published store of identical shards."""
     codec = spec.make_codec()
     serialized = serialize(records, codec.encode(records.logits))
     for index in range(shards):
@@ -76,12 +76,12 @@ def make_store(store: Path, spec: Spec, records: ViewRecords, shards: int) -> No
 
 @dataclasses.dataclass
 class KnownRecords:
-    """A `ShardWorker` whose images and teacher give what is in the shards.
+    """A `ShardWorker` whose crops and logits are those of the shards.
 
     Attributes:
-      spec: of the store.
-      records: of each shard.
-      pipelines: how many input pipelines were started.
+      spec: Spec of the store.
+      records: Records of each shard.
+      pipelines: Number of started input pipelines.
     """
 
     spec: Spec
@@ -89,11 +89,11 @@ class KnownRecords:
     pipelines: int = 0
 
     def input_of(self, split: str) -> KnownRecords:
-        """The input is the worker itself."""
+        """The input, which is the worker itself."""
         return self
 
     def batches(self, starts: np.ndarray) -> Iterator[Batch]:
-        """What would be rendered."""
+        """The batches that the renderer would return."""
         self.pipelines += 1
         names = {"found_crop_hash": "crop_hash", "found_source_hash": "source_hash"}
         for start in starts.tolist():
@@ -114,31 +114,31 @@ class KnownRecords:
 
 @dataclasses.dataclass
 class Peak:
-    """The largest resident size of this process while it is watched, in bytes."""
+    """The peak resident size of this process while it is watched, in bytes."""
 
     peak: int = 0
 
     def watch(self, ended: threading.Event) -> None:
-        """Looks twice a second."""
+        """Samples the resident size twice per second."""
         while not ended.wait(0.5):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.peak = max(self.peak, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def measured(what: str, work: Callable[[], Any]) -> Any:
-    """Prints wall time, CPU time and the growth of the peak resident size of some work."""
+    """Prints wall time, CPU time and growth of the peak resident size of some work."""
     ended, found = threading.Event(), Peak()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     thread = threading.Thread(target=found.watch, args=(ended,))
     thread.start()
-    begun, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     try:
         out = work()
     finally:
         ended.set()
         thread.join()
     print(
-        f"{what}: {time.perf_counter() - begun:,.1f} s, {time.process_time() - cpu:,.1f} s of CPU time, "
+        f"{what}: {time.perf_counter() - started:,.1f} s, {time.process_time() - cpu:,.1f} s of CPU time, "
         f"{max(found.peak - before, 0) / 1e6:,.0f} MB more than before",
         flush=True,
     )
@@ -146,7 +146,7 @@ def measured(what: str, work: Callable[[], Any]) -> Any:
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the benchmark."""
     parser = Parser(prog="verify_scale.py")
     parser.add_argument("--shards", type=positive, default=64_000)
     parser.add_argument("--views_per_shard", type=positive, default=65_536)

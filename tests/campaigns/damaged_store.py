@@ -1,10 +1,10 @@
-"""Flips random bytes of a store's files, or cuts them, and reads it: refused or the true records, never wrong ones.
+"""Damages the files of a store at random, and checks that reading refuses it or returns the true records.
 
-    python tests/campaigns/damaged_store.py --store=DIR --trials=1000          # of a copy; minutes
+    python tests/campaigns/damaged_store.py --store=DIR --trials=1000          # uses a copy; minutes
 
-Each trial damages one file, shards and metadata alike, opens the store as any command does, and reads every record
-of every split. Outcomes: `refused` (DataError or UserError), `true` (as before the damage: it was where nothing is
-read from, such as in the provenance), and what must not be: `wrong` records, or `crashed` with another exception.
+Each trial flips a byte of one shard or metadata file, or truncates it, then opens the store and reads all records of all
+splits. Allowed outcomes are `refused` (DataError or UserError) and `true` (no effect, for example in the provenance).
+Faults are `wrong` records and `crashed` with another exception.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Records = dict[str, ViewRecords]
 
 
 def read_all(path: Path) -> Records:
-    """Every record of a store by split; the training views as `views`."""
+    """All records of a store by split, with the training views as `views`."""
     store = Store(path)
     store.check_files()
     readers = {"views": store.views} | {split: store.eval_reader(split) for split in store.eval_splits}
@@ -45,7 +45,7 @@ def same(found: Records, truth: Records) -> bool:
 
 
 def damage(data: bytes, generator: np.random.Generator) -> tuple[str, bytes]:
-    """Three times in four another byte, else the file cut short."""
+    """Changes a byte, or truncates the file in one of four cases."""
     place = int(generator.integers(len(data)))
     if generator.random() < 0.25:
         return "cut", data[:place]
@@ -55,16 +55,16 @@ def damage(data: bytes, generator: np.random.Generator) -> tuple[str, bytes]:
 def campaign(
     store: Path, *, trials: int, seed: int = 0, show: bool = False
 ) -> collections.Counter[tuple[str, str, str]]:
-    """Damages a store's files in turn and leaves them as they were.
+    """Damages the files of a store one after the other, and restores each.
 
     Args:
-      store: a copy; nobody else may use it.
-      trials: how many times.
-      seed: of the places.
-      show: a progress bar.
+      store: Copy of a store that nothing else uses.
+      trials: Number of trials.
+      seed: Random seed of the positions.
+      show: Show a progress bar.
 
     Returns:
-      How often each (kind of file, kind of damage, outcome) was.
+      Counts by kind of file, kind of damage and outcome.
     """
     truth = read_all(store)
     files = sorted(path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
@@ -79,19 +79,21 @@ def campaign(
             outcome = "true" if same(read_all(store), truth) else "wrong"
         except (DataError, UserError):
             outcome = "refused"
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
+        except Exception as error:  # noqa: BLE001  # any exception is a finding
             outcome = f"crashed: {type(error).__name__}"
         path.write_bytes(whole)
         counts["shard" if "array_record" in path.name else path.name, kind, outcome] += 1
     if not same(read_all(store), truth):
-        raise AssertionError("the store was not left as it was")
+        raise AssertionError("the store was not restored")
     return counts
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the campaign and prints a table."""
     parser = Parser(prog="python tests/campaigns/damaged_store.py")
-    parser.add_argument("--store", type=file_path, required=True, help="is copied, and stays as it is")
+    parser.add_argument(
+        "--store", type=file_path, required=True, help="Store, which is copied and not changed."
+    )
     parser.add_argument("--trials", type=positive, default=1000)
     flags = parser.parse_strictly(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> int:
         print(f"| {file} | {kind} | {outcome} | {count} |")
     bad = sum(count for (_, _, outcome), count in counts.items() if outcome not in ("refused", "true"))
     if bad:
-        raise DataError(f"{bad} of {flags.trials} damages were neither refused nor without effect")
+        raise DataError(f"{bad} of {flags.trials} trials returned wrong records or crashed")
     return 0
 
 

@@ -1,12 +1,11 @@
-"""Kills training runs and looks whether they end bit-equal to one that nobody disturbed.
+"""Kills training runs at random, and checks that they end bit-equal to an undisturbed run.
 
     python -m tests.campaigns.exact_resume                                    # small stores; ten minutes on 2 cores
     python -m tests.campaigns.exact_resume --kills=5 --store=DIR --student=small --steps=200 --teacher=DIR
 
-Each run is a process of `python -m trainer.train`, killed with SIGKILL at random steps, in whatever it is doing
-then (a step, a checkpoint, an evaluation), and started again with the same command, until it has been killed as
-often as asked and may finish. With no flags of the trainer: one run offline, one online from its first step, and one
-across the end of the store.
+Each run is a process of `python -m trainer.train`. SIGKILL ends it at random steps, within a step, a checkpoint or an
+evaluation, and the same command continues it. After `--kills` kills it runs to its end. Without flags of the trainer there
+are three runs: one offline, one online from its first step, and one across the end of the store.
 """
 
 from __future__ import annotations
@@ -40,77 +39,77 @@ from tests.runs import (
 )
 from trainer.run.checkpoints import read_run, saved_path
 
-# Short intervals: a kill at random then falls into a checkpoint or an evaluation as often as into a step.
+# Short intervals, so that random kills hit checkpoints and evaluations as often as steps.
 FLAGS = ("--deterministic", "--log_every=1", "--checkpoint_every=3", "--eval_every=10")
-START_SECONDS = 300  # for a process to come to its next step, on a busy machine
+START_SECONDS = 300  # timeout for the next step on a busy machine
 
 
 class FinishedError(Exception):
-    """The run came to its end before it could be killed; ask for more steps."""
+    """The run ended before it could be killed; use more steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One SIGKILL that hit a run at work.
+    """A SIGKILL of a running process.
 
     Attributes:
-      asked: step after which it was to be killed.
-      died: last step in metrics.jsonl; at least one was made by the process that was killed.
-      saved: step of the checkpoint that was there then, or 0.
-      run: what that checkpoint says of its run.
-      amid: what it died in: names of files half written, `evaluation`, or nothing for a step.
+      planned: Step after which the kill was planned.
+      died: Last step in metrics.jsonl; the killed process made at least one.
+      saved: Step of the latest checkpoint, or 0.
+      run: Run state in that checkpoint.
+      interrupted: Names of incomplete files, or `evaluation`; empty within a step.
     """
 
-    asked: int
+    planned: int
     died: int
     saved: int
     run: dict[str, Any]
-    amid: list[str]
+    interrupted: list[str]
 
 
 def last_line(workdir: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; `{"step": 0}` where there is none."""
+    """The last complete line of metrics.jsonl; `{"step": 0}` if there is none."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)[-2:] if path.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     return json.loads(whole[-1]) if whole else {"step": 0, "kind": "train"}
 
 
-def wait_and_kill(process: subprocess.Popen[str], workdir: Path, *, asked: int, delay: float) -> None:
-    """Kills a process some seconds after a step is in metrics.jsonl.
+def wait_and_kill(process: subprocess.Popen[str], workdir: Path, *, planned: int, delay: float) -> None:
+    """Kills a process `delay` seconds after a step is in metrics.jsonl.
 
     Raises:
-      FinishedError: it ended by itself.
-      TimeoutError: it never came so far.
+      FinishedError: the process ended by itself.
+      TimeoutError: the process did not reach the step.
     """
     deadline = time.monotonic() + START_SECONDS
-    while last_line(workdir)["step"] < asked:
+    while last_line(workdir)["step"] < planned:
         if process.poll() is not None:
             text = process.communicate()[1]
-            raise FinishedError(f"exit code {process.returncode} before step {asked}: {text[-2000:]}")
+            raise FinishedError(f"exit code {process.returncode} before step {planned}: {text[-2000:]}")
         if time.monotonic() > deadline:
             process.kill()
-            raise TimeoutError(f"not at step {asked} after {START_SECONDS} s")
+            raise TimeoutError(f"step {planned} not reached within {START_SECONDS} s")
         time.sleep(0.002)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
-        raise FinishedError(f"exit code {process.returncode}, just before it was killed at step {asked}")
+        raise FinishedError(f"exit code {process.returncode}, just before it was killed at step {planned}")
 
 
-def found_after(workdir: Path, *, asked: int, eval_every: int) -> Kill:
-    """What a kill has left."""
+def found_after(workdir: Path, *, planned: int, eval_every: int) -> Kill:
+    """The state that a kill left behind."""
     line = last_line(workdir)
     path = saved_path(workdir / "checkpoints")
     run = {"step": 0} if path is None else read_run(path)
-    amid = [str(file.relative_to(workdir)) for file in half_written(workdir)]
+    interrupted = [str(file.relative_to(workdir)) for file in half_written(workdir)]
     if line["kind"] == "train" and line["step"] % eval_every == 0 and run["step"] == line["step"]:
-        amid.append("evaluation")
-    return Kill(asked=asked, died=line["step"], saved=run["step"], run=run, amid=amid)
+        interrupted.append("evaluation")
+    return Kill(planned=planned, died=line["step"], saved=run["step"], run=run, interrupted=interrupted)
 
 
 def half_written(workdir: Path) -> list[Path]:
-    """Files that are no part of a whole checkpoint, and temporaries."""
+    """Temporary files, and files of incomplete checkpoints."""
     out = [path for path in workdir.rglob("*") if ".tmp-" in path.name or "_temp" in path.name]
     for data in workdir.rglob("ckpt-*.data-*"):
         if not data.with_name(f"{data.name.split('.')[0]}.index").exists():
@@ -119,22 +118,22 @@ def half_written(workdir: Path) -> list[Path]:
 
 
 def kill_and_continue(argv: list[str], workdir: Path, *, steps: list[int], seed: int = 0) -> list[Kill]:
-    """Starts a run as often as there are steps, and kills it at each.
+    """Starts a run once for each given step, and kills it after that step.
 
     Args:
-      argv: flags of the trainer, but `--workdir`.
-      workdir: of the run.
-      steps: after which it is killed, in order; later, if it had been killed later before.
-      seed: of the delays, up to twice the time of a step or so.
+      argv: Flags of the trainer without `--workdir`.
+      workdir: Directory of the run.
+      steps: Steps of the kills, ascending; a kill is later if an earlier one was late.
+      seed: Random seed of the delays, which are up to about two steps.
 
     Raises:
-      FinishedError: a kill came too late.
+      FinishedError: the run ended before a kill.
     """
     eval_every = next(int(flag.split("=")[1]) for flag in argv if flag.startswith("--eval_every="))
     generator, kills = random.Random(seed), []
     started = command([*argv, f"--workdir={workdir}"])
     for number, step in enumerate(steps, 1):
-        asked = max(step, kills[-1].died + 1 if kills else 1)
+        planned = max(step, kills[-1].died + 1 if kills else 1)
         process = subprocess.Popen(
             started,
             cwd=ROOT,
@@ -143,23 +142,23 @@ def kill_and_continue(argv: list[str], workdir: Path, *, steps: list[int], seed:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_and_kill(process, workdir, asked=asked, delay=generator.uniform(0, 0.05))
+        wait_and_kill(process, workdir, planned=planned, delay=generator.uniform(0, 0.05))
         process.communicate()
-        kills.append(found_after(workdir, asked=asked, eval_every=eval_every))
+        kills.append(found_after(workdir, planned=planned, eval_every=eval_every))
         kill = kills[-1]
         print(
-            f"kill {number}: asked for at step {kill.asked}, died at {kill.died} in {', '.join(kill.amid) or 'a step'}; "
-            f"the checkpoint holds step {kill.saved}",
+            f"kill {number}: planned at step {kill.planned}, died at {kill.died} in {', '.join(kill.interrupted) or 'a step'}; "
+            f"the checkpoint has step {kill.saved}",
             flush=True,
         )
     return kills
 
 
 def differences(killed: Path, undisturbed: Path) -> list[str]:
-    """What of two finished runs is not the same; nothing, if all is well.
+    """Differences of two finished runs; empty if they are equal.
 
-    Compared are: weights and optimizer state of the last and of the best checkpoint, bit for bit; the lines of
-    metrics.jsonl but for rates, each step once; what TensorBoard is told; evaluations; and what lies around.
+    Compares weights and optimizer state of the latest and of the best checkpoint, bit for bit; the lines of metrics.jsonl
+    without rates; TensorBoard scalars; evaluations; and names of checkpoint files. Reports leftover files.
     """
     out = []
     for name in ("checkpoints", "checkpoints/best"):
@@ -192,14 +191,14 @@ def _without_rates(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def make_runs(root: Path, *, steps: int) -> dict[str, list[str]]:
-    """Flags of the three kinds of runs on small stores that are made here, by name."""
+    """Writes small stores; returns the flags of the three kinds of runs, by name."""
     data_dir, teacher = stores.prepare_photos(root / "data"), stores.save_teacher(root / "teacher")
     spec = stores.make_spec(data_dir, teacher)
-    size = 5  # views a step
+    size = 5  # views per step
     out = {}
     for name, epochs, batch_size in (
         ("offline", -(-steps * size // stores.N), size),
-        ("online", 1, stores.N + 1),  # the first batch needs a view more than there is
+        ("online", 1, stores.N + 1),  # the first batch needs one view more than the store has
         ("switch", steps * size // 2 // stores.N, size),
     ):
         worker = ShardWorker(stores.job_for(root / name / "store", spec, data_dir, teacher))
@@ -213,15 +212,15 @@ def make_runs(root: Path, *, steps: int) -> dict[str, list[str]]:
 
 
 def random_steps(kills: int, *, steps: int, seed: int) -> list[int]:
-    """Steps to be killed at, in order; none so late that the run could be finished."""
+    """Ascending steps of the kills, early enough that the run is not finished."""
     return sorted(random.Random(seed).sample(range(1, int(0.85 * steps)), kills))
 
 
 def run_campaign(name: str, argv: list[str], root: Path, *, kills: list[int], seed: int) -> list[Kill]:
-    """One run killed and one left alone, compared.
+    """Compares a killed run with an undisturbed one.
 
     Raises:
-      AssertionError: they differ; lists in what.
+      AssertionError: they differ; the message lists the differences.
     """
     run_process([*argv, f"--workdir={root / 'undisturbed'}"])
     found = kill_and_continue(argv, root / "killed", steps=kills, seed=seed)
@@ -229,23 +228,23 @@ def run_campaign(name: str, argv: list[str], root: Path, *, kills: list[int], se
     (root / "kills.jsonl").write_text("".join(json.dumps(dataclasses.asdict(kill)) + "\n" for kill in found))
     wrong = differences(root / "killed", root / "undisturbed")
     if wrong:
-        raise AssertionError(f"{name}: not the same after {len(found)} kills: {'; '.join(wrong)}")
-    amid = sum(bool(kill.amid) for kill in found)
+        raise AssertionError(f"{name}: different after {len(found)} kills: {'; '.join(wrong)}")
+    interrupted = sum(bool(kill.interrupted) for kill in found)
     print(
-        f"{name}: bit-equal after {len(found)} kills, {amid} of them in a checkpoint or an evaluation",
+        f"{name}: bit-equal after {len(found)} kills, {interrupted} of them within a checkpoint or an evaluation",
         flush=True,
     )
     return found
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Runs the campaign."""
     parser = Parser(
         prog="python -m tests.campaigns.exact_resume", description="Kills and continues training runs."
     )
-    parser.add_argument("--kills", type=positive, default=20, help="of each run")
-    parser.add_argument("--kill_seed", type=whole, default=0, help="of the steps that runs are killed at")
-    parser.add_argument("--directory", help="for the runs; by default a temporary one")
+    parser.add_argument("--kills", type=positive, default=20, help="Kills per run.")
+    parser.add_argument("--kill_seed", type=whole, default=0, help="Random seed of the steps.")
+    parser.add_argument("--directory", help="Directory for the runs (default: a temporary one).")
     flags, given = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(flags.directory or temporary)

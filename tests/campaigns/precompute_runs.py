@@ -1,6 +1,6 @@
-"""Precomputes to be disturbed: forked from a process that has imported everything, so that a kill hits work.
+"""Precomputes for the fault campaign, forked from a process with all imports done, so that kills hit actual work.
 
-The campaign's own process must never run TensorFlow, only import it: a fork has none of its threads.
+The process of the campaign may import TensorFlow but never run it, because a fork does not have its threads.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from pipeline.store.spec import Spec
 from tests.stores import shard_files
 
 METADATA = ("manifest.json", "dataset_info.json", "features.json")
-STEPS = ("mkdir", "link", "replace", "fsync", "rmdir")  # of `os`: what publishing consists of
+STEPS = ("mkdir", "link", "replace", "fsync", "rmdir")  # functions of `os` that publishing uses
 
 
 class DisturbedError(Exception):
-    """A store is not what it has to be, or a run did what it must not."""
+    """A store differs from the expected one, or a run failed in an unexpected way."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a kill has left of a store.
+    """State of a store after a kill.
 
     Attributes:
-      published: views that readers see.
-      finished: shards on disk that are not published yet.
-      half_written: temporaries, shards and metadata.
-      open_session: the spec is there.
+      published: Number of published views.
+      finished: Finished shards that are not published.
+      half_written: Temporary files of shards and metadata.
+      open_session: The spec exists.
     """
 
     published: int
@@ -55,7 +55,7 @@ class State:
 
     @property
     def in_flight(self) -> bool:
-        """Whether there is anything of a run that did not come to its end."""
+        """Whether an unfinished run left anything."""
         return bool(self.finished or self.half_written or (self.open_session and not self.published))
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class State:
 
 
 def state_of(store: Path) -> State:
-    """Looks at a store without opening a shard."""
+    """Reads the state of a store without opening a shard."""
     finished, half_written, views = [], [], 0
     for directory in (store, store / EVAL_DIRECTORY):
         if not directory.is_dir():
@@ -82,17 +82,17 @@ def state_of(store: Path) -> State:
 
 
 def content_of(store: Path) -> dict[str, Any]:
-    """Everything that has to be the same: each shard's and metadata file's bytes, and the spec."""
+    """The content that must be equal: bytes of all shards and metadata files, and the spec."""
     names = [f"{directory}{name}" for directory in ("", f"{EVAL_DIRECTORY}/") for name in METADATA]
     files = {name: (store / name).read_bytes() for name in names if (store / name).exists()}
     return {**shard_files(store), **files, "spec": Spec.load(store).identity()}
 
 
 def check_same(store: Path, expected: dict[str, Any]) -> None:
-    """Compares a finished store with an undisturbed one, by byte; nothing may lie around.
+    """Checks that a finished store is byte-equal to an undisturbed one and has no leftover files.
 
     Raises:
-      DisturbedError: names what differs.
+      DisturbedError: names the files that differ.
     """
     found = content_of(store)
     wrong = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
@@ -100,11 +100,11 @@ def check_same(store: Path, expected: dict[str, Any]) -> None:
         str(path) for path in store.rglob("*") if path.name == PENDING or path.name.startswith(TEMPORARY)
     ]
     if wrong:
-        raise DisturbedError(f"{store}: not as undisturbed: {', '.join(sorted(wrong))}")
+        raise DisturbedError(f"{store}: differs from the undisturbed store: {', '.join(sorted(wrong))}")
 
 
 def in_child(work: Callable[[], Any], *, log: Path) -> int:
-    """Forks, and runs a function there; returns the process id."""
+    """Runs a function in a forked process; returns the process ID."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -131,16 +131,16 @@ def in_child(work: Callable[[], Any], *, log: Path) -> int:
 
 
 def start(flags: list[str], *, log: Path, before: Callable[[], Any] = lambda: None) -> int:
-    """Starts the command in a process of its own; returns its id.
+    """Starts the command in a forked process; returns the process ID.
 
     Args:
-      flags: of `pipeline.precompute`.
-      log: file for its output.
-      before: called there, first.
+      flags: Flags of `pipeline.precompute`.
+      log: File for its output.
+      before: Called first in that process.
     """
 
     def work() -> None:
-        # Epochs are published as soon as they are finished, so that kills meet that more often than at the end.
+        # Publishes each epoch at once, so that more kills hit publishing.
         publishing._POLL_SECONDS = publishing._REMOTE_POLL_SECONDS = 0.02
         publishing._TIME_SHARE = 0.5
         sys.argv = ["precompute", *flags]
@@ -152,7 +152,7 @@ def start(flags: list[str], *, log: Path, before: Callable[[], Any] = lambda: No
 
 
 def end_of(pid: int) -> int:
-    """Waits for a process; its exit code, negative for a signal."""
+    """Waits for a process; returns its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -160,14 +160,14 @@ def finish(flags: list[str], *, log: Path) -> None:
     """Runs the command to its end.
 
     Raises:
-      DisturbedError: it fails.
+      DisturbedError: the command fails.
     """
     if code := end_of(start(flags, log=log)):
         raise DisturbedError(f"exit code {code} of `precompute {' '.join(flags)}`: {log.read_text()[-2000:]}")
 
 
 def kill_after(pid: int, seconds: float) -> bool:
-    """SIGKILL after some time; whether it was still at work then."""
+    """Kills a process after some seconds; returns whether it was still running."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
@@ -178,12 +178,12 @@ def kill_after(pid: int, seconds: float) -> bool:
 
 
 def watch_steps(store: Path, log: Path, *, die_before: int | None = None) -> None:
-    """For `start`: from here on the process writes each step on a path in the store to a file, and dies at one.
+    """Makes this process log each publishing step in a store, and optionally kill itself before one of them.
 
     Args:
-      store: the store.
-      log: the file.
-      die_before: number of the step, from 1, before which it kills itself; None for never.
+      store: Directory of the store.
+      log: File for the steps.
+      die_before: Number of the step, from 1, before which the process kills itself; None for never.
     """
     count = 0
 
@@ -210,7 +210,7 @@ def watch_steps(store: Path, log: Path, *, die_before: int | None = None) -> Non
 
 
 def watch_requests(log: Path, *, die_before: int | None = None) -> None:
-    """`watch_steps` for a store in a bucket: each object that is written or removed is a step, the lock's apart."""
+    """`watch_steps` for a store in a bucket, where a step is a write or removal of an object other than the lock."""
     count = 0
 
     def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,7 +231,7 @@ def watch_requests(log: Path, *, die_before: int | None = None) -> None:
 
 
 def _path_of(named: Any, directory: int | None) -> Path:
-    """The path that a call of `os` is about: given, or of a descriptor, or relative to one."""
+    """The path of a call of `os`, given as a path, as a descriptor, or relative to one."""
     if isinstance(named, int):
         return _open_path(named)
     return Path(named) if directory is None else _open_path(directory) / named

@@ -105,6 +105,7 @@ def test_short_outage_of_the_service_does_not_end_the_launch(
         {"match": "follow 1", "line": "step 5", "then": "drop"},
         {"match": "tpu-vm list", **unavailable},  # before the node exists
         {"match": "tpu-vm list", "after": 2, **unavailable},  # after the connection was lost
+        {"match": "tpu-vm delete", **unavailable},  # at the end
     )
     code, out, _ = ended(launch("--delete"), capsys)
     assert code == 0

@@ -229,8 +229,15 @@ def test_long_outage_is_reported_with_the_node_that_is_billed(
 
 def test_failed_deletion_is_reported_with_the_node(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
     (cloud.root / "go").touch()
-    cloud.expect({"match": "tpu-vm delete", **UNAVAILABLE})
+    cloud.expect(*[{"match": "tpu-vm delete", **UNAVAILABLE}] * 5)
     code, _, message = ended(launch("--delete"), capsys)
+    assert code == EXIT_TRY_AGAIN
+    assert STOP in message
+
+
+def test_node_whose_creation_is_uncertain_is_reported(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    cloud.expect({"match": "tpu-vm create", **UNAVAILABLE})
+    code, _, message = ended(launch(), capsys)
     assert code == EXIT_TRY_AGAIN
     assert STOP in message
 

@@ -9,13 +9,25 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import EXIT_TERMINATED, TryAgainError, UserError
-from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, describe_failure, find, succeed
+from trainer.cloud.gcloud import (
+    Command,
+    Lines,
+    NodeRequest,
+    Tpu,
+    ask,
+    describe_failure,
+    failure,
+    find,
+    succeed,
+)
 from trainer.run.child_runs import ended_by_signal
 
+_T = TypeVar("_T")
 _MARK = "view-distill: "  # prefix of the host script's answers in its output
 _NOTHING = "this command has created nothing"
 _TRIES = 5  # attempts to connect: the ssh server of a new machine starts late
@@ -241,18 +253,22 @@ class TpuRun:
             self._sleep()
 
     def _find(self, command: Command) -> dict[str, Any] | None:
-        """The entry that a list command prints. Repeats the command while the service does not respond.
+        """The entry that a list command prints; waits for the service."""
+        return self._patiently(lambda: find(command))
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        """Repeats commands while the service does not respond.
 
         Raises:
           TryAgainError: it did not respond to any attempt.
         """
         for _ in range(_TRIES - 1):
             try:
-                return find(command)
+                return work()
             except TryAgainError as error:
                 print(f"{error}; trying again", flush=True)
                 self._sleep()
-        return find(command)
+        return work()
 
     def _check_ready(self) -> None:
         node = self._find(self._tpu.list_nodes())
@@ -288,8 +304,10 @@ class TpuRun:
             print(f"{tpu.zone} has no capacity; nothing is billed meanwhile; trying again", flush=True)
             self._sleep()
             return
-        self.left = _NOTHING
-        succeed(command, answer)
+        error = failure(command, answer)
+        if not isinstance(error, TryAgainError):  # otherwise the request may have arrived
+            self.left = _NOTHING
+        raise error
 
     def _refuse_failed(self, request: dict[str, Any]) -> NoReturn:
         error = request["state"].get("failedData", {}).get("error", {}).get("message", "no reason is given")
@@ -299,7 +317,7 @@ class TpuRun:
     def _delete_node(self) -> None:
         print(f"deleting the remains of {self._tpu.name}", flush=True)
         self._recreating = True
-        delete_node(self._tpu)
+        self._patiently(lambda: delete_node(self._tpu))
 
     def _connected(self, command: Command) -> str:
         """Output of a command that needs a connection to the host."""
@@ -329,7 +347,7 @@ class TpuRun:
         print(f"{name}: the trainer {how}; its files: {self._job.workdir}", flush=True)
         self._set_left("the trainer has ended")
         if self._delete:
-            delete_node(self._tpu)
+            self._patiently(lambda: delete_node(self._tpu))
             self.left = "nothing is billed"
             print(f"{name} is deleted", flush=True)
         else:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from pipeline.errors import DataError, UserError
 from pipeline.storage.checked_json import AtLeast, Count, build, read_json
+from trainer.config.run_files import RESULT_FILE
 
-RESULT_FILE = "result.json"
 FORMAT = 1
 RESULT_LIMIT = 256 << 20  # bytes of the file; its curves are thinned
 

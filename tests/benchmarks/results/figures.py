@@ -1,10 +1,10 @@
-"""The table and plots of docs/results.md, from the results beside this file.
+"""Makes the tables and plots of docs/results.md from the results in this directory.
 
     python tests/benchmarks/results/figures.py                     # writes the plots, prints the table
-    python tests/benchmarks/results/figures.py --keep=DIR          # first makes flowers102.json of DIR/result.json
+    python tests/benchmarks/results/figures.py --keep=DIR          # first writes flowers102.json from DIR/result.json
 
-`DIR` is what `python -m trainer.compare --from=... --workdir=DIR` wrote. Kept is all but what names this machine's
-directories, losses at every `--log_every` step included, so that each figure can be worked out again.
+`DIR` is the work directory of `python -m trainer.compare --from=... --workdir=DIR`. The copy has everything except
+directories of the machine, so that each figure can be recomputed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULT = HERE / "flowers102.json"
 
 
 def without_paths(tree: Any) -> Any:
-    """A result with each absolute path cut to its last name."""
+    """A result with each absolute path reduced to its last component."""
     if isinstance(tree, dict):
         return {key: without_paths(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -45,12 +45,12 @@ def _cut_flag(word: str) -> str:
 
 
 def percent(mean: float, deviation: float | None) -> str:
-    """`15.2 ± 0.3 %`, the deviation over seeds where there are several."""
+    """Formats a mean and its deviation over seeds, such as `15.2 ± 0.3 %`."""
     return f"{mean:.1%}" if deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
 
 
 def arms_table(result: dict[str, Any]) -> str:
-    """Markdown: an arm and length a row."""
+    """Markdown table with one row per arm and length."""
     lines = [
         "| targets | epochs | seeds | top-1 | agreement with the teacher | loss on test |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -66,7 +66,7 @@ def arms_table(result: dict[str, Any]) -> str:
 
 
 def pairs_table(result: dict[str, Any]) -> str:
-    """Markdown: a pair a row."""
+    """Markdown table with one row per pair."""
     lines = [
         "| pair | seed | largest loss difference | weights' distance | students agree | top-1 difference, 95 % |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -82,9 +82,9 @@ def pairs_table(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module's docstring."""
+    """Writes the plots and prints the tables."""
     parser = Parser(prog="figures.py")
-    parser.add_argument("--keep", help="workdir of a comparison whose result.json is to be kept here")
+    parser.add_argument("--keep", help="Work directory of a comparison whose result.json is copied here.")
     flags = parser.parse_strictly(argv)
     if flags.keep:
         kept = without_paths(load_result(Path(flags.keep)))

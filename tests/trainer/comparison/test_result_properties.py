@@ -19,9 +19,10 @@ from tests.results import full_result, sparse_result
 from tests.runs import arguments
 from trainer.comparison.findings import Findings, main_epochs, offline_online_pairs, paired_runs
 from trainer.comparison.finished import FinishedRun, is_finished
-from trainer.comparison.result_file import RESULT_FILE, load_result
+from trainer.comparison.result_file import load_result
 from trainer.comparison.summary import compare_runs, merge_results
 from trainer.comparison.table import comparison_table
+from trainer.config.run_files import RESULT_FILE
 from trainer.pages.report import render
 from trainer.run.results import PREDICTIONS_FILE
 from trainer.train import main
