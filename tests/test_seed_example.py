@@ -203,9 +203,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ([], "the store's views are not the recipe's"),
-        (["--epochs=2"], "--epochs and --steps: this is timed"),
-        (["--secnods=2"], "did you mean --seconds?"),
+        ([], "--recipe=keras_example"),
+        (["--epochs=2"], "--epochs"),
+        (["--secnods=2"], "--seconds?"),
     ],
 )
 def test_mistake_ends_the_command_in_one_line(
