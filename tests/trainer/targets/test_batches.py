@@ -135,10 +135,18 @@ def test_other_pixels_under_the_same_metadata_are_refused_with_both_fingerprints
         list(
             replay(three_epochs, forged_data_dir, batch_size=5, cache=cache).input.batches(np.array([20])),
         )
-    message = str(error.value)
-    assert f"view 20 (example {records.example[0]}): source fingerprint is " in message
-    assert f"{records.source_hash[0]:08x} in the store" in message
-    assert "--data_dir" in message
+    found = fingerprint32(
+        tf.constant(Dataset(stores.DATASET, "train", data_dir=forged_data_dir).read(records.example[:1]))
+    )
+    for text in (
+        "view 20 ",
+        f"example {records.example[0]}",
+        "source",
+        f"{records.source_hash[0]:08x}",
+        f"{int(found[0]):08x}",
+    ):
+        assert text in str(error.value)
+    assert "`data_dir`" in str(error.value)
 
 
 @pytest.mark.parametrize("cache", [0, CACHE], ids=["encoded", "cached"])
@@ -149,12 +157,14 @@ def test_another_crop_than_the_teacher_s_is_refused_with_both_fingerprints(
     forge_records(store, 22, crop_hash=0xDEADBEEF)
     with pytest.raises(DataError) as error:
         list(replay(store, data_dir, batch_size=4, cache=cache).input.batches(np.array([16, 20, 24])))
-    message = str(error.value)
-    assert (
-        f"view 22 (example {before.example[0]}): crop fingerprint is {before.crop_hash[0]:08x} here"
-        in message
-    )
-    assert "deadbeef in the store" in message
+    for text in (
+        "view 22 ",
+        f"example {before.example[0]}",
+        "crop",
+        f"{before.crop_hash[0]:08x}",
+        "deadbeef",
+    ):
+        assert text in str(error.value)
 
 
 def test_partner_s_crop_is_verified_too(store: Path, data_dir: Path):
