@@ -1,8 +1,8 @@
-"""Training runs with some number of replicas, one after the other in one process.
+"""Training runs with some number of replicas, in one process.
 
     python -m tests.replica_runs STORE DATA_DIR WORKDIR REPLICAS RUN ...
 
-Each of `RUNS` is the command's, in `WORKDIR/REPLICAS/RUN`; what it prints is in `WORKDIR/REPLICAS/RUN.txt`.
+Each of `RUNS` is the command's, in `WORKDIR/REPLICAS/RUN`; its output is in `WORKDIR/REPLICAS/RUN.txt`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ choices.STUDENTS = tuple(STUDENTS)  # type: ignore[misc]
 
 
 def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:
-    """The named runs."""
+    """Runs the named entries of `RUNS`."""
     strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas > 1 else []
     for name in names:
         found = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={workdir / str(replicas) / name}"]

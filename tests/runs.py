@@ -19,8 +19,9 @@ from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
 from pipeline.store.shards import serialize, shard_name, write_shard
 from trainer.flags.train import make_parser
-from trainer.run.begun import begun_schedule
+from trainer.run.builder import build_run
 from trainer.run.options import TrainOptions, resolve
+from trainer.run.run_schedule import previous_schedule
 from trainer.run.training import Run
 from trainer.targets.batches import Targets
 from trainer.train import main
@@ -41,13 +42,13 @@ def options(argv: list[str], store: Store) -> TrainOptions:
 
 
 def start_run(argv: list[str]) -> Run:
-    """What `main` does up to the training, fresh weights included."""
+    """Builds a run like the command, with initial weights."""
     flags = make_parser().parse_strictly(argv)
     store = Store(flags.store)
     Path(flags.workdir).mkdir(parents=True, exist_ok=True)
     tf.keras.utils.set_random_seed(flags.seed)
-    begun = begun_schedule(Path(flags.workdir), needed=False)
-    return Run(resolve(flags, store, begun=begun), store)
+    previous = previous_schedule(Path(flags.workdir), needed=False)
+    return build_run(resolve(flags, store, previous=previous), store)
 
 
 def fail(

@@ -137,7 +137,10 @@ def test_help_is_answered_at_once(command: str, place: Path) -> None:
         assert shown.seconds < CPU_SECONDS
         assert "default: None" not in shown.out
     assert "--debug" in shown.out
-    if command.startswith("pipeline."):  # groups, and two examples at the end
+    if command.startswith("pipeline.") or command in (
+        "trainer.train",
+        "trainer.compare",
+    ):  # groups, and two examples at the end
         groups, examples = shown.out.split("\nexamples:\n")
         assert len(re.findall(r"^\w[\w ]+:$", groups, re.MULTILINE)) > 2
         assert examples.count(f"python -m {command}") == 2

@@ -25,6 +25,7 @@ from pipeline.store.reader import Store
 from tests.benchmarks.alternate import measure, median, ratio
 from tests.buckets import BUCKET, Fault, FaultyLink, environment, s3_server, upload_tree
 from trainer.flags.train import make_parser
+from trainer.run.builder import build_run
 from trainer.run.options import resolve
 from trainer.run.training import Run
 from trainer.targets.batches import Targets
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
         local = Store(flags.store)
-        run = Run(resolve(flags, local), local)
+        run = build_run(resolve(flags, local), local)
     with (
         s3_server() as server,
         FaultyLink(server, lambda *_: Fault(latency=flags.latency, rate=flags.link_rate)) as link,

@@ -25,8 +25,8 @@ from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from trainer import models
 from trainer.flags.train import make_parser
+from trainer.run.builder import build_run
 from trainer.run.options import resolve
-from trainer.run.training import Run
 from trainer.step.distiller import Distiller
 from trainer.targets.batches import Targets
 from trainer.targets.online_teacher import BatchedTeacher
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
         store = Store(flags.store)
         path, flags.teacher = flags.teacher, None  # the run itself is offline
-        run = Run(resolve(flags, store), store)
+        run = build_run(resolve(flags, store), store)
     size, count, spec = run.options.recipe.batch_size, flags.steps_a_round, store.spec
     teacher: Any = (
         load_teacher(spec, path)

@@ -45,6 +45,7 @@ from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import Store
 from trainer import models
 from trainer.flags.train import make_parser
+from trainer.run.builder import build_run
 from trainer.run.evaluation import Evaluation
 from trainer.run.options import resolve
 from trainer.run.training import Run
@@ -107,7 +108,7 @@ class Bench:
             options.recipe.student,
             num_classes=spec.num_classes,
             image_size=spec.policy.image_size,
-            precision=options.flags["precision"],
+            precision=options.flags.precision,
         )
         student.set_weights(self._initial_weights)
         return student
@@ -248,7 +249,7 @@ def main(argv: list[str]) -> int:
     teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher, store=flags.store))
     flags.teacher, flags.epochs = None, store.epochs  # an offline run of the whole store
     tf.keras.utils.set_random_seed(flags.seed)
-    bench = Bench(Run(resolve(flags, store), store), teacher)
+    bench = Bench(build_run(resolve(flags, store), store), teacher)
     size, recipe = bench.batch_size, bench.run.options.recipe
     count = flags.steps_a_round or math.ceil(store.spec.num_examples / size)
     rates = measure_rates(bench, rounds=flags.rounds, steps_a_round=count)

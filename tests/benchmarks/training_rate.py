@@ -16,8 +16,8 @@ from alternate import measure, median, ratio
 from pipeline.cli.main import run_command
 from pipeline.store.reader import Store
 from trainer.flags.train import make_parser
+from trainer.run.builder import build_run
 from trainer.run.options import resolve
-from trainer.run.training import Run
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
         store = Store(flags.store)
-        run = Run(resolve(flags, store), store)
+        run = build_run(resolve(flags, store), store)
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round
     # One pipeline over all rounds, the same as in a run; repeated if the store is shorter than the benchmark.

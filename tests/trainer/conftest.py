@@ -1,4 +1,4 @@
-"""Stores for training runs, made once a session, and a data set that only its pixels give away."""
+"""Stores for training runs, made once per session, and a data set that differs only in its pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Precompute = Callable[..., Path]
 def make_store(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path, teacher_path: Path
 ) -> MakeStore:
-    """Writes a store of `train` with no evaluation logits; spec's fields may be changed."""
+    """Returns a function that writes a store of `train` without teacher outputs for evaluation splits."""
 
     def make(name: str, *, epochs: int, views_per_shard: int = 20, **changes: object) -> Path:
         store = tmp_path_factory.mktemp(name) / "store"
@@ -44,25 +44,25 @@ def make_store(
 
 @pytest.fixture(scope="session")
 def three_epochs(make_store: MakeStore) -> Path:
-    """51 views, of the same spec as `published_store`; read only."""
+    """A store with 51 views and the spec of `published_store`; read-only."""
     return make_store("three_epochs", epochs=3)
 
 
 @pytest.fixture(scope="session")
 def one_epoch(make_store: MakeStore) -> Path:
-    """The first 17 of those views; read only."""
+    """A store with the first 17 of those views; read-only."""
     return make_store("one_epoch", epochs=1)
 
 
 @pytest.fixture(scope="session")
 def float32_store(make_store: MakeStore) -> Path:
-    """51 views with logits as the teacher gave them; read only."""
+    """A store with 51 views and float32 logits; read-only."""
     return make_store("float32", epochs=3, codec="float32")
 
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """What `--deterministic` does, for one test."""
+    """Enables deterministic ops for one test."""
     tf.config.experimental.enable_op_determinism()
     yield
     disable_op_determinism()
@@ -70,20 +70,20 @@ def deterministic() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def colors_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that can be learnt in a few steps: each class is a colour; read only."""
+    """A data set that can be learned in a few steps, because each class is a color; read-only."""
     return teachers.prepare_colors(tmp_path_factory.mktemp("colors"))
 
 
 @pytest.fixture(scope="session")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BiT with a head of 7 classes, in the layout of the paper's files; read only."""
+    """An .npz file of a small BiT with 7 classes, in the format of the paper; read-only."""
     arrays = bit.paper_names(bit.random_arrays(bit.shapes_of(bit.UNITS)))
     return bit.save_npz(tmp_path_factory.mktemp("npz") / "bit.npz", arrays)
 
 
 @pytest.fixture
 def bit_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A BiT of two small blocks, by name."""
+    """Registers a BiT with two small blocks under the name `bit_small`."""
     for name, table in (("BIT_MODELS", BIT_MODELS), ("STUDENTS", models.STUDENTS)):
         monkeypatch.setitem(table, "bit_small", functools.partial(models.bit.bit, depth=bit.UNITS))
         monkeypatch.setattr(choices, name, tuple(table))
@@ -91,7 +91,7 @@ def bit_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def grown(one_epoch: Path, tmp_path: Path) -> Path:
-    """A copy of the store of one epoch, to grow."""
+    """A writable copy of the store with one epoch."""
     return Path(shutil.copytree(one_epoch, tmp_path / "store"))
 
 
@@ -99,7 +99,7 @@ def grown(one_epoch: Path, tmp_path: Path) -> Path:
 def precompute(
     one_epoch: Path, spec: Spec, data_dir: Path, teacher_path: Path, tmp_path_factory
 ) -> Precompute:
-    """Grows a copy of the same store with the precompute's worker, to each number of epochs in turn."""
+    """Returns a function that extends a copy of that store with the precompute's worker, to each number of epochs in turn."""
 
     def grow(*epochs: int, views_per_shard: int) -> Path:
         store = Path(shutil.copytree(one_epoch, tmp_path_factory.mktemp("precomputed") / "store"))

@@ -58,10 +58,8 @@ def test_write_back_into_a_bucket_is_refused(
     ]
     code, line = fail(argv, capsys, main=main)
     assert code == 2
-    assert (
-        f"--write_back: appends to a store on this machine's file systems, --store={s3} is in a bucket"
-        in line
-    )
+    assert "--write_back: " in line
+    assert f"--store={s3}" in line
 
 
 def test_a_workdir_in_a_bucket_is_refused(

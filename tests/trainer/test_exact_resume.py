@@ -1,4 +1,4 @@
-"""trainer.train: a run that is killed, wherever, and continued ends bit-equal to one that nobody disturbed."""
+"""trainer.train: a run that is killed at any point and continued equals an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_process_killed_on_both_sides_of_the_end_of_the_store_ends_bit_equal(
 
 
 class KilledError(BaseException):
-    """In place of a signal: nothing is done any more."""
+    """Stands for a kill."""
 
 
 def die(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[..., bool], *, after: bool
 ) -> None:
-    """Ends the run before or after a call for which `when` is true; once."""
+    """Fails once, before or after the first call for which `when` is true."""
     original, dead = getattr(owner, name), []
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,23 +85,23 @@ MANAGER = tf.train.CheckpointManager
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
-def test_run_that_dies_between_any_two_writes_ends_bit_equal(
+def test_run_killed_between_any_two_writes_ends_bit_equal(
     across: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     argv = [*across, "--steps=11", "--checkpoint_every=2", "--eval_every=4"]
     assert main([*argv, f"--workdir={tmp_path / 'undisturbed'}"]) == 0
     killed = [*argv, f"--workdir={tmp_path / 'killed'}"]
     for owner, name, when, after in (
-        # Of the very first checkpoint: the files are there, but no note of them.
+        # The first checkpoint exists, but not its note.
         (MANAGER, "_record_state", lambda manager: number_of(manager) == 2, False),
         (MetricsLog, "write", lambda log, step, figures: step == 3, True),
-        # Saved, and not evaluated.
+        # Saved, not evaluated.
         (Evaluator, "evaluate", lambda evaluator, student: True, False),
-        # Evaluated, and not saved as the best.
+        # Evaluated, not saved as the best.
         (Checkpoints, "save_best", lambda checkpoints, step, evaluation: step == 4, False),
-        # Saved as the best, and no line of it.
+        # Saved as the best, without a line.
         (Checkpoints, "save_best", lambda checkpoints, step, evaluation: step == 4, True),
-        # Noted, and the oldest not removed.
+        # Noted, the oldest not removed.
         (MANAGER, "_sweep", lambda manager: number_of(manager) == 8, False),
         (results, "export_student", lambda student, path: True, True),
         (results, "write_json", lambda path, tree: path.name == "result.json", False),

@@ -1,4 +1,4 @@
-"""trainer.train: a full disk ends a run in one line and costs no checkpoint; with room, the same command goes on."""
+"""trainer.train: a full disk ends a run with one line and no lost checkpoint; the same command continues later."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def size_of(*paths: Path) -> int:
-    """Bytes of files, and of all files below directories."""
+    """Bytes of files and of all files in directories."""
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
-def test_run_whose_disk_fills_up_goes_on_once_there_is_room(
+def test_run_continues_once_a_full_disk_has_space(
     published_store: Path, data_dir: Path, tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = ("--deterministic", "--steps=6", "--checkpoint_every=1", "--eval_every=100", "--log_every=1")
@@ -42,7 +42,7 @@ def test_run_whose_disk_fills_up_goes_on_once_there_is_room(
     checkpoint = size_of(*(undisturbed / "checkpoints").glob("ckpt-6.*"))
     exports = size_of(undisturbed / "student", undisturbed / "student_best")
 
-    # Room for two checkpoints: the third one fails.
+    # Space for two checkpoints; the third fails.
     resize(disk, size=int(2.6 * checkpoint))
     code, line = fail(asked(disk / "run"), capsys)
     assert (code, line.endswith(LINE)) == (2, True), line
@@ -53,7 +53,7 @@ def test_run_whose_disk_fills_up_goes_on_once_there_is_room(
     ]
     assert checkpoint_weights(disk / "run")
 
-    # Room for all of them, and not for the student: the last step is done, and its export fails.
+    # Space for all checkpoints, but not for the student: only the export fails.
     resize(disk, size=size_of(undisturbed) - exports // 2)
     code, line = fail(asked(disk / "run"), capsys)
     assert (code, line.endswith(LINE)) == (2, True), line

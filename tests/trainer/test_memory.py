@@ -1,4 +1,4 @@
-"""Out of memory: one line that names the flag, at once, from a real failed allocation."""
+"""Out of memory: a real failed allocation gives one line that names the flag."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trainer.config import choices
 
 
 def too_much(x: tf.Tensor) -> tf.Tensor:
-    """Numbers [B, 1], by way of 35 TB per row: for 4 rows more than the addresses that a process has."""
+    """Computes [B, 1] with 35 TB per row; 4 rows exceed the address space of a process."""
     huge = tf.broadcast_to(x[:, :1, :1, :1], [tf.shape(x)[0], 2**21, 2**22, 1])
     return tf.reduce_max(huge, axis=[1, 2])
 
 
 class Greedy(tf.keras.layers.Layer):
-    """Asks for too much memory, in training or in inference."""
+    """Allocates too much memory in training or in inference."""
 
     def __init__(self, *, training: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def greedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "STUDENTS", tuple(models.STUDENTS))
 
 
-def test_step_that_does_not_fit_names_the_batch_size_without_rendering_again(
+def test_step_out_of_memory_names_the_batch_size_without_rendering_again(
     greedy: None,
     three_epochs: Path,
     data_dir: Path,
@@ -76,7 +76,7 @@ def test_step_that_does_not_fit_names_the_batch_size_without_rendering_again(
         assert words in message
 
 
-def test_evaluation_that_does_not_fit_names_its_batch_size(
+def test_evaluation_out_of_memory_names_its_batch_size(
     greedy: None, published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = ("--student=greedy_in_evaluation", "--steps=1", "--eval_batch_size=6")
@@ -85,7 +85,7 @@ def test_evaluation_that_does_not_fit_names_its_batch_size(
     assert "--eval_batch_size (6 " in message
 
 
-def test_fine_tuning_that_does_not_fit_names_the_batch_size(
+def test_fine_tuning_out_of_memory_names_the_batch_size(
     greedy: None, colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     argv = finetune_arguments(colors_dir, tmp_path, network="--model=greedy")
@@ -94,7 +94,7 @@ def test_fine_tuning_that_does_not_fit_names_the_batch_size(
     assert "--batch_size (10 " in message
 
 
-def test_online_teacher_that_does_not_fit_names_the_stores_batch_size(
+def test_online_teacher_out_of_memory_names_the_store_s_batch_size(
     one_epoch: Path,
     data_dir: Path,
     teacher_path: Path,
@@ -109,7 +109,7 @@ def test_online_teacher_that_does_not_fit_names_the_stores_batch_size(
     assert "--teacher_batch_size" in message
 
 
-def test_full_disk_is_no_lack_of_memory():
+def test_full_disk_is_not_reported_as_out_of_memory():
     full = tf.errors.ResourceExhaustedError(None, None, "the/path; No space left on device")
     assert not is_out_of_memory(full)
     assert is_out_of_memory(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"))

@@ -1,4 +1,4 @@
-"""`--precision=bfloat16`: a run learns as in float32, its student serves float32, and it is a run of its own."""
+"""`--precision=bfloat16`: learns like float32, exports a float32 interface, and is not mixed with float32 runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.runs import arguments, checkpoint_weights, fail, losses, start_run
 from trainer.run.results import export_student
 from trainer.run.training import Run
 
-# Of a loss after some steps: each rounding to bfloat16 is 2^-9 of a number, and its trace in the weights grows.
+# Relative tolerance of losses: rounding to bfloat16 is 2^-9 of a number, and differences in the weights grow.
 TOLERANCE = 0.02
 
 
@@ -30,12 +30,12 @@ def runs(published_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPat
     return out
 
 
-def test_bfloat16_run_learns_as_the_float32_run_does(runs: dict[str, Run]):
+def test_bfloat16_run_learns_like_the_float32_run(runs: dict[str, Run]):
     narrow, wide = (np.array(list(losses(runs[p].workdir).values())) for p in ("bfloat16", "float32"))
     assert len(wide) == 10
     np.testing.assert_allclose(narrow, wide, rtol=TOLERANCE)
     assert np.any(narrow != wide)
-    assert wide.max() > 1.2 * wide.min()  # it does learn, by more than the tolerance
+    assert wide.max() > 1.2 * wide.min()  # the loss changes by more than the tolerance
 
 
 def test_weights_and_optimizer_state_are_float32(runs: dict[str, Run]):
@@ -45,7 +45,7 @@ def test_weights_and_optimizer_state_are_float32(runs: dict[str, Run]):
     }
 
 
-def test_exported_student_takes_and_gives_float32(runs: dict[str, Run], tmp_path: Path):
+def test_exported_student_has_float32_inputs_and_outputs(runs: dict[str, Run], tmp_path: Path):
     run = runs["bfloat16"]
     served = tf.saved_model.load(str(export_student(run.student, tmp_path / "student"))).signatures[
         "serving_default"
@@ -58,7 +58,7 @@ def test_exported_student_takes_and_gives_float32(runs: dict[str, Run], tmp_path
     )
     (logits,) = served(image=images).values()
     assert logits.dtype == tf.float32
-    # What is exported is what was evaluated: with bfloat16 inside. One rounding may fall otherwise.
+    # The exported student computes in bfloat16, as evaluated. A single rounding may differ.
     np.testing.assert_allclose(logits, run.student(images, training=False), rtol=0.01, atol=0.01)
 
 
@@ -71,7 +71,7 @@ def test_run_is_not_continued_in_another_precision(
     assert "precision: float32 asked for, bfloat16 in the checkpoint" in message
 
 
-def test_unknown_precision_is_refused_before_anything_is_made(
+def test_unknown_precision_is_refused_before_anything_is_created(
     published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     argv = arguments(published_store, tmp_path / "run", data_dir, "--precision=float16")
@@ -82,7 +82,7 @@ def test_unknown_precision_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_online_steps_of_a_bfloat16_run_leave_the_teacher_alone(
+def test_online_steps_of_a_bfloat16_run_keep_the_teacher_in_float32(
     one_epoch: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
 ):
     argv = arguments(

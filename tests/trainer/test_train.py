@@ -1,4 +1,4 @@
-"""trainer.train: a whole run, what it leaves behind, and what is done with a finished one."""
+"""trainer.train: files of a complete run, and repeated commands on a finished run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from trainer.train import main
 
 STEPS = 3 * stores.N // 5
 
-# Only TensorFlow: what a stranger has who is given the student.
+# Uses the exported student with TensorFlow alone.
 SERVE = """
 import sys
 import numpy as np
@@ -57,7 +57,7 @@ assert not {"trainer", "pipeline", "tensorflow_addons"} & set(sys.modules)
 
 
 class Finished:
-    """A run of the command in a process of its own, and everything that it said."""
+    """A run of the command in its own process."""
 
     def __init__(self, argv: list[str], workdir: Path) -> None:
         self.argv, self.workdir = argv, workdir
@@ -79,7 +79,7 @@ def test_process_never_imports_beam_nor_the_precompute(finished: Finished):
     assert [name for name in imported if name.startswith(("apache_beam", "pipeline.precompute"))] == []
 
 
-def test_result_says_what_was_trained_and_how_good_it_is(finished: Finished, published_store: Path):
+def test_result_has_training_and_evaluation(finished: Finished, published_store: Path):
     result = finished.read("result.json")
     store = Store(published_store)
     assert result["steps"] == STEPS
@@ -96,7 +96,7 @@ def test_result_says_what_was_trained_and_how_good_it_is(finished: Finished, pub
     assert f"teacher {test['teacher_top1']:.2%}" in finished.done.stdout
 
 
-def test_best_student_is_exported_with_the_evaluation_that_made_it_so(finished: Finished):
+def test_best_student_is_exported_with_its_evaluation(finished: Finished):
     best, lines = finished.read("result.json")["best"], metrics(finished.workdir, "eval_test")
     assert best["split"] == "test"
     (line,) = [line for line in lines if line["step"] == best["step"]]
@@ -111,7 +111,7 @@ def test_best_student_is_exported_with_the_evaluation_that_made_it_so(finished: 
         assert any(np.array_equal(variable.numpy(), value) for value in weights.values()), variable.name
 
 
-def test_predictions_are_kept_with_the_labels(finished: Finished):
+def test_predictions_are_written_with_the_labels(finished: Finished):
     test = finished.read("result.json")["evaluation"]["test"]
     with np.load(finished.workdir / "predictions.npz") as kept:
         top1, labels = kept["top1"], kept["labels"]
@@ -120,11 +120,11 @@ def test_predictions_are_kept_with_the_labels(finished: Finished):
     assert (top1 == labels).mean() == test["student_top1"]
 
 
-def test_leftover_views_are_named(finished: Finished):
-    assert "1 views of the last epoch fill no batch" in finished.done.stdout
+def test_left_over_views_are_reported(finished: Finished):
+    assert "the last 1 view" in finished.done.stdout
 
 
-def test_config_holds_what_was_asked(finished: Finished, published_store: Path):
+def test_config_has_the_flags(finished: Finished, published_store: Path):
     config = finished.read("config.json")
     assert config["flags"]["store"] == str(published_store)
     assert config["flags"]["seed"] == 4
@@ -164,12 +164,12 @@ def test_exported_student_serves_the_trained_student_s_logits_without_our_code(
     assert np.abs(trained - fresh).max() > 1e-2
 
 
-def test_exported_student_may_be_the_next_teacher(finished: Finished):
+def test_exported_student_can_be_a_teacher(finished: Finished):
     teacher = Teacher(finished.workdir / "student", image_size=stores.SIZE, num_classes=stores.CLASSES)
     teacher.check_rows(trial_crops(4, stores.SIZE))
 
 
-def test_checkpoint_is_restored_once_by_a_run_that_goes_on_and_never_by_a_finished_one(
+def test_checkpoint_is_restored_once_by_a_continued_run_and_never_by_a_finished_one(
     finished: Finished, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     workdir = Path(shutil.copytree(finished.workdir, tmp_path / "run"))
@@ -185,16 +185,16 @@ def test_checkpoint_is_restored_once_by_a_run_that_goes_on_and_never_by_a_finish
     assert main(argv) == 0
     assert restored == []
     assert main([*argv, "--steps=11", f"--teacher={teacher_path}"]) == 0
-    # Once to go on; then the best student is exported, and the last one brought back.
+    # Once to continue; once more after the best student was exported.
     assert [Path(path).name for path in restored] == ["ckpt-10"] + ["ckpt-11"] * (len(restored) - 1)
     assert len(restored) <= 2
 
 
-def test_finished_run_is_not_done_again(finished: Finished, capsys: pytest.CaptureFixture[str]):
+def test_finished_run_is_not_repeated(finished: Finished, capsys: pytest.CaptureFixture[str]):
     before = {name: (finished.workdir / name).read_bytes() for name in ("result.json", "metrics.jsonl")}
     assert main(finished.argv) == 0
     out = capsys.readouterr().out
-    assert "nothing to do: the run there is finished" in out
+    assert "nothing to do" in out
     assert "test: student " in out
     assert before == {name: (finished.workdir / name).read_bytes() for name in before}
 
@@ -207,7 +207,7 @@ def test_workdir_that_holds_something_else_is_refused_and_left_alone(
     thesis.write_text("mine")
     code, message = fail(arguments(published_store, tmp_path, data_dir), capsys)
     assert code == EXIT_USER_ERROR
-    assert "not empty and not a run's directory" in message
+    assert f"--workdir={tmp_path}" in message
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [thesis]
     code, message = fail(arguments(published_store, published_store, data_dir), capsys)
     assert code == EXIT_USER_ERROR
@@ -248,7 +248,8 @@ def test_finished_run_repeated_trains_nothing_and_a_refused_one_changes_nothing(
     assert (workdir / "config.json").read_text() == config
     code, message = fail([*again, "--steps=9"], capsys)
     assert code == EXIT_USER_ERROR
-    assert "at step 10, past the 9 asked for" in message
+    assert "step 10" in message
+    assert "9" in message
     assert (workdir / "config.json").read_text() == config
     assert main(again) == 0
     after = checkpoint_weights(workdir)
@@ -271,7 +272,7 @@ def test_checkpoint_of_another_store_is_refused(
     assert f"{finished.read('result.json')['spec']} in the checkpoint" in message
 
 
-def test_teacher_that_a_begun_run_no_longer_needs_is_not_loaded(
+def test_teacher_that_a_continued_run_no_longer_needs_is_not_loaded(
     one_epoch: Path,
     three_epochs: Path,
     data_dir: Path,
@@ -279,7 +280,7 @@ def test_teacher_that_a_begun_run_no_longer_needs_is_not_loaded(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    """The same command, though the store has grown meanwhile; a new run with a teacher that it cannot use is refused."""
+    """The command stays valid when the store grows. A new run that does not need the teacher is refused."""
     flags = (f"--teacher={teacher_path}", "--steps=4")
     code, message = fail(arguments(three_epochs, tmp_path / "new", data_dir, *flags), capsys)
     assert code == EXIT_USER_ERROR
@@ -288,28 +289,28 @@ def test_teacher_that_a_begun_run_no_longer_needs_is_not_loaded(
     run = start_run(arguments(three_epochs, tmp_path / "run", data_dir, *flags))
     assert run.teacher is None
     assert "is not needed" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--teacher=nowhere: no such file"):
+    with pytest.raises(UserError, match=r"teacher.*=nowhere"):
         start_run(arguments(three_epochs, tmp_path / "run", data_dir, "--teacher=nowhere", "--steps=4"))
 
 
-def test_what_is_surely_a_mistake_may_be_allowed_by_name(three_epochs: Path, data_dir: Path, tmp_path: Path):
+def test_probable_mistakes_can_be_allowed_by_flags(three_epochs: Path, data_dir: Path, tmp_path: Path):
     mismatch, short = ["--recipe=demo", "--allow_recipe_mismatch"], ["--warmup_steps=99", "--allow_short_run"]
     argv = arguments(three_epochs, tmp_path, data_dir, "--steps=2", "--log_every=1", *mismatch, *short)
     start_run(argv).train()
     assert list(losses(tmp_path)) == [1, 2]
 
 
-def test_a_split_without_labels_is_evaluated_without_an_accuracy(
+def test_split_without_labels_is_evaluated_without_accuracy(
     tmp_path: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """The best student is then the one that agrees most with the teacher."""
+    """The best student is then the one with the highest agreement."""
     images = {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TEST_IMAGES, seed=50)}
     data_dir = stores.prepare_dataset(tmp_path / "data", images, unlabeled=range(stores.N))
     spec, store = stores.make_spec(data_dir, teacher_path), tmp_path / "store"
     stores.write_store(ShardWorker(stores.job_for(store, spec, data_dir, teacher_path)), epochs=1)
     argv = arguments(store, tmp_path / "run", data_dir, "--eval_every=1")
     assert main(argv) == 0
-    assert "7 of 7 images have no label" in capsys.readouterr().out
+    assert "7 of 7 images" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     figures = result["evaluation"]["test"]
     assert (figures["unlabeled"], figures["student_top1"], figures["teacher_top1"]) == (7, None, None)
@@ -319,7 +320,7 @@ def test_a_split_without_labels_is_evaluated_without_an_accuracy(
     assert (row["top1"], arm_rows([row])[0]["top1_mean"]) == (None, None)
 
 
-def test_a_slice_of_the_training_split_is_evaluated_by_the_name_that_it_was_given(
+def test_slice_of_the_training_split_is_evaluated_under_its_name(
     tmp_path: Path,
     data_dir: Path,
     teacher_path: Path,

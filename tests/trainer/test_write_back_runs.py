@@ -1,4 +1,4 @@
-"""trainer.train --write_back: the online logits are the store's next shards, byte for byte, after any kill."""
+"""trainer.train --write_back: appended shards equal those of the precompute, byte for byte, after any kill."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Precompute = Callable[..., Path]
 
 @pytest.fixture
 def argv(grown: Path, data_dir: Path, teacher_path: Path, tmp_path: Path) -> list[str]:
-    """A run that writes back, but for its length; 5 views a step, teacher batches of 4."""
+    """Flags of a run with --write_back, without its length; 5 views per step, teacher batches of 4."""
     flags = ("--write_back", "--log_every=1", "--deterministic", f"--teacher={teacher_path}")
     return arguments(grown, tmp_path / "run", data_dir, *flags)
 
@@ -55,12 +55,13 @@ def test_shards_are_the_precompute_s_and_the_next_student_needs_no_teacher(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    assert main([*argv, "--epochs=6", "--views_per_shard=40"]) == 0  # two epochs of 17 a shard, and one left
-    assert f"--write_back: 5 epochs appended to {grown}, which holds 6 now" in capsys.readouterr().out
+    # Two epochs of 17 views per shard, and a last epoch.
+    assert main([*argv, "--epochs=6", "--views_per_shard=40"]) == 0
+    assert f"5 epochs appended to {grown}, which has 6" in capsys.readouterr().out
     assert_same_store(grown, precompute(6, views_per_shard=2 * N))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["epochs_written_back"] == 5
-    # 102 views are 20 steps of 5; the last two were trained on by nobody, and complete the epoch.
+    # 102 views are 20 steps of 5; the last two views, which no step trains on, complete the epoch.
     assert result["steps"] == 20
     flags = [f"--store={grown}", f"--data_dir={data_dir}", f"--teacher={teacher_path}", "--fraction=1"]
     assert verify.main(flags) == 0
@@ -68,7 +69,7 @@ def test_shards_are_the_precompute_s_and_the_next_student_needs_no_teacher(
     assert main(arguments(grown, tmp_path / "next", data_dir, "--log_every=1", "--deterministic")) == 0
     capsys.readouterr()
     assert losses(tmp_path / "next") == losses(tmp_path / "run")
-    # The store goes on growing as any.
+    # The store can be extended further.
     worker = ShardWorker(stores.job_for(grown, Store(grown).spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=8, views_per_shard=20, eval_splits=())
     assert Store(grown).epochs == 8
@@ -76,16 +77,16 @@ def test_shards_are_the_precompute_s_and_the_next_student_needs_no_teacher(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
-def test_run_without_an_end_that_is_stopped_and_continued_leaves_whole_epochs(
+def test_endless_run_that_is_stopped_and_continued_publishes_whole_epochs(
     argv: list[str], grown: Path, precompute: Precompute, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     flags = [*argv, "--epochs=inf", "--views_per_shard=1000"]
     assert run_until(12, flags, tmp_path / "run") == EXIT_TERMINATED  # 60 views, three epochs and more
     held = Store(grown).epochs
     assert held >= 3
-    assert f"which holds {held} now" in capsys.readouterr().out
+    assert f"which has {held} now" in capsys.readouterr().out
     assert run_until(25, flags, tmp_path / "run") == EXIT_TERMINATED
-    assert "the teacher runs again on" in capsys.readouterr().out
+    assert "running the teacher again on" in capsys.readouterr().out
     reached = Store(grown).epochs
     assert reached >= 7
     expected = precompute(held, reached, views_per_shard=1000)
@@ -97,7 +98,7 @@ def test_run_without_an_end_that_is_stopped_and_continued_leaves_whole_epochs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [9, 16, 30])
-def test_killed_run_goes_on_and_the_store_is_the_same(
+def test_killed_run_continues_and_the_store_is_the_same(
     argv: list[str], grown: Path, precompute: Precompute, tmp_path: Path, moment: int
 ):
     flags = [*argv, "--epochs=12", "--views_per_shard=40", "--checkpoint_every=7"]
@@ -120,7 +121,7 @@ def test_killed_run_goes_on_and_the_store_is_the_same(
     assert_same_store(grown, expected)
 
 
-def test_views_that_were_trained_on_without_being_kept_are_made_up_for_or_refused(
+def test_lost_views_are_recomputed_or_refused(
     argv: list[str], grown: Path, precompute: Precompute, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     plain = [flag for flag in argv if flag != "--write_back"]
@@ -128,12 +129,11 @@ def test_views_that_were_trained_on_without_being_kept_are_made_up_for_or_refuse
     before = published_files(grown)
     code, line = fail([*argv, "--steps=17", "--views_per_shard=40"], capsys)
     assert code == EXIT_USER_ERROR
-    assert "the run goes on at view 70, the store" in line
-    assert "ends at 17" in line
-    assert "precompute --epochs=5 first" in line
+    for words in ("--write_back", "view 70", "view 17", "--epochs=5"):
+        assert words in line
     assert published_files(grown) == before
     assert main([*argv, "--steps=17", "--views_per_shard=60"]) == 0
-    assert "the teacher runs again on 53 views" in capsys.readouterr().out
+    assert "53 views" in capsys.readouterr().out
     assert_same_store(grown, precompute(5, views_per_shard=3 * N))
 
 
@@ -150,14 +150,15 @@ def test_store_is_locked_for_writers_and_open_to_readers(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_teacher_that_says_something_else_is_refused(
+def test_teacher_with_other_logits_is_refused(
     argv: list[str], grown: Path, capsys: pytest.CaptureFixture[str]
 ):
     forge_smallest_logit(grown, 1.5)
     before = published_files(grown)
     code, line = fail([*argv, "--steps=7"], capsys)
     assert code == EXIT_DATA_ERROR
-    assert "--write_back: of views 13..16 the teacher's logits differ by up to" in line
+    assert "--write_back: " in line
+    assert "13..16" in line
     assert published_files(grown) == before
 
 
@@ -165,13 +166,14 @@ def test_mistakes_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str
     without_teacher = [flag for flag in argv if not flag.startswith("--teacher")]
     code, line = fail([*without_teacher, "--steps=2"], capsys)
     assert code == EXIT_USER_ERROR
-    assert "--write_back needs --teacher" in line
+    assert "--write_back: needs --teacher" in line
     code, line = fail([*argv, "--steps=9", "--steps_per_execution=3"], capsys)
     assert code == EXIT_USER_ERROR
-    assert "--write_back: with --steps_per_execution=3" in line
+    assert "--write_back: " in line
+    assert "--steps_per_execution=3" in line
     code, line = fail([*argv, "--steps=9", "--jit_compile"], capsys)
     assert code == EXIT_USER_ERROR
-    assert "--write_back: with --jit_compile" in line
+    assert "--write_back: --jit_compile" in line
 
 
 @pytest.mark.slow  # a process of its own, for its devices
@@ -179,4 +181,4 @@ def test_replicas_are_refused(argv: list[str], grown: Path, capsys: pytest.Captu
     flags = [*argv, "--steps=9", "--batch_size=4", "--strategy=mirrored", "--replicas=2"]
     done = subprocess.run(command(flags), cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == EXIT_USER_ERROR
-    assert "error: --write_back: with 2 replicas" in done.stderr
+    assert "error: --write_back: got 2 replicas" in done.stderr

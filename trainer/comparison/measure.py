@@ -37,7 +37,7 @@ from pipeline.store.reader import Store
 from pipeline.views.mix import mix
 from pipeline.views.source import ImageSource
 from trainer.flags.train import make_parser
-from trainer.run.failures import memory_remedy
+from trainer.run.builder import build_run
 from trainer.run.options import resolve
 from trainer.run.training import Run
 
@@ -132,9 +132,9 @@ def _wait_until_idle() -> float:
 
 
 def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
-    flags = copy.copy(flags)
-    flags.arm, flags.workdir, flags.steps_per_execution = arm, workdir, 1
-    return Run(resolve(flags, store), store)
+    asked = copy.copy(flags)
+    asked.arm, asked.workdir, asked.steps_per_execution = arm, workdir, 1
+    return build_run(resolve(asked, store), store)
 
 
 def _batches(run: Run) -> Iterator[Any]:
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> int:
     if online.teacher is None or online.online_teacher is None:
         raise ValueError("a live arm has a teacher")
     contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
-    with naming_memory(memory_remedy(online)):
+    with naming_memory(online.memory_remedy()):
         measured = measure(contenders, on_turn=_Progress(flags.progress))
     figures = {
         "seconds_a_step": measured.seconds,

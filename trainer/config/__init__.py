@@ -1,1 +1,1 @@
-"""What a run is asked: recipes, lengths, choices, and the files that record them."""
+"""Configuration of a run: recipes, lengths, values of flags, and the files that record them."""

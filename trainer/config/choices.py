@@ -1,4 +1,4 @@
-"""The values that flags take, for parsing without TensorFlow; tests compare them with what the modules have."""
+"""Values of flags, for parsing without TensorFlow. Tests compare them with the modules that implement them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LIVE_ARMS: Final = ("online", "independent", "consistent")  # a teacher computes
 DEFAULT_ARM: Final = "offline"  # the only one that may continue online past the stored views
 STRATEGIES: Final = ("default", "mirrored", "multiworker", "tpu")
 
-BASE_BATCH_SIZE: Final = 512  # of BiT's rule; its learning rate is for this many views per step
+BASE_BATCH_SIZE: Final = 512  # views per step that the learning rate of BiT's hyper-rule is for
 TF_CONFIG_EXAMPLE: Final = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}, '
-    "with an index of its own on each machine"
+    "with another index on each machine"
 )
 
 
 def check_student(name: str) -> None:
-    """Raises UserError unless there is a student of that name."""
+    """Raises UserError unless a student of that name exists."""
     if name not in STUDENTS:
         raise UserError(f"--student={name}: expected one of {', '.join(sorted(STUDENTS))}")
 
@@ -34,10 +34,12 @@ def check_strategy(name: str, *, replicas: int | None, tpu: str | None) -> None:
     """Checks `--strategy` and the flags that belong to one strategy.
 
     Raises:
-      UserError: no such strategy, or a flag of another one.
+      UserError: the strategy does not exist, or a flag belongs to another strategy.
     """
     if name not in STRATEGIES:
         raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
     for flag, value, owner in (("replicas", replicas, "mirrored"), ("tpu", tpu, "tpu")):
         if value is not None and name != owner:
-            raise UserError(f"--{flag}={value}: only --strategy={owner} takes it, got --strategy={name}")
+            raise UserError(
+                f"--{flag}={value}: needs --strategy={owner}, got --strategy={name}; omit it, or change --strategy"
+            )

@@ -1,4 +1,4 @@
-"""What the files of a run hold, and their checked reading: a run's directory may come from anywhere."""
+"""Files of a run and their checked reading; a run's directory may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.storage.checked_json import AtLeast, Count, Positive, build, parse
 
 CONFIG_FILE, RESULT_FILE, METRICS_FILE = "config.json", "result.json", "metrics.jsonl"
 COMPARISON_FILE, RUNS_DIRECTORY = "comparison.json", "runs"  # in the directory of a comparison
-TRAIN = "train"  # kind of the lines of training steps; the others are `eval_SPLIT`
-# Of a file's text. A metrics file of a million lines has 150 MB.
+TRAIN = "train"  # kind of training lines; the other kinds are `eval_SPLIT`
+# Bytes. A metrics file of a million lines has 150 MB.
 FILE_LIMIT, METRICS_LIMIT = 8 << 20, 1 << 30
 
 
 class Evaluation(TypedDict):
-    """Figures of a student on a split."""
+    """Evaluation of a student on a split."""
 
     examples: Positive
     student_top1: float | None
@@ -25,7 +25,7 @@ class Evaluation(TypedDict):
 
 
 class RunFlags(TypedDict):
-    """Flags in config.json, those that are read again."""
+    """Flags in config.json that are read again."""
 
     seed: Count
     precision: str
@@ -36,14 +36,14 @@ class RunFlags(TypedDict):
 
 
 class RunRecipe(TypedDict):
-    """The recipe in config.json."""
+    """Recipe in config.json."""
 
     batch_size: Positive
     epochs: NotRequired[float | str | None]
 
 
 class Length(TypedDict):
-    """The length in config.json."""
+    """Length in config.json."""
 
     num_examples: Positive
     online_from: Count
@@ -52,7 +52,7 @@ class Length(TypedDict):
 
 
 class RunConfig(TypedDict):
-    """config.json."""
+    """Content of config.json."""
 
     flags: RunFlags
     recipe: RunRecipe
@@ -63,7 +63,7 @@ class RunConfig(TypedDict):
 
 
 class RunResult(TypedDict):
-    """result.json of a run."""
+    """Content of a run's result.json."""
 
     steps: Count
     spec: str
@@ -83,16 +83,16 @@ class Line(TypedDict):
 
 
 def parse_step(text: str) -> Line:
-    """The step and kind of a line of metrics.jsonl.
+    """Parses step and kind of a line of metrics.jsonl.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the line is damaged.
     """
     return build(Line, parse_json(text))
 
 
 class TrainLine(Line):
-    """Of a training step."""
+    """Training line of metrics.jsonl."""
 
     loss: float
     learning_rate: float
@@ -100,34 +100,34 @@ class TrainLine(Line):
 
 
 class EvalLine(Line, Evaluation):
-    """Of an evaluation."""
+    """Evaluation line of metrics.jsonl."""
 
 
 def read_config(workdir: Path) -> RunConfig:
-    """A run's config.json.
+    """Reads a run's config.json.
 
     Raises:
-      OSError: it is not there or cannot be read.
-      ValueError: it is damaged.
+      OSError: the file is missing or cannot be read.
+      ValueError: the file is damaged.
     """
     return build(RunConfig, read_json(workdir / CONFIG_FILE, limit=FILE_LIMIT))
 
 
 def read_result(workdir: Path) -> RunResult:
-    """A run's result.json; raises as `read_config` does."""
+    """Reads a run's result.json; raises the same errors as `read_config`."""
     return build(RunResult, read_json(workdir / RESULT_FILE, limit=FILE_LIMIT))
 
 
 def parse_line(text: str) -> dict[str, Any]:
-    """A line of metrics.jsonl.
+    """Parses a line of metrics.jsonl.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: the line is damaged.
     """
     line = parse_step(text)
     return cast(dict[str, Any], build(TrainLine if line["kind"] == TRAIN else EvalLine, line))
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; raises as `read_config` does."""
+    """Reads all lines of a run's metrics.jsonl; raises the same errors as `read_config`."""
     return [parse_line(line) for line in read_text(workdir / METRICS_FILE, limit=METRICS_LIMIT).splitlines()]

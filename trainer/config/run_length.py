@@ -1,4 +1,4 @@
-"""Arithmetic of steps: which views a run trains on, where it goes online, and how `fit` is called for it."""
+"""Arithmetic of steps: views of a run, its change to the online teacher, and its calls of `fit`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from pipeline.cli.units import counted
 from pipeline.errors import UserError
 
-# Intervals that one call of `fit` makes of a run without an end: Keras keeps a line of history for each, and
-# beginning anew costs a second of tracing the input.
+# Intervals per call of `fit` of an endless run: Keras keeps a line of history for each, and another call takes a second to
+# trace the input.
 _ENDLESS_INTERVALS = 1000
-MAX_VIEWS = 2**60  # indices are int64, and have room to be reckoned with
+MAX_VIEWS = 2**60  # view indices are int64, with room for arithmetic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunLength:
-    """How long a run is.
+    """Length of a run.
 
     Attributes:
-      steps: T; step `t` trains on views `[t * B, (t + 1) * B)`; `math.inf` where the run has no end.
-      batch_size: B.
-      num_examples: N.
-      online_from: first step that needs a view that is not stored; T where none does.
+      steps: number of steps; step `t` trains on views `[t * B, (t + 1) * B)`; `math.inf` for an endless run.
+      batch_size: views per step, B.
+      num_examples: examples per epoch, N.
+      online_from: first step with a view that is not stored; `steps` if there is none.
     """
 
     steps: int | float
@@ -45,15 +45,22 @@ class RunLength:
         num_examples: int,
         stored_views: int,
     ) -> RunLength:
-        """The length of a run of so many epochs, `floor(E * N / B)` steps, or of so many steps.
+        """The length of a run of E epochs, which is `floor(E * N / B)` steps, or of a number of steps.
 
-        `epochs` may be `math.inf`.
+        Args:
+          epochs: number of epochs, or `math.inf`; None if `steps` is given.
+          steps: number of steps; None if `epochs` is given.
+          batch_size: B.
+          num_examples: N.
+          stored_views: number of stored views.
 
         Raises:
-          UserError: both or neither are given, not a single batch fits, or the last views have no index.
+          UserError: both or neither of epochs and steps are given, the epochs do not fill a batch, or a view index is too
+            large.
         """
         if (epochs is None) == (steps is None):
-            raise UserError("give either --epochs or --steps")
+            got = "neither" if epochs is None else "both"
+            raise UserError(f"expected one of --epochs and --steps, got {got}")
         count: int | float = steps or 0
         if epochs == math.inf:
             count = math.inf
@@ -61,11 +68,13 @@ class RunLength:
             count = int(epochs) * num_examples // batch_size
             if count < 1:
                 raise UserError(
-                    f"--batch_size={batch_size}: {counted(epochs, 'epoch')} of {num_examples} examples do not fill one batch"
+                    f"--batch_size={batch_size}: {counted(epochs, 'epoch')} of {num_examples} examples do not fill one batch; "
+                    "use a smaller batch, or train longer"
                 )
         if count != math.inf and count * batch_size > MAX_VIEWS:
             raise UserError(
-                f"{count:,} steps of {batch_size:,} views: at most 2**60 views have an index; --epochs=inf has no end"
+                f"{count:,} steps of {batch_size:,} views exceed the limit of 2**60 views; train shorter, or endlessly with "
+                "--epochs=inf"
             )
         return cls(
             steps=count,
@@ -76,34 +85,34 @@ class RunLength:
 
     @property
     def endless(self) -> bool:
-        """Whether the run goes on until it is told to stop."""
+        """Whether the run ends only with a signal."""
         return self.steps == math.inf
 
     @property
     def epochs(self) -> float:
-        """Epochs trained on, a fraction where a batch ends inside one."""
+        """Number of epochs, a fraction if the last batch ends inside an epoch."""
         return self.steps * self.batch_size / self.num_examples
 
     def left_over(self, epochs: int) -> int:
-        """Views of `epochs` epochs that fill no batch; the first ones to be trained on if the run is extended."""
+        """Views at the end of `epochs` epochs that do not fill a batch. An extended run trains on them first."""
         return epochs * self.num_examples - int(self.steps) * self.batch_size
 
 
 def count_text(number: float) -> str:
-    """A count for a reader: `endlessly many` without an end, no fraction where there is none."""
+    """A count as text: `endlessly many` for infinity, without decimals for whole numbers."""
     if number == math.inf:
         return "endlessly many"
     return f"{number:,}" if isinstance(number, int) else f"{number:,.1f}"
 
 
 def name_views(views: np.ndarray) -> dict[str, int | str]:
-    """How metrics.jsonl says which views a step trained on: the same with any number of replicas.
+    """The entries of metrics.jsonl that identify the views of a step.
 
-    To check a line of step `t`, counted from 1, against law 5 of the design: the first view is `(t - 1) * B`, and
-    the digest `hashlib.blake2b(numpy.arange(first, first + B, dtype="<i8").tobytes(), digest_size=8).hexdigest()`.
+    To check step `t`, counted from 1, against the invariants of docs/design.md: the first view is `(t - 1) * B`, and the digest
+    is `hashlib.blake2b(numpy.arange(first, first + B, dtype="<i8").tobytes(), digest_size=8).hexdigest()`.
 
     Args:
-      views: int64 [B], the indices that came with the batches, in any order.
+      views: view indices of the step, int64 [B], in any order.
 
     Returns:
       `first_view`, and `views_digest`: BLAKE2b of the sorted indices, 16 hex digits.
@@ -117,7 +126,7 @@ def name_views(views: np.ndarray) -> dict[str, int | str]:
 class Segment:
     """One call of `fit`: steps `start .. stop - 1`, in intervals of `interval` steps.
 
-    What Keras calls an epoch is an interval, between two evaluations.
+    An interval lies between two evaluations; Keras calls it an epoch.
     """
 
     start: int
@@ -127,34 +136,34 @@ class Segment:
 
     @property
     def intervals(self) -> int:
-        """How many of them; they fill the segment."""
+        """Number of intervals, which fill the segment."""
         return (self.stop - self.start) // self.interval
 
 
-def cut_segments(start: int, stop: int | float, *, interval: int, online_from: int) -> Iterator[Segment]:
-    """Cuts a run so that intervals end at multiples of `interval`, and none is offline and online.
+def segments(start: int, stop: int | float, *, interval: int, online_from: int) -> Iterator[Segment]:
+    """Divides a run so that intervals end at multiples of `interval`, and each is either offline or online.
 
     Args:
-      start: first step to do.
-      stop: one past the last; `math.inf` gives segments for ever.
+      start: first step.
+      stop: one past the last step; `math.inf` for an endless run, which yields segments without end.
       interval: steps between evaluations, 1 or more.
       online_from: first step with the online teacher.
     """
     if stop == math.inf:
-        # Up to a multiple of the interval, online; from there on all segments are alike.
+        # From a multiple of the interval after `online_from` on, all segments are alike.
         first = -(-max(start, online_from) // interval) * interval
-        yield from _cut(start, first, interval=interval, online_from=online_from)
+        yield from _segments(start, first, interval=interval, online_from=online_from)
         for begin in itertools.count(first, _ENDLESS_INTERVALS * interval):
             yield Segment(
                 start=begin, stop=begin + _ENDLESS_INTERVALS * interval, interval=interval, online=True
             )
-    yield from _cut(start, int(stop), interval=interval, online_from=online_from)
+    yield from _segments(start, int(stop), interval=interval, online_from=online_from)
 
 
-def _cut(start: int, stop: int, *, interval: int, online_from: int) -> Iterator[Segment]:
+def _segments(start: int, stop: int, *, interval: int, online_from: int) -> Iterator[Segment]:
     cuts = {start, stop, min(max(online_from, start), stop)}
     for border in sorted(cuts):
-        # The first multiple at or after each border, and the last one before the next.
+        # The multiples of the interval that are nearest to each border.
         cuts.add(min(-(-border // interval) * interval, stop))
         cuts.add(max(border // interval * interval, start))
     for first, last in itertools.pairwise(sorted(cuts)):

@@ -16,10 +16,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from pipeline.errors import DataError, UserError
-from pipeline.errors.causes import find_reason
+from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.device_memory import naming_memory, out_of_memory
+from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.labels import UNLABELED, top1
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import Batch, ViewInput
@@ -33,13 +32,12 @@ from trainer.config.run_length import RunLength
 from trainer.finetuning.bit_hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
 from trainer.run.callbacks import MetricsLog, RunCallback
 from trainer.run.checkpoints import Checkpoints
-from trainer.run.failures import from_the_input
+from trainer.run.failures import PREFETCHED, explain
 from trainer.run.preemption import Preemption
 from trainer.step.schedules import Scaled
 
 _MOMENTUM = 0.9
 _UNREAD = UNLABELED - 1  # in place of a label that has not been read yet
-_PREFETCHED = 64  # batches that may have been in progress when one of them failed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,20 +304,10 @@ class Finetune:
             raise self._explain(error, callback.step) from error
 
     def _explain(self, error: Exception, step: int) -> Exception:
-        """The DataError behind an error of TensorFlow, found by rendering again the batches that were in progress."""
-        size = self.options.batch_size
+        """The cause of an error of TensorFlow's that ended `fit` after `step` steps."""
+        size, stop = self.options.batch_size, min(step + PREFETCHED, self.options.steps)
         remedy = f"lower --batch_size ({size} views per step)"
-        found = find_reason(error)
-        if found is None and not from_the_input(error):
-            found = out_of_memory(error, remedy)
-        if found is not None:
-            return found
-        for start in range(step * size, min(step + _PREFETCHED, self.options.steps) * size, size):
-            try:
-                next(self._input.batches(np.array([start])))
-            except DataError as cause:
-                return cause
-        return error
+        return explain(error, self._input, first=step * size, stop=stop * size, remedy=remedy)
 
 
 def evaluate_top1(

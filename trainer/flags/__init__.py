@@ -1,1 +1,1 @@
-"""The flags of each command, parsed without TensorFlow."""
+"""Flags of each command, parsed without TensorFlow."""

@@ -7,7 +7,7 @@ from pipeline.storage.bucket import is_url
 from trainer.config.choices import DEFAULT_ARM, LIVE_ARMS
 
 _DECAY = Condition(lambda flags: flags.weight_decay != 0, "without a --weight_decay above 0")
-# Of a run and of a comparison; `check_strategy` refuses the flags of another strategy.
+# For runs and comparisons. `check_strategy` refuses the flags of another strategy.
 SHARED = {
     "shard_cache_bytes": Condition(lambda flags: is_url(flags.store or ""), "without a --store in a bucket"),
     "decay_mode": _DECAY,
@@ -32,7 +32,7 @@ COMPARE = {
         "without --arms=online and --strategy=default",
     ),
 }
-# With --from, nothing is trained: these flags alone have an effect.
+# The flags that have an effect with --from, which trains nothing.
 WITH_FROM = ("store", "workdir", "earlier", "help", "debug")
 
 FINETUNE = {

@@ -1,4 +1,4 @@
-"""The flags of `trainer.train`, and of the commands that take them as well."""
+"""Flags of `trainer.train`, and those that it shares with `trainer.compare`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pipeline.cli.cache_flags import add_cache_flags, add_input_buffer_flag
+from pipeline.cli.cache_flags import GROUP as PERFORMANCE
+from pipeline.cli.cache_flags import add_cache_flags, add_image_cache_flag, add_input_buffer_flag
 from pipeline.cli.effects import parse_effective
 from pipeline.cli.parser import (
     BY_RECIPE,
@@ -42,11 +43,60 @@ from trainer.config.choices import (
 from trainer.config.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
 from trainer.flags.effects import TRAIN
 
-# Of a run without an end, which has no twentieth and no tenth. Both sources of the recipes warm up for 1,500 steps
-# (docs/training.md, "Recipes"); an evaluation as often as a checkpoint.
+# Defaults of endless runs; those of other runs are fractions of the run. The sources of the recipes warm up for 1,500 steps
+# (docs/training.md, "Recipes"); evaluations are as frequent as checkpoints.
 ENDLESS_WARMUP_STEPS = 1500
 ENDLESS_EVAL_EVERY = 1000
 EVAL_BATCH_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Parsed flags of `trainer.train`; `make_parser` documents each."""
+
+    store: str
+    workdir: str
+    data_dir: str | None
+    teacher: str | None
+    arm: str
+    epochs: int | float | None
+    steps: int | None
+    follow: bool
+    write_back: bool
+    views_per_shard: int
+    seed: int
+    recipe: str | None
+    allow_recipe_mismatch: bool
+    allow_short_run: bool | None
+    student: str | None
+    batch_size: int | None
+    temperature: float | None
+    temperature_squared: bool | None
+    learning_rate: float | None
+    weight_decay: float | None
+    decay_mode: DecayMode | None
+    decay_kernels_only: bool | None
+    clip: Clip | None
+    clip_norm: float | None
+    epsilon: float | None
+    warmup_steps: int | None
+    precision: str
+    sync_batch_norm: bool
+    deterministic: bool
+    strategy: str
+    replicas: int | None
+    tpu: str | None
+    eval_split: str | None
+    eval_every: int | None
+    eval_batch_size: int
+    log_every: int
+    checkpoint_every: int
+    steps_per_execution: int
+    jit_compile: bool
+    shard_cache_bytes: int
+    data_cache_bytes: int
+    image_cache_bytes: int
+    input_buffer_bytes: int | None
 
 
 def _epochs(text: str) -> int | float:
@@ -60,119 +110,161 @@ def _epochs(text: str) -> int | float:
 
 
 def make_parser() -> Parser:
-    """The command's flags; those that a recipe sets have no default of their own."""
+    """The command's parser. Flags that a recipe sets have no default of their own."""
     parser = Parser(
         prog="python -m trainer.train",
-        description="Trains a student on the views and teacher logits of a store.",
+        description="Trains a student on the views and teacher logits of a store. The same command continues an interrupted "
+        "run.",
+        examples=[
+            "python -m trainer.train --store=runs/mnist_5k/store --workdir=runs/mnist_5k/student",
+            "python -m trainer.train --store=runs/flowers/store --workdir=runs/flowers/student --recipe=bit_flowers_fast",
+        ],
     )
-    add = parser.add_argument
-    add("--store", type=place, required=True, help="directory of the store, or its URL in a bucket")
+    add = parser.group("store").add_argument
+    add("--store", type=place, required=True, help="Directory of the store, or its URL in a bucket.")
     add(
-        "--workdir",
-        type=file_path,
-        required=True,
-        help="directory for checkpoints, metrics and the trained student",
-    )
-    add("--teacher", type=place, help="SavedModel or .keras file, to go on online where the store ends")
-    add(
-        "--arm",
-        default=DEFAULT_ARM,
-        choices=ARMS,
-        help="what the student is trained on; all but the first are there to be compared with it (`trainer.compare`)",
-    )
-    add(
-        "--epochs",
-        type=_epochs,
-        help="epochs to train; by default what the store holds; `inf`, with --teacher: a warm-up, then a constant rate "
-        "until SIGTERM, which saves and exports; --steps or --epochs with a number finish such a run",
+        "--follow",
+        action="store_true",
+        help="Train while the precompute is running: use published epochs, and wait for more. Needs --epochs or --steps.",
     )
     add(
         "--write_back",
         action="store_true",
-        help="append the online teacher's logits to the store, whole epochs only, as the precompute would have",
+        help="Append the online teacher's logits to the store, in whole epochs, as the precompute would. Needs --teacher.",
     )
-    add("--views_per_shard", type=positive, default=16384, help="of --write_back; at most")
-    add("--steps", type=positive, help="steps to train, instead of --epochs")
+    add("--views_per_shard", type=positive, default=16384, help="Maximum number of views per appended shard.")
+    add = parser.group("run").add_argument
     add(
-        "--follow",
-        action="store_true",
-        help="train while the store is being written: on the epochs that are published, waiting for more; with --epochs "
-        "or --steps",
+        "--workdir",
+        type=file_path,
+        required=True,
+        help="Directory for checkpoints, metrics and the trained student.",
     )
-    add("--seed", type=seed, default=0, help="of the student's initial weights")
+    add(
+        "--epochs",
+        type=_epochs,
+        help="Epochs to train for (default: from the recipe, or else all epochs in the store). `inf`, with --teacher, trains "
+        "at a constant rate until SIGTERM, which saves and exports.",
+    )
+    add("--steps", type=positive, help="Steps to train for, instead of --epochs.")
+    add("--seed", type=seed, default=0, help="Random seed of the student's initial weights.")
+    add(
+        "--arm",
+        default=DEFAULT_ARM,
+        choices=ARMS,
+        help="Source of the targets. All but the first are for comparisons; see trainer.compare.",
+    )
+    add = parser.group("teacher").add_argument
+    add(
+        "--teacher",
+        type=place,
+        help="SavedModel directory or .keras file, or its URL: continues online past the end of the store.",
+    )
     add_shared_flags(parser)
     return parser
 
 
 def add_shared_flags(parser: Parser) -> None:
-    """Flags that one run and a comparison of several take alike."""
-    add = parser.add_argument
-    add("--data_dir", type=place, help="TFDS data directory; by default the precompute's")
-    add_cache_flags(parser)
-    add("--recipe", help=f"training half of a recipe: {', '.join(TRAIN_RECIPES)}; flags override it")
-    add("--allow_recipe_mismatch", action="store_true", help="train on other views than the recipe's")
-    add("--allow_short_run", action="store_true", default=None, help="allow a warm-up as long as the run")
-    add(
-        "--student",
-        help=f"one of {', '.join(sorted(STUDENTS))}; tiny is meant for 32 px, small for 128 px and faster there",
-    )
-    add("--batch_size", type=batch_size, help="views a step")
-    add("--temperature", type=positive_number, help="of the loss; by default the store's")
-    add("--temperature_squared", action=argparse.BooleanOptionalAction, help="multiply the loss by T^2")
-    add("--learning_rate", type=number, help="at the end of the warm-up")
-    add("--weight_decay", type=number, help="a step, at full schedule")
-    add("--decay_mode", choices=get_args(DecayMode), help="whether the schedule scales the decay")
-    add("--decay_kernels_only", action=argparse.BooleanOptionalAction, help="spare biases and norms")
-    add("--clip", choices=get_args(Clip), help="of gradients")
-    add("--clip_norm", type=positive_number, help="of gradients")
-    add("--epsilon", type=positive_number, help="of AdamW")
-    add(
-        "--warmup_steps",
-        type=whole,
-        help=f"linear warm-up; by default a twentieth of the run, or {ENDLESS_WARMUP_STEPS} of one without an end",
-    )
-    add(
-        "--strategy",
-        default="default",
-        help=f"one of {', '.join(STRATEGIES)}; multiworker: the same command on every machine, with TF_CONFIG such as "
-        f"{TF_CONFIG_EXAMPLE}",
-    )
-    add("--replicas", type=positive, help="of --strategy=mirrored; by default one a GPU")
-    add("--tpu", help="of --strategy=tpu: local, on the TPU's own machine, or its name; a slice of one host")
-    add(
-        "--steps_per_execution",
-        type=positive,
-        default=1,
-        help="steps that are handed to the device at once; what is due in between comes after them",
-    )
-    add(
-        "--jit_compile", action="store_true", help="compile the steps of an execution with XLA; on one device"
-    )
-    add("--precision", default="float32", choices=PRECISIONS, help="of the student's convolutions")
-    add(
-        "--sync_batch_norm",
-        action="store_true",
-        help="batch normalisation over all replicas' views of a step",
-    )
-    add("--deterministic", action="store_true", help="TensorFlow's deterministic ops: bit-equal runs")
+    """Adds the flags that `trainer.train` and `trainer.compare` share."""
+    add = parser.group("data").add_argument
+    add("--data_dir", type=place, help="TFDS data directory, or its URL (default: the precompute's).")
+    _add_recipe_flags(parser)
+    _add_device_flags(parser)
+    add = parser.group("evaluation and logs").add_argument
     add(
         "--eval_split",
-        help="split that intervals are evaluated on; by default validation, else test, else another held-out one",
+        help="Split for evaluations during training (default: validation, or else test, or else another held-out split).",
     )
     add(
         "--eval_every",
         type=positive,
-        help=f"steps between evaluations; by default a tenth of the run, or {ENDLESS_EVAL_EVERY} of one without an end",
+        help=f"Steps between evaluations (default: a tenth of the run; {ENDLESS_EVAL_EVERY} for endless runs).",
     )
-    add("--eval_batch_size", type=batch_size, default=EVAL_BATCH_SIZE, help="images at a time")
-    add("--log_every", type=positive, default=20, help="steps between lines of metrics.jsonl")
-    add("--checkpoint_every", type=positive, default=1000, help="steps; intervals end with one as well")
-    add("--image_cache_bytes", type=whole, default=2 << 30, help="for decoded images, if all of them fit")
+    add("--eval_batch_size", type=batch_size, default=EVAL_BATCH_SIZE, help="Images per evaluation batch.")
+    add("--log_every", type=positive, default=20, help="Steps between lines of metrics.jsonl.")
+    add(
+        "--checkpoint_every",
+        type=positive,
+        default=1000,
+        help="Steps between checkpoints; each evaluation adds one.",
+    )
+    add_cache_flags(parser)
+    add_image_cache_flag(parser)
     add_input_buffer_flag(parser)
+
+
+def _add_recipe_flags(parser: Parser) -> None:
+    add = parser.group("recipe").add_argument
+    names = ", ".join(TRAIN_RECIPES)
+    add("--recipe", help=f"Recipe, one of {names}; the flags below override it (default: by the store).")
+    add(
+        "--allow_recipe_mismatch", action="store_true", help="Allow a store whose views are not the recipe's."
+    )
+    add("--allow_short_run", action="store_true", default=None, help="Allow a warm-up as long as the run.")
+    students = ", ".join(sorted(STUDENTS))
+    add("--student", help=f"Student, one of {students}; tiny is for 32 pixels, small for 128 pixels.")
+    add("--batch_size", type=batch_size, help="Views per step.")
+    add(
+        "--temperature",
+        type=positive_number,
+        help="Temperature of the loss (default: from the recipe, or else the store's).",
+    )
+    add("--temperature_squared", action=argparse.BooleanOptionalAction, help="Multiply the loss by T^2.")
+    add("--learning_rate", type=number, help="Peak learning rate.")
+    add("--weight_decay", type=number, help="Weight decay per step, at the peak learning rate.")
+    add("--decay_mode", choices=get_args(DecayMode), help="Whether the schedule scales the weight decay.")
+    add(
+        "--decay_kernels_only",
+        action=argparse.BooleanOptionalAction,
+        help="Exclude biases and normalization from weight decay.",
+    )
+    add("--clip", choices=get_args(Clip), help="Gradient clipping.")
+    add("--clip_norm", type=positive_number, help="Maximum norm of clipped gradients.")
+    add("--epsilon", type=positive_number, help="Epsilon of AdamW.")
+    add(
+        "--warmup_steps",
+        type=whole,
+        help="Steps of linear warm-up (default: from the recipe, or else a twentieth of the run; "
+        f"{ENDLESS_WARMUP_STEPS} for endless runs).",
+    )
     recipe = {field.name for field in dataclasses.fields(TrainRecipe)}
     for action in parser._actions:
         if action.dest in recipe and action.help is not None and "default" not in action.help:
             action.help += BY_RECIPE
+
+
+def _add_device_flags(parser: Parser) -> None:
+    add = parser.group("devices").add_argument
+    add(
+        "--strategy",
+        default="default",
+        help=f"Distribution strategy, one of {', '.join(STRATEGIES)}. multiworker: run the same command on every machine, with "
+        f"TF_CONFIG such as {TF_CONFIG_EXAMPLE}.",
+    )
+    add(
+        "--replicas", type=positive, help="Replicas of --strategy=mirrored (default: one per GPU, or else 1)."
+    )
+    add("--tpu", help="TPU of --strategy=tpu: local, on the TPU's own machine, or its name.")
+    add(
+        "--precision",
+        default="float32",
+        choices=PRECISIONS,
+        help="Compute precision of the student's convolutions.",
+    )
+    add(
+        "--sync_batch_norm",
+        action="store_true",
+        help="Batch normalization over the views of all replicas.",
+    )
+    add("--deterministic", action="store_true", help="Deterministic ops: repeated runs are bit-equal.")
+    add = parser.group(PERFORMANCE).add_argument
+    add(
+        "--steps_per_execution",
+        type=positive,
+        default=1,
+        help="Steps per call of the device; logs and checkpoints wait for the end of a call.",
+    )
+    add("--jit_compile", action="store_true", help="Compile steps with XLA; needs --strategy=default.")
 
 
 def _shared_actions() -> list[argparse.Action]:
@@ -187,7 +279,7 @@ def shared_flags(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def shared_arguments(flags: argparse.Namespace) -> list[str]:
-    """Arguments that give these flags again, those that have their default left out."""
+    """Command-line arguments for the flags of `add_shared_flags` that differ from their defaults."""
     out = []
     for action in _shared_actions():
         value = getattr(flags, action.dest)
@@ -202,44 +294,47 @@ def shared_arguments(flags: argparse.Namespace) -> list[str]:
 
 
 def check_combinations(flags: argparse.Namespace) -> None:
-    """Refuses flags that exclude each other, or need another.
+    """Refuses flags that exclude each other or need another.
 
     Raises:
-      UserError: names both.
+      UserError: names both flags.
     """
     if flags.epochs and flags.steps:
-        raise UserError("give either --epochs or --steps")
+        raise UserError(
+            f"--epochs={flags.epochs} and --steps={flags.steps}: expected one of them; omit the other"
+        )
     if flags.jit_compile and flags.strategy != "default":
         raise UserError(
-            f"--jit_compile: for one device, --strategy=default; got --strategy={flags.strategy}; leave one of them out (a "
-            "TPU's steps are compiled anyway)"
+            f"--jit_compile: needs --strategy=default, got --strategy={flags.strategy}; omit one of them (a TPU compiles all "
+            "steps anyway)"
         )
     if flags.follow:
-        _check_follow(flags)
-    if flags.write_back and flags.teacher is None:
-        raise UserError("--write_back needs --teacher: it appends what an online teacher says to the store")
-    if flags.write_back and flags.steps_per_execution > 1:
-        raise UserError(
-            f"--write_back: with --steps_per_execution={flags.steps_per_execution}, whose outputs are the last step's "
-            "alone, and every step's logits are needed; leave one of them out"
-        )
-    if flags.write_back and flags.jit_compile:
-        raise UserError(
-            "--write_back: with --jit_compile, under which the teacher's last bits are not those that the precompute "
-            "writes; leave one of them out, or precompute the epochs"
-        )
+        for name, default in (("teacher", None), ("arm", DEFAULT_ARM)):
+            if (value := getattr(flags, name)) != default:
+                raise UserError(
+                    f"--follow: trains on stored views only, got --{name}={value}; omit one of them"
+                )
+    if flags.write_back:
+        _check_write_back(flags)
 
 
-def _check_follow(flags: argparse.Namespace) -> None:
-    for name, default in (("teacher", None), ("arm", DEFAULT_ARM)):
-        if (value := getattr(flags, name)) != default:
-            raise UserError(
-                f"--follow: with --{name}={value}; a run that follows trains on stored views alone: leave one of them out"
-            )
+def _check_write_back(flags: argparse.Namespace) -> None:
+    if flags.teacher is None:
+        raise UserError("--write_back: needs --teacher, whose logits it appends to the store; pass --teacher")
+    if flags.steps_per_execution > 1:
+        raise UserError(
+            f"--write_back: needs the logits of every step, which --steps_per_execution={flags.steps_per_execution} does not "
+            "return; omit one of them"
+        )
+    if flags.jit_compile:
+        raise UserError(
+            "--write_back: --jit_compile changes the last bits of the teacher's logits, so that they differ from the "
+            "precompute's; omit one of them, or precompute the epochs"
+        )
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Checks everything that needs neither the store's contents nor TensorFlow.
+    """Checks flags as far as possible without the store and TensorFlow.
 
     Raises:
       UserError: a flag is out of range, excludes another or needs another.
@@ -253,22 +348,22 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def check_paths(flags: argparse.Namespace) -> None:
-    """Checks the paths that the flags name.
+    """Checks that the paths of the flags exist.
 
     Raises:
-      UserError: one of them is not there.
+      UserError: a path does not exist.
     """
-    if not (flags.follow and is_locked(Path(flags.store))):  # else it is about to be there
+    if not (flags.follow and is_locked(Path(flags.store))):  # a running precompute will create it
         check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
     check_exists("--teacher", flags.teacher)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command's flags, and refuses what can be refused without TensorFlow.
+    """Parses the command's flags and checks them as far as possible without TensorFlow.
 
     Raises:
-      UserError: a flag is unknown or out of range, or a path is missing.
+      UserError: a flag is unknown, out of range or without effect, or a path does not exist.
     """
     flags = parse_effective(make_parser(), argv, TRAIN)
     check_flags(flags)

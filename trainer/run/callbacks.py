@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: progress bar, metrics.jsonl, TensorBoard, checkpoints, evaluation."""
+"""Callback of `fit` for progress bar, metrics.jsonl, TensorBoard, checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from trainer.run.preemption import Preemption
 
 
 class DivergedError(UserError):
-    """A figure of the run is not a finite number."""
+    """A loss, figure or weight is not a finite number."""
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard: one object a log step, appended as it happens.
+    """Writes `metrics.jsonl`, one line per log step, and TensorBoard.
 
     Args:
-      workdir: of the run.
-      step: that the run goes on from; what an earlier run wrote of later steps is dropped, for it will be
+      workdir: directory of the run.
+      step: step that the run continues from. Lines of later steps, which an earlier process wrote, are removed: they are
         written again.
-      writes: False checks figures and writes none: of several workers, only the chief writes.
+      writes: False for workers other than the chief: figures are checked, and nothing is written.
 
     Attributes:
-      kept: evaluations of that very step.
+      kept: evaluations of exactly that step.
     """
 
     def __init__(self, workdir: Path, *, step: int, writes: bool = True) -> None:
@@ -54,10 +54,10 @@ class MetricsLog:
             _start_session(self._board, after=step)
 
     def write(self, step: int, figures: dict[str, Any], *, prefix: str) -> None:
-        """Appends `{"step": step, "kind": prefix, **figures}` and shows numbers in TensorBoard.
+        """Appends `{"step": step, "kind": prefix, **figures}`, and sends numbers to TensorBoard.
 
         Raises:
-          DivergedError: a figure is not finite, which JSON could not hold either.
+          DivergedError: a figure is not finite.
         """
         _check_finite(step, figures)
         if not self._writes:
@@ -67,18 +67,18 @@ class MetricsLog:
                 if isinstance(value, int | float):
                     tf.summary.scalar(f"{prefix}/{name}", value)
         if prefix != TRAIN:
-            # An evaluation whose line is there is not made again, and no checkpoint follows that would flush first.
+            # An evaluation with a line is not repeated, and no checkpoint follows that would flush first.
             self._board.flush()
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "kind": prefix, **figures}, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Before a checkpoint: what TensorBoard is told up to it is not told again by a run that goes on from it."""
+        """Flushes TensorBoard. Called before a checkpoint: a run that continues from it does not repeat earlier steps."""
         if self._writes:
             self._board.flush()
 
     def close(self) -> None:
-        """Flushes TensorBoard's file."""
+        """Closes TensorBoard's file."""
         if self._writes:
             self._board.close()
 
@@ -92,17 +92,17 @@ def _check_finite(step: int, figures: dict[str, Any]) -> None:
 
 
 def _start_session(board: tf.summary.SummaryWriter, *, after: int) -> None:
-    """Makes TensorBoard drop what earlier files tell of later steps: every start of a session but the first does."""
+    """Writes a session start, which makes TensorBoard drop the later steps of earlier files."""
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = tf.compat.v1.Event(wall_time=time.time(), step=after + 1, session_log=start)
-    # The writer has no method for it, and its resource no public name.
+    # The writer has no method for it, and no public attribute for its resource.
     tf.raw_ops.ImportEvent(writer=board._resource, event=event.SerializeToString())
 
 
 def _lines_until(path: Path, step: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """Lines of a metrics file up to and with `step`, and the evaluations of `step` itself.
+    """Lines of a metrics file up to and including `step`, and the evaluations of `step` itself.
 
-    A half-written last line is dropped, and a damaged evaluation of `step`, which is made again.
+    Drops a half-written last line, and damaged evaluations of `step`, which are repeated.
     """
     lines, kept = [], []
     for line in path.read_text(errors="replace").splitlines(keepends=True):
@@ -119,41 +119,53 @@ def _figures(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(figures: dict[str, Any]) -> float:
-    """By which evaluations are compared: the student's accuracy, or its agreement where no image is labeled."""
+    """Criterion for the best evaluation: the student's accuracy, or its agreement with the teacher without labels."""
     found = figures.get("student_top1")
     return float(figures.get("agreement", -math.inf) if found is None else found)
 
 
 @dataclasses.dataclass
 class Timing:
-    """Steps and their seconds, without tracing, evaluations and checkpoints at their ends."""
+    """Number of steps and their seconds, excluding tracing, evaluations and checkpoints."""
 
     steps: int = 0
     seconds: float = 0.0
 
     def add(self, steps: int, seconds: float) -> None:
-        """Counts some steps more."""
+        """Adds steps and their seconds."""
         self.steps += steps
         self.seconds += seconds
 
     @property
-    def seconds_a_step(self) -> float:
-        """Mean."""
+    def seconds_per_step(self) -> float:
+        """Mean seconds per step."""
         return self.seconds / max(self.steps, 1)
 
 
 class RunCallback(tf.keras.callbacks.Callback):
-    """Counts steps over all calls of `fit`, and does what is due after each.
+    """Counts steps over all calls of `fit`; logs, saves and evaluates when due.
 
-    Keras calls it once an execution, of one step or several: what is due after a step inside of one is done at
-    its end. Intervals end with an execution.
+    Keras calls it once per execution, of one or several steps. Whatever is due after a step inside an execution happens at
+    the end of the execution. Intervals end with an execution.
+
+    Args:
+      length: length of the run.
+      step: completed steps.
+      log: metrics.jsonl and TensorBoard.
+      log_every: steps between lines of metrics.jsonl.
+      checkpoints: where to save.
+      checkpoint_every: steps between checkpoints.
+      preemption: signals that end the run; none are handled by default.
+      workers: workers of the run; this process alone by default.
+      evaluator: evaluator for the end of each interval; None to not evaluate.
+      learning_rate: learning rate by step.
 
     Attributes:
-      step: finished steps of the run.
-      source: where the targets come from now, `replay` or `online`.
-      timings: of this part of the run, by source.
-      last: figures of the evaluation of this very step on the evaluator's split, or None.
-      pauses_at: step inside an interval at which `fit` ends, to go on later; None for none.
+      step: completed steps.
+      source: current source of the targets, `replay` or `online`, for the timings.
+      timings: timings of this process by source.
+      last: evaluation of exactly this step, or None.
+      pauses_at: step inside an interval at which `fit` ends and continues later; None for none.
     """
 
     def __init__(
@@ -171,7 +183,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         learning_rate: Callable[[int], float],
     ) -> None:
         super().__init__()
-        # Tensors, so that a step that nothing is due after does not wait for the device.
+        # Logs stay tensors, so that a step with nothing due does not wait for the device.
         self._supports_tf_logs = True
         self.step = step
         self.timings: dict[str, Timing] = {}
@@ -191,28 +203,28 @@ class RunCallback(tf.keras.callbacks.Callback):
         self.last: dict[str, Any] | None = _figures(found[0]) if found else None
         self._best = None if evaluator is None else self._best_score(evaluator.split)
         self._bar = tqdm(
-            total=length.steps * length.batch_size,  # `inf` is no total: a rate, and no time to the end
+            total=length.steps * length.batch_size,  # tqdm takes `inf` for an unknown total
             initial=step * length.batch_size,
             unit=" views",
             desc="train",
             dynamic_ncols=True,
             disable=not self._workers.chief,
         )
-        self._agreed = False  # that the run ends, among several workers
-        self._since: tuple[int, float] | None = None  # (step, time) of the latest log
-        self._begun = step  # steps before this interval
+        self._all_stop = False  # whether several workers have agreed to end the run
+        self._since: tuple[int, float] | None = None  # step and time of the latest log
+        self._interval_start = step
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """An interval begins: what came before it, an evaluation say, is no training time."""
+        """Restarts the timing at the start of an interval, to exclude the evaluation before it."""
         del logs
-        # The first of a call of `fit` traces and fills the pipeline: it counts from its first execution's end.
+        # The first execution of a call of `fit` traces and fills the pipeline, and is not timed.
         self._since = None if epoch == 0 else (self.step, time.perf_counter())
-        self._begun = self.step
+        self._interval_start = self.step
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """After each execution; `batch` is the number of its last step in the interval, from 0."""
+        """Logs and saves after an execution; `batch` is its last step in the interval, from 0."""
         self._preemption.defer()
-        before, self.step = self.step, self._begun + batch + 1
+        before, self.step = self.step, self._interval_start + batch + 1
         self.last = None
         self._bar.update((self.step - before) * self._length.batch_size)
         if self._since is None:
@@ -224,16 +236,16 @@ class RunCallback(tf.keras.callbacks.Callback):
             self._save()
 
     def _asked_to_stop(self, *, logged: bool) -> bool:
-        """Whether a signal came, to this worker or another; they ask each other where all wait for a log anyway."""
+        """Whether this or another worker got a signal. Workers ask each other only after logging, which waits anyway."""
         if self._workers.count == 1:
             return self._preemption.requested is not None
         if logged and (number := self._workers.gather(self._preemption.requested or 0).max()):
             self._preemption.requested = signal.Signals(number)
-            self._agreed = True
-        return self._agreed
+            self._all_stop = True
+        return self._all_stop
 
     def _save(self) -> None:
-        """Saves; ends the run if it was asked to, and if all workers know."""
+        """Saves a checkpoint, and ends the run if a signal came and all workers know of it."""
         for weight in self.model.trainable_variables:
             if not bool(tf.reduce_all(tf.math.is_finite(weight))):
                 raise DivergedError(
@@ -241,16 +253,16 @@ class RunCallback(tf.keras.callbacks.Callback):
                 )
         self._log.flush()
         self._checkpoints.save(self.step)
-        if self._workers.count == 1 or self._agreed or self.step == self._length.steps:
+        if self._workers.count == 1 or self._all_stop or self.step == self._length.steps:
             self._preemption.resume(f"saved at step {self.step}")
 
     def _due(self, before: int, every: int) -> bool:
-        """Whether a multiple of `every` is among the steps since `before`."""
+        """Whether the steps since `before` include a multiple of `every`."""
         return self.step // every > before // every
 
     def _write(self, logs: dict[str, Any]) -> None:
         figures: dict[str, Any] = {name: float(value) for name, value in logs.items() if name != "views"}
-        now = time.perf_counter()  # after the values have come from the device
+        now = time.perf_counter()  # after the values have arrived from the device
         figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
         figures["learning_rate"] = self._learning_rate(self.step - 1)
         if "views" in logs:
@@ -264,31 +276,31 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """An interval ends: saves, then evaluates, which takes long and may be made up for."""
+        """Saves, then evaluates, at the end of an interval. An interrupted evaluation is repeated later."""
         del epoch, logs
         if self.step != self.pauses_at:
             self._save()
             self._evaluate()
 
-    def pause(self, what: str) -> None:
-        """While the run waits: saves, shows what it waits for, and ends the run if it was asked to."""
+    def pause(self, reason: str) -> None:
+        """Saves and shows the reason while the run waits; ends the run if a signal came."""
         self._asked_to_stop(logged=True)
-        self._bar.set_description_str(what)
+        self._bar.set_description_str(reason)
         self._save()
 
-    def go_on(self) -> None:
-        """After a pause."""
+    def resume(self) -> None:
+        """Shows that the run continues."""
         self._bar.set_description_str("train")
 
     def catch_up(self) -> None:
-        """Evaluates the interval that an earlier run ended with, if it had no time to."""
+        """Evaluates this step if the process that trained it was interrupted before."""
         if self.last is None:
             self._evaluate()
 
     def _best_score(self, split: str) -> float | None:
-        """Score of the best checkpoint up to this step, None where any evaluation is better.
+        """Score of the best checkpoint up to this step; None if any evaluation is better.
 
-        A score on another split is no bound. But where no step is left, the best checkpoint on the other split stays: it
+        A score on another split is no bound. But after the last step the best checkpoint on another split stays, because it
         could not be made again.
         """
         found = self._checkpoints.best()
@@ -304,7 +316,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         split, found = self._evaluator.split, self._evaluator.evaluate(self.model.student)
         figures = found.to_json()
         _check_finite(self.step, figures)
-        # Before the line that says that it is done: a run that dies in between does both again.
+        # Before the line in metrics.jsonl: a run that is interrupted in between repeats both.
         if self._best is None or _score(figures) > self._best:
             self._best = _score(figures)
             self._checkpoints.save_best(self.step, {"split": split, **figures})
@@ -316,6 +328,6 @@ class RunCallback(tf.keras.callbacks.Callback):
         )
 
     def close(self) -> None:
-        """Ends the bar and the log."""
+        """Closes the progress bar and the log."""
         self._bar.close()
         self._log.close()

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: weights, optimizer state, and what the run is.
+"""Checkpoints of a run: weights, optimizer state, and the identity of the run.
 
-What the run is (step, spec digest, batch size, student, ...) is inside the checkpoint, so that it is as atomic
-as the weights: TensorFlow writes aside and renames, index last.
+The identity (step, spec digest, batch size, student, ...) is inside the checkpoint, so that it is written atomically with
+the weights: TensorFlow writes temporary files and renames them, the index last.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.storage.checked_json import Count, build, parse_json
 from pipeline.store.spec import differences
 
 _RUN_KEY = "run/.ATTRIBUTES/py_state"
-# What TensorFlow raises for files that are damaged, or are of another network.
+# Exceptions of TensorFlow for files that are damaged or belong to another network.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, LookupError)
 
 
 class _Scored(TypedDict, total=False):
-    """The evaluation in a best checkpoint, what is compared of it."""
+    """Compared entries of the evaluation in a best checkpoint."""
 
     split: str
     student_top1: float | None
@@ -32,7 +32,7 @@ class _Scored(TypedDict, total=False):
 
 
 class _SavedRun(TypedDict):
-    """What a checkpoint says of its run. What else is there is the identity, which is compared as a whole."""
+    """State of the run in a checkpoint. The other entries are the identity, which is compared as a whole."""
 
     step: Count
     spec: NotRequired[str]
@@ -40,10 +40,11 @@ class _SavedRun(TypedDict):
 
 
 def saved_path(directory: Path) -> str | None:
-    """Prefix of the latest checkpoint in a directory; None where there is none.
+    """Path prefix of the latest checkpoint in a directory; None if there is none.
 
     Raises:
-      DataError: the file `checkpoint`, which names the latest, is damaged; or it is missing, and there are several.
+      DataError: the file `checkpoint`, which names the latest checkpoint, is damaged; or it is missing, and there are several
+        checkpoints.
     """
     note = directory / "checkpoint"
     try:
@@ -57,7 +58,7 @@ def saved_path(directory: Path) -> str | None:
             f"{note}: damaged; it names the latest checkpoint in {directory}: restore it from a backup, or start again in "
             "another --workdir"
         )
-    # One alone was not noted yet when its writer died; its steps are done again.
+    # A single checkpoint without the note was interrupted in between; its steps are repeated.
     if len(found := sorted(file.stem for file in directory.glob("ckpt-*.index"))) > 1:
         raise DataError(
             f"{note}: missing; it alone names the latest of {', '.join(found)}: restore it from a backup, or start again in "
@@ -67,22 +68,25 @@ def saved_path(directory: Path) -> str | None:
 
 
 def read_run(path: str) -> dict[str, Any]:
-    """What a checkpoint says of its run: `step`, `spec`, `batch_size`, `recipe_name` and what else it is.
+    """Reads the state of the run in a checkpoint: `step`, and the identity (`spec`, `batch_size`, `recipe_name`, ...).
+
+    Args:
+      path: path prefix of the checkpoint.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the checkpoint cannot be read.
     """
     try:
         found = build(_SavedRun, parse_json(tf.train.load_checkpoint(path).get_tensor(_RUN_KEY).decode()))
     except (*_UNREADABLE, AttributeError) as error:
         raise DataError(
-            f"{path}: cannot be read as a checkpoint: {first_line(error)}; start again in another --workdir"
+            f"{path}: cannot read the checkpoint: {first_line(error)}; start again in another --workdir"
         ) from error
     return cast(dict[str, Any], found)
 
 
 class _RunState(tf.train.experimental.PythonState):
-    """A JSON object in a checkpoint."""
+    """JSON object in a checkpoint."""
 
     def __init__(self, value: dict[str, Any]) -> None:
         super().__init__()
@@ -96,17 +100,18 @@ class _RunState(tf.train.experimental.PythonState):
 
 
 class Checkpoints:
-    """The latest few checkpoints of a run, and the best one.
+    """The latest checkpoints of a run, and the best one.
 
-    The best carries the evaluation that made it so: file and figures cannot disagree. It is saved after the latest
-    of its step, so that it is never of a step that the run has still to come to.
+    The best checkpoint contains its evaluation, so that both are consistent. It is saved after the latest checkpoint of its
+    step, so that it is never ahead of the run.
 
     Args:
-      directory: of the checkpoints.
-      student, optimizer: what is saved.
-      identity: what has to be the same for a run to be resumed; `spec` in it is the store's digest.
-      keep: latest checkpoints to keep.
-      writes: False makes `save` and `save_best` do nothing: of several workers, only the chief writes.
+      directory: directory of the checkpoints.
+      student: model to save.
+      optimizer: optimizer to save.
+      identity: values that must be the same for a run to continue; `spec` is the store's digest.
+      keep: number of latest checkpoints to keep.
+      writes: False for workers other than the chief: `save` and `save_best` then do nothing.
 
     Raises:
       DataError: see `saved_path`.
@@ -125,19 +130,19 @@ class Checkpoints:
         self._writes = writes
         self._directory = directory
         for place in (directory, directory / "best"):
-            saved_path(place)  # before TensorFlow's managers, which take a damaged note for none
+            saved_path(place)  # TensorFlow's managers would ignore a damaged note
         self._identity = identity
-        # Slots exist before they are restored, so that a checkpoint that lacks any is noticed.
+        # Create slots before restoring, so that a checkpoint without them is noticed.
         optimizer._create_all_weights(student.trainable_variables)
         self._run = _RunState({"step": 0, **identity})
         self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run)
-        # Made when first saved, it would be a collective of the chief's alone.
+        # Created at the first save otherwise, which is a collective that only the chief would run.
         _ = self._checkpoint.save_counter
         self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
         self._best = tf.train.CheckpointManager(self._checkpoint, str(directory / "best"), max_to_keep=1)
 
     def latest_step(self) -> int:
-        """The step of the latest checkpoint, 0 where there is none; reads neither weights nor optimizer state.
+        """Step of the latest checkpoint, 0 if there is none. Does not read weights or optimizer state.
 
         Raises:
           DataError: it belongs to another store.
@@ -147,18 +152,18 @@ class Checkpoints:
         return 0 if path is None else self._step_of(path)
 
     def _step_of(self, path: str) -> int:
-        """The step of a checkpoint of this very run."""
+        """Step of a checkpoint, which must belong to this run."""
         found = read_run(path)
         step: int = found.pop("step")
         if lines := differences(self._identity, found, sides=("asked for", "in the checkpoint")):
             kind = DataError if found.get("spec") != self._identity.get("spec") else UserError
             raise kind(
-                f"{path} cannot be continued: {'; '.join(lines)}; ask for the same, or use another --workdir"
+                f"{path}: belongs to another run: {'; '.join(lines)}; pass the same flags and store, or use another --workdir"
             )
         return step
 
     def restore(self) -> int:
-        """Restores the latest checkpoint; the step to go on from, 0 where there is none.
+        """Restores the latest checkpoint; returns its step, 0 if there is none.
 
         Raises:
           DataError: it belongs to another store, or is damaged.
@@ -172,13 +177,12 @@ class Checkpoints:
             self._checkpoint.restore(path).assert_consumed()
         except (*_UNREADABLE, AssertionError) as error:
             raise DataError(
-                f"{path}: cannot be restored into this student: {first_line(error)}; start again in another "
-                "--workdir"
+                f"{path}: cannot restore the student: {first_line(error)}; start again in another --workdir"
             ) from error
         return step
 
     def save(self, step: int) -> None:
-        """Saves as of `step` finished steps; nothing if that is there."""
+        """Saves a checkpoint after `step` completed steps, unless it exists."""
         path = self._latest.latest_checkpoint
         if not self._writes or (path is not None and path.endswith(f"-{step}")):
             return
@@ -186,31 +190,31 @@ class Checkpoints:
         self._latest.save(checkpoint_number=step)
 
     def save_best(self, step: int, evaluation: dict[str, Any]) -> None:
-        """Saves as the best so far, with the evaluation that says so."""
+        """Saves the best checkpoint so far, with its evaluation."""
         if not self._writes:
             return
         self._run.value = {"step": step, "evaluation": evaluation, **self._identity}
         self._best.save(checkpoint_number=step)
 
     def best(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and evaluation of the best checkpoint; None where there is none.
+        """Step and evaluation of the best checkpoint; None if there is none.
 
         Raises:
-          DataError: it cannot be read.
+          DataError: the checkpoint cannot be read.
         """
         path = saved_path(self._directory / "best")
         if path is None:
             return None
         found = read_run(path)
         if "evaluation" not in found:
-            raise DataError(f"{path}: not a best checkpoint: it has no evaluation; remove {path}.*")
+            raise DataError(f"{path}: has no evaluation, which a best checkpoint has; remove {path}.*")
         return found["step"], found["evaluation"]
 
     def restore_best(self, student: tf.keras.Model) -> None:
-        """Restores the weights of the best checkpoint; the optimizer is left alone.
+        """Restores the weights of the best checkpoint, and leaves the optimizer unchanged.
 
         Raises:
-          DataError: it is damaged.
+          DataError: the checkpoint is damaged.
         """
         path = saved_path(self._directory / "best")
         try:
@@ -218,12 +222,12 @@ class Checkpoints:
             restored.assert_existing_objects_matched().expect_partial()
         except (*_UNREADABLE, AssertionError) as error:
             raise DataError(
-                f"{path}: the best checkpoint cannot be restored: {first_line(error)}; remove {self._directory / 'best'} and "
-                "run the same command again, which finishes the run without it"
+                f"{path}: cannot restore the best checkpoint: {first_line(error)}; remove {self._directory / 'best'} and run the "
+                "same command again, which finishes the run without it"
             ) from error
 
     def remove_leftovers(self) -> None:
-        """Removes what a writer that was killed has left; only the holder of the work directory's lock may."""
+        """Removes leftovers of a killed writer; the caller holds the lock of the work directory."""
         for directory in (self._directory, self._directory / "best"):
             for path in directory.glob("ckpt-*"):
                 if path.is_dir():

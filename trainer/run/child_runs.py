@@ -1,8 +1,8 @@
-"""Commands as child processes of a comparison, one after the other or several side by side.
+"""Runs commands as child processes of a comparison, one at a time or in parallel.
 
-A child is `python -m trainer.run.child_runs MODULE ...`: `python -m MODULE ...`, such as `trainer.train`, which also ends,
-with its state saved, when its parent is gone, however that ended. Children are process groups of their own: a Ctrl-C
-reaches the parent alone, which hands each of its signals on once.
+A child is `python -m trainer.run.child_runs MODULE ...`. It does the same as `python -m MODULE ...`, such as `trainer.train`,
+and also saves and ends when its parent is gone for any reason. Each child has its own process group, so that a Ctrl-C reaches
+only the parent, which forwards each signal once.
 """
 
 from __future__ import annotations
@@ -35,21 +35,18 @@ from trainer.config.run_files import METRICS_FILE
 from trainer.run.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
 
 _POLL_SECONDS = 0.2
-_ONE_LINE = (
-    EXIT_USER_ERROR,
-    EXIT_DATA_ERROR,
-    EXIT_TRY_AGAIN,
-)  # a process that ends so has printed one line that says why
+# With these exit codes, a process has printed its error in one line.
+_ONE_LINE = (EXIT_USER_ERROR, EXIT_DATA_ERROR, EXIT_TRY_AGAIN)
 _LESS_MEMORY = "use a smaller --parallel or --image_cache_bytes"
-_PATIENCE_SECONDS = 120  # for a run that an earlier, killed comparison has left to save itself
+_PATIENCE_SECONDS = 120  # for a child of an earlier, killed comparison to save and end
 
 
 class ChildError(UserError):
-    """A child process failed; it has the child's own line and exit code.
+    """A child process failed.
 
     Args:
-      message: one line.
-      exit_code: the child's.
+      message: error message of the child.
+      exit_code: exit code of the child.
     """
 
     def __init__(self, message: str, *, exit_code: int = UserError.exit_code) -> None:
@@ -58,38 +55,38 @@ class ChildError(UserError):
 
 
 def exit_code(returncode: int) -> int:
-    """The exit code of a child process as a shell reports it: 128 + the number of the signal that ended it."""
+    """The exit code of a child process as a shell reports it: 128 plus the number of the signal that ended it."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 def ended_by_signal(code: int, *, less_memory: str) -> str | None:
-    """Says which signal ended a process and what helps; None if none did, or one that saves the run.
+    """Describes the signal that ended a process; None if there was none, or one that saves the run.
 
     Args:
       code: exit code, as a shell reports it.
-      less_memory: what makes the process use less memory.
+      less_memory: how to make the process use less memory.
     """
     if code in EXIT_CODES.values() or code - 128 not in set(signal.Signals):
         return None
     name = signal.Signals(code - 128).name
     if name == "SIGKILL":
         return (
-            f"killed by SIGKILL (exit code {code}), most likely because the machine ran out of memory; {less_memory}, and "
-            "run the same command to continue"
+            f"killed by SIGKILL (exit code {code}), most likely because the machine ran out of memory; {less_memory}, and run "
+            "the same command to continue"
         )
     return f"ended by {name} (exit code {code}); run the same command to continue"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A command to be run.
+    """A command to run.
 
     Attributes:
-      name: for the user.
-      module: whose `main` it is.
-      argv: of the command.
-      workdir: of the run; `METRICS_FILE` there says how far it is.
-      steps: that the run will have when it is finished.
+      name: name in messages.
+      module: module with the command's `main`.
+      argv: arguments of the command.
+      workdir: directory of the run; its metrics.jsonl shows the progress.
+      steps: steps of the finished run.
     """
 
     name: str
@@ -100,7 +97,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the child writes to its screen; beside its directory, which is the run's alone."""
+        """File with the child's output, next to the directory of the run."""
         return self.workdir.with_name(f"{self.workdir.name}.log")
 
 
@@ -108,36 +105,36 @@ class Child:
     """A started job.
 
     Attributes:
-      job: it.
-      process: of the child.
-      signalled: whether it was sent a signal.
-      first_step: that it starts from.
+      job: the job.
+      process: the child process.
+      signaled: whether the child was sent a signal.
+      first_step: completed steps at the start.
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.signalled = job, False
+        self.job, self.signaled = job, False
         self.first_step = latest_step(job.workdir)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         _wait_for_lock(job)
         with job.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "trainer.run.child_runs", job.module, *job.argv],
-                stdin=subprocess.PIPE,  # which closes when this process ends, however it does
+                stdin=subprocess.PIPE,  # closes when this process ends for any reason
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
 
     def describe(self) -> str:
-        """What the bar shows of it."""
+        """Text for the progress bar."""
         loading = latest_step(self.job.workdir) == self.first_step
         return f"{self.job.name} (loading)" if loading else self.job.name
 
     def check(self) -> bool:
-        """Whether it has finished.
+        """Returns whether the child has finished.
 
         Raises:
-          ChildError: it failed.
+          ChildError: the child failed.
         """
         code = self.process.poll()
         if not code:
@@ -160,12 +157,12 @@ class Child:
 
     def send(self, number: int) -> None:
         """Sends a signal."""
-        self.signalled = True
-        self.process.send_signal(number)  # does nothing if the process has ended
+        self.signaled = True
+        self.process.send_signal(number)  # has no effect if the process has ended
 
     def end(self, number: int = signal.SIGTERM) -> None:
-        """Tells it to save and end, if nobody has and it has not, and waits until it has."""
-        if not self.signalled:
+        """Sends a signal to save and end, unless one was sent, and waits for the end."""
+        if not self.signaled:
             self.send(number)
         self.process.wait()
         if self.process.stdin is not None:
@@ -173,34 +170,34 @@ class Child:
 
 
 def _wait_for_lock(job: Job) -> None:
-    """Until nobody is writing the run's directory: a child whose parent was killed saves, and needs a moment.
+    """Waits for the lock of the run's directory: a child whose parent was killed needs time to save.
 
     Raises:
-      UserError: somebody is still writing it.
+      UserError: another process still holds the lock.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    told = False
+    announced = False
     while job.workdir.is_dir():
         try:
             with writer_lock(job.workdir, flag="--workdir"):
                 return
         except UserError as error:
             if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() > deadline:
-                raise  # it cannot be written at all, or the writer does not end
-            if not told:
-                print(f"{job.name}: waiting for the process that is still writing it", flush=True)
-            told = True
+                raise  # the directory cannot be written, or the other process does not end
+            if not announced:
+                print(f"{job.name}: waiting for another process that is writing it", flush=True)
+            announced = True
             time.sleep(_POLL_SECONDS)
 
 
 class _Step(TypedDict):
-    """A line of any command's progress."""
+    """Line of metrics.jsonl of any command."""
 
     step: Count
 
 
 def latest_step(workdir: Path) -> int:
-    """The step of the last whole line of a run's metrics.jsonl; 0 where there is none."""
+    """Step of the last complete line of a run's metrics.jsonl; 0 if there is none."""
     path = workdir / METRICS_FILE
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
@@ -212,21 +209,21 @@ def latest_step(workdir: Path) -> int:
 
 
 class _Signals(contextlib.AbstractContextManager["_Signals"]):
-    """Within the context, signals are noted and handed on to the children, each of them once."""
+    """Context that records signals and forwards each to the children once."""
 
     def __init__(self, running: list[Child]) -> None:
         self._running = running
         self.first: signal.Signals | None = None
 
     def __enter__(self) -> _Signals:
-        self._before = handle_signals(self._hand_on)
+        self._before = handle_signals(self._forward)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.first = self.first or signal.Signals(number)
         for child in self._running:
@@ -238,17 +235,17 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
 def run_jobs(
     jobs: Sequence[Job], *, parallel: int, on_finished: Callable[[Job], None], unit: str = " steps"
 ) -> None:
-    """Does the jobs in their order, up to `parallel` at a time; a bar shows their steps.
+    """Runs jobs in order, up to `parallel` at a time, with a progress bar.
 
     Args:
-      jobs: not yet done, perhaps begun.
-      parallel: children at a time, 1 or more.
-      on_finished: called after each.
-      unit: of the bar.
+      jobs: unfinished jobs, which continue from their checkpoints.
+      parallel: maximum number of children at a time, 1 or more.
+      on_finished: called after each job.
+      unit: unit of the progress bar.
 
     Raises:
-      ChildError: one failed; the others are told to save and end first.
-      Interrupted: a signal came; all have saved.
+      ChildError: a child failed; the others have saved and ended.
+      Interrupted: a signal came; all children have saved.
     """
     waiting, running = list(jobs), list[Child]()
     done = 0
@@ -265,8 +262,8 @@ def run_jobs(
                         done += child.job.steps
                         on_finished(child.job)
                 bar.set_description(", ".join(child.describe() for child in running), refresh=False)
-                begun = [child.job for child in running] + waiting
-                bar.update(done + sum(min(latest_step(job.workdir), job.steps) for job in begun) - bar.n)
+                unfinished = [child.job for child in running] + waiting
+                bar.update(done + sum(min(latest_step(job.workdir), job.steps) for job in unfinished) - bar.n)
         finally:
             for child in running:
                 child.end(signals.first or signal.SIGTERM)
@@ -279,22 +276,22 @@ def run_jobs(
 
 @contextlib.contextmanager
 def _bar(jobs: Sequence[Job], unit: str) -> Iterator[tqdm]:
-    begun = sum(min(latest_step(job.workdir), job.steps) for job in jobs)
+    initial = sum(min(latest_step(job.workdir), job.steps) for job in jobs)
     total = sum(job.steps for job in jobs)
     with tqdm(
         total=total,
-        initial=begun,
+        initial=initial,
         unit=unit,
         dynamic_ncols=True,
         mininterval=1.0,
-        miniters=0,  # shows the time and what is loading, without a step as well
+        miniters=0,  # refresh without steps, to show the time and the job that is loading
         disable=not total,
     ) as bar:
         yield bar
 
 
 def _end_with_parent() -> None:
-    """Waits for the end of standard input, which the parent holds open, and then ends this process like SIGTERM."""
+    """Sends SIGTERM to this process when its standard input closes, which the parent holds open."""
     with contextlib.suppress(OSError):
         while os.read(0, 1):
             pass
@@ -302,7 +299,7 @@ def _end_with_parent() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The child: a module's name, and the arguments of its `main`."""
+    """Runs the child; the arguments are a module's name and the arguments of its `main`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, *arguments = argv
     code: int = importlib.import_module(module).main(arguments)

@@ -1,7 +1,7 @@
-"""Evaluates a student on a held-out split, with no teacher in memory.
+"""Evaluates a student on a held-out split, without loading the teacher.
 
-The teacher's logits on the evaluation crops are in the store's `eval/`, with both fingerprints, which are
-checked like those of any view.
+The store's `eval/` has the teacher's logits for the evaluation crops, with both fingerprints, which are checked as for any
+view.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from trainer.step.loss import DistillationLoss
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one evaluation over all images of a split.
+    """Figures of one evaluation on all images of a split.
 
     Attributes:
       examples: number of images.
-      unlabeled: number of those without a label, which are left out of the accuracies.
-      student_top1, teacher_top1: share of the labeled images whose largest logit is the label's, 0 to 1; None if no
-        image is labeled.
-      agreement: share of images where student and teacher have the same largest logit, 0 to 1.
+      unlabeled: number of images without a label, which the accuracies exclude.
+      student_top1: top-1 accuracy of the student on labeled images, 0 to 1; None if no image is labeled.
+      teacher_top1: top-1 accuracy of the teacher.
+      agreement: share of images for which student and teacher predict the same class, 0 to 1.
       distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
     """
 
@@ -47,32 +47,33 @@ class Evaluation:
     distillation_loss: float
 
     def to_json(self) -> dict[str, Any]:
-        """As result.json holds it."""
+        """The JSON object in result.json."""
         return dataclasses.asdict(self)
 
 
 def accuracy_text(value: float | None) -> str:
-    """An accuracy for people; `n/a` where no image is labeled."""
+    """An accuracy in percent; `n/a` for None."""
     return "n/a" if value is None else f"{value:.2%}"
 
 
 def unlabeled_text(figures: dict[str, Any]) -> str:
-    """How many images of an evaluation have no label, to be appended to its line; empty if all have one."""
+    """Note on unlabeled images, to append to the line of an evaluation; empty if all images are labeled."""
     if not (count := figures.get("unlabeled")):
         return ""
-    return f" ({count:,} of {figures['examples']:,} images have no label and are left out of the accuracy)"
+    return f" ({count:,} of {figures['examples']:,} images have no label; the accuracy excludes them)"
 
 
 class Evaluator:
     """Evaluation crops, labels and teacher logits of one split.
 
     Args:
-      store: has the split in its `eval/`.
-      dataset: the split.
-      batch_size: images at a time.
-      temperature, temperature_squared: of the distillation loss.
-      cache_bytes: crops and teacher logits are kept in memory if those of all images fit.
-      buffer_bytes: for batches that are rendered ahead; a quarter of the memory by default.
+      store: store with the split in its `eval/`.
+      dataset: data set of the split.
+      batch_size: images per batch.
+      temperature: temperature of the distillation loss.
+      temperature_squared: whether the loss is multiplied by T^2.
+      cache_bytes: memory for crops and teacher logits, which are kept if those of all images fit.
+      buffer_bytes: memory for batches rendered ahead; a quarter of the memory by default.
     """
 
     def __init__(
@@ -95,14 +96,14 @@ class Evaluator:
         plan = eval_planner(self._size, num_examples=self._count)
         records = store.eval_reader(dataset.split)
         self._input = ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes)
-        kept_bytes = image_size**2 * 3 + 4 * store.spec.num_classes  # of an image: crop and teacher logits
+        kept_bytes = image_size**2 * 3 + 4 * store.spec.num_classes  # per image: crop and teacher logits
         self._keep = self._count * kept_bytes <= cache_bytes
         self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []
         self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None
         self._labels = dataset.labels(np.arange(self._count))
 
     def _batches(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """(crops uint8 [B, S, S, 3], teacher logits float32 [B, C]); all of them, or an iterator over them."""
+        """Batches of (crops uint8 [B, S, S, 3], teacher logits float32 [B, C]), as a list or an iterator."""
         if self._kept:
             return self._kept
         starts = np.arange(0, self._count, self._size)
@@ -113,7 +114,7 @@ class Evaluator:
         return self._kept
 
     def _forward(self, student: tf.keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The student in a graph, traced once however often it is evaluated."""
+        """The student as a graph function, traced once per student."""
         if self._traced is None or self._traced[0] is not student:
 
             @tf.function
@@ -124,12 +125,12 @@ class Evaluator:
         return self._traced[1]
 
     def logits(self, student: tf.keras.Model) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Student's and teacher's logits per batch, float32 [b, C] each, in the split's order.
+        """Yields the logits of student and teacher per batch, float32 [b, C] each, in the order of the split.
 
-        A split's logits can be larger than memory: 21,841 classes of 1.3 million images are 105 GiB.
+        All logits of a split may not fit into memory: 21,841 classes for 1.3 million images take 105 GiB.
         """
         forward, left = self._forward(student), self._count
-        remedy = f"lower --eval_batch_size ({self._size} images at a time)"
+        remedy = f"lower --eval_batch_size ({self._size} images per batch)"
         for crops, logits in self._batches():
             with naming_memory(remedy):
                 ours = forward(crops).numpy()
@@ -137,18 +138,21 @@ class Evaluator:
             left -= self._size
 
     def write_predictions(self, student: tf.keras.Model, path: Path) -> None:
-        """Writes what a student takes each image for: `top1` and `labels`, int32 [n] each, in the split's order."""
+        """Writes predicted classes `top1` and `labels`, int32 [n] each, in the order of the split, to an .npz file."""
         top1 = np.concatenate([ours.argmax(axis=1) for ours, _ in self.logits(student)])
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
 
     def evaluate(self, student: tf.keras.Model) -> Evaluation:
-        """Evaluates a student, float32 [B, S, S, 3] in 0..255 to logits [B, C].
+        """Evaluates a student.
+
+        Args:
+          student: model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
 
         Raises:
-          DataError: an evaluation crop is not the one that the teacher saw.
+          DataError: an evaluation crop differs from the one that the teacher saw.
         """
-        # Of each image three numbers, int64 [n] and float32 [n].
+        # Three numbers per image: int64 [n], int64 [n], float32 [n].
         choices, teacher_choices, losses = [], [], []
         for ours, theirs in self.logits(student):
             choices.append(ours.argmax(axis=1))

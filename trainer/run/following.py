@@ -1,7 +1,7 @@
-"""`--follow`: a run trains on the epochs that are published, and waits for more while the store is being written.
+"""`--follow`: trains on published epochs, and waits for more while the precompute is running.
 
-The run waits between two calls of `fit`, in Python: a signal ends it there as it does between two steps, and nothing is
-lost, because a checkpoint is saved first. Steps, views, rates and evaluations are those of a run on the finished store.
+The run waits between two calls of `fit`, after saving a checkpoint, so that a signal ends it there without loss. Steps, views,
+learning rates and evaluations are the same as on the finished store.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES)
     """Opens a store once its first epoch is published.
 
     Raises:
-      UserError: nothing is published, and no process writes the store.
-      TryAgainError: the process that wrote it has ended before its first epoch.
+      UserError: nothing is published, and no process is writing the store.
+      TryAgainError: the process that was writing the store ended before the first epoch.
     """
     watch, announced = WriterWatch(location), False
     while True:
-        written = watch.is_written()  # before the look, which sees what the writer has published last
+        written = watch.is_written()  # before opening, which then sees everything that the writer published
         try:
             return Store(location, shard_cache_bytes=shard_cache_bytes)
         except UnpublishedError as error:
             if not written and announced:
                 raise TryAgainError(
-                    f"--follow: --store={location}: no process writes it any more, and no epoch is published; continue the "
+                    f"--follow: no epoch of --store={location} is published, and its precompute has ended; continue the "
                     "precompute, then run the same command again"
                 ) from error
             if not written:
                 raise UserError(
-                    f"{error}; --follow waits for a precompute that holds the store: start the precompute first"
+                    f"{error}; --follow needs a running precompute: start the precompute first"
                 ) from error
         if not announced:
             print(f"--follow: waiting for the first epoch of {location}", flush=True)
@@ -48,14 +48,14 @@ def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES)
 
 
 class Following:
-    """Says how far a run can go, and waits where it cannot go on.
+    """Determines how far a run can train, and waits for more views.
 
     Args:
-      store: to train on; its readers see what is published later.
-      length: of the run.
-      steps_per_execution: steps that are handed to the device at once.
+      store: store to train on; its readers see views that are published later.
+      length: length of the run.
+      steps_per_execution: steps per call of the device.
       interval: steps between evaluations.
-      workers: of the run, which wait for each other's view of the store.
+      workers: workers of the run, which agree on the published views.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Following:
         self._watch = WriterWatch(store.location)
 
     def _available(self, step: int) -> int:
-        """One past the last step that can be done now, where executions are cut as on a finished store."""
+        """One past the last step with published views, at an end of an execution as on the finished store."""
         steps = min(self._store.views.num_records // self._length.batch_size, int(self._length.steps))
         if steps == self._length.steps:
             return steps
@@ -74,14 +74,14 @@ class Following:
         return begin + (steps - begin) // self._execution * self._execution
 
     def wait(self, step: int, *, pause: Callable[[str], None]) -> int:
-        """One past the last step that can be done, after `step`; waits until there is one.
+        """Waits until the views of a step after `step` are published; returns one past the last such step.
 
         Args:
-          step: finished steps, fewer than the run's.
-          pause: called before the run waits and each time it looks again, with a line on what it waits for; may end it.
+          step: completed steps, fewer than the run's.
+          pause: called with a description before waiting and at each poll; may end the run.
 
         Raises:
-          TryAgainError: no process writes the store any more.
+          TryAgainError: no process is writing the store any more.
         """
         num_examples = self._length.num_examples
         epochs = -(-int(self._length.steps) * self._length.batch_size // num_examples)
@@ -93,8 +93,8 @@ class Following:
             pause(f"waiting for epoch {self._store.epochs + 1:,} of {epochs:,}")
             if not written:
                 raise TryAgainError(
-                    f"--follow: --store={self._store.location}: no process writes it any more, and {self._store.epochs:,} "
-                    f"of the {epochs:,} epochs of this run are published; the run is saved at step {step:,}: continue the "
-                    "precompute, then run the same command again"
+                    f"--follow: the precompute of --store={self._store.location} has ended with {self._store.epochs:,} of the "
+                    f"{epochs:,} epochs of this run, which is saved at step {step:,}; continue the precompute, then run the same "
+                    "command again"
                 )
             time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The options of a training run: its flags resolved against the store."""
+"""Options of a training run: flags resolved against the store and the recipe."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from pipeline.views.recipes import view_recipe
 from trainer.config.choices import check_student
 from trainer.config.recipes import TrainRecipe, train_recipe
 from trainer.config.run_length import MAX_VIEWS, RunLength, count_text
-from trainer.flags.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, EVAL_BATCH_SIZE, check_combinations
-from trainer.run.begun import Schedule
+from trainer.flags.train import (
+    ENDLESS_EVAL_EVERY,
+    ENDLESS_WARMUP_STEPS,
+    EVAL_BATCH_SIZE,
+    TrainFlags,
+    check_combinations,
+)
+from trainer.run.run_schedule import Schedule
 from trainer.targets.arms import ARMS, OFFLINE, Arm
 
-# Flags that may differ between the workers of a run: each machine has its own paths and memory.
-_OF_A_MACHINE = {
+# Flags that may differ between the workers of a run: paths, and limits of memory and disks.
+_PER_MACHINE = {
     *("store", "data_dir", "workdir", "teacher"),
     *("data_cache_bytes", "shard_cache_bytes", "image_cache_bytes", "input_buffer_bytes", "eval_batch_size"),
 }
@@ -31,19 +37,20 @@ _OF_A_MACHINE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What was asked of a run, resolved.
+    """Resolved options of a run.
 
     Attributes:
-      flags: as given.
-      recipe_name, recipe: with the flags that override it.
-      temperature: T of the loss.
-      length: of the run.
-      warmup_steps: of the schedule.
-      eval_split: for intervals, or None where the store has no evaluation logits.
-      eval_every: steps of an interval.
+      flags: flags as given.
+      recipe_name: name of the recipe.
+      recipe: recipe with the flags that override it.
+      temperature: temperature T of the loss.
+      length: length of the run.
+      warmup_steps: steps of linear warm-up.
+      eval_split: split for evaluations during training; None if the store has no teacher outputs for one.
+      eval_every: steps between evaluations.
     """
 
-    flags: dict[str, Any]
+    flags: TrainFlags
     recipe_name: str
     recipe: TrainRecipe
     temperature: float
@@ -54,68 +61,64 @@ class TrainOptions:
 
     @property
     def schedule(self) -> Schedule:
-        """Of the learning rate."""
+        """Learning-rate schedule."""
         return Schedule(
             steps=self.length.steps, batch_size=self.length.batch_size, warmup_steps=self.warmup_steps
         )
 
     @property
     def arm(self) -> Arm:
-        """What the run is trained on."""
-        return ARMS[self.flags["arm"]]
+        """Source of the targets."""
+        return ARMS[self.flags.arm]
 
     def check_teacher(self) -> None:
         """Refuses `--teacher` for a new run that does not need it.
 
-        One that has begun may have needed it: the same command goes on, though the store has grown meanwhile.
+        A continued run may have needed it before the store grew, and its command stays the same.
 
         Raises:
-          UserError: every view of the run is stored, with its logits.
+          UserError: the store has the logits of all views of the run.
         """
-        teacher = self.flags["teacher"]
+        teacher = self.flags.teacher
         if teacher is not None and not self.arm.live and self.length.online_from == self.length.steps:
             raise UserError(
-                f"--teacher={teacher}: has no effect: the store holds all {count_text(self.length.steps)} steps of this run, "
-                "with their logits; leave it out, or train longer"
+                f"--teacher={teacher}: has no effect; the store has the logits of all {count_text(self.length.steps)} steps of "
+                "this run: omit it, or train longer"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The text of config.json: everything that was asked. JSON has no infinity: `inf`, as on the command line."""
+        """Content of config.json. Infinity, which JSON does not have, is written as `inf`, as on the command line."""
         out: dict[str, Any] = _spell_infinity(dataclasses.asdict(self))
         return out
 
     def identity(self, spec_digest: str) -> dict[str, Any]:
-        """What has to be the same for a run to be continued from its checkpoint.
+        """Values that must be the same for a run to continue from a checkpoint.
 
-        Length and schedule are left out: a finished run may be extended.
+        Length and schedule are excluded, because a finished run may be extended.
         """
-        recipe = {
-            k: v
-            for k, v in self.recipe.to_json().items()
-            if k not in ("source", "warmup_steps", "views", "epochs", "allow_short_run")
-        }
+        excluded = ("source", "warmup_steps", "views", "epochs", "allow_short_run")
         out = {
             "spec": spec_digest,
             "recipe_name": self.recipe_name,
-            **recipe,
+            **{name: value for name, value in self.recipe.to_json().items() if name not in excluded},
             "temperature": self.temperature,
-            "seed": self.flags["seed"],
-            "precision": self.flags["precision"],
+            "seed": self.flags.seed,
+            "precision": self.flags.precision,
         }
-        # Only where they are not the default: earlier checkpoints do not have them.
+        # Only where they are not the default: checkpoints of earlier versions do not have them.
         if self.arm is not OFFLINE:
             out["arm"] = self.arm.name
-        if self.flags["sync_batch_norm"]:
+        if self.flags.sync_batch_norm:
             out["sync_batch_norm"] = True
         return out
 
     def shared(self, spec_digest: str) -> dict[str, Any]:
-        """What all workers of a run must have in common: every flag but paths and memory, and what it came to."""
-        flags = {name: value for name, value in self.to_json()["flags"].items() if name not in _OF_A_MACHINE}
+        """Values that must be the same for all workers of a run."""
+        flags = {name: value for name, value in self.to_json()["flags"].items() if name not in _PER_MACHINE}
         return {
             **flags,
             **self.identity(spec_digest),
-            "steps": self.length.steps,
+            "steps": _spell_infinity(self.length.steps),
             "warmup_steps": self.warmup_steps,
             "eval_every": self.eval_every,
             "eval_split": self.eval_split,
@@ -128,16 +131,16 @@ def _spell_infinity(tree: Any) -> Any:
     return "inf" if tree == math.inf else tree
 
 
-def resolve(flags: argparse.Namespace, store: Store, *, begun: Schedule | None = None) -> TrainOptions:
-    """Flags and a store to options.
+def resolve(flags: argparse.Namespace, store: Store, *, previous: Schedule | None = None) -> TrainOptions:
+    """Resolves flags against a store.
 
     Args:
-      flags: as given.
-      store: to train on.
-      begun: the schedule of the run that the work directory holds, which keeps its length unless flags ask for another.
+      flags: flags of `trainer.train`.
+      store: store to train on.
+      previous: schedule of the run in the work directory, whose length stays unless flags change it; None for a new run.
 
     Raises:
-      UserError: anything that cannot work, or that is surely a mistake, before anything is loaded.
+      UserError: the flags cannot work with this store, or are surely a mistake.
     """
     check_combinations(flags)
     spec = store.spec
@@ -146,76 +149,84 @@ def resolve(flags: argparse.Namespace, store: Store, *, begun: Schedule | None =
     recipe = train_recipe(name)
     if not flags.allow_recipe_mismatch:
         check_views(name, spec)
-    given = {f.name: getattr(flags, f.name, None) for f in dataclasses.fields(TrainRecipe)}
+    given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(TrainRecipe)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     check_student(recipe.student)
-    if flags.follow:
-        _check_follow(flags, recipe, store)
-    steps = flags.steps
-    epochs = None if steps else recipe.epochs or store.epochs
-    # With another batch size, the run is refused by its checkpoint.
-    keeps = begun is not None and begun.batch_size == recipe.batch_size
-    if begun is not None and keeps and flags.epochs is None and steps is None:
-        epochs, steps = (math.inf, None) if begun.steps == math.inf else (None, int(begun.steps))
-    length = RunLength.of(
-        epochs=epochs,
-        steps=steps,
-        batch_size=recipe.batch_size,
-        num_examples=spec.num_examples,
-        stored_views=MAX_VIEWS if flags.follow else store.views.num_records,
-    )
+    length = _length(flags, recipe, store, previous=previous)
     temperature = spec.temperature if recipe.temperature is None else recipe.temperature
     if spec.make_codec().only_temperature not in (None, temperature):
         raise UserError(
-            f"--temperature={temperature:g}: the store's codec {spec.codec} keeps the softmax of --temperature={spec.temperature:g} "
-            "alone; train at that, or precompute with another codec or temperature"
+            f"--temperature={temperature:g}: the codec {spec.codec} of this store supports only "
+            f"--temperature={spec.temperature:g}; use that, or precompute with another codec or temperature"
         )
     arm = ARMS[flags.arm]
     if arm is not OFFLINE:
-        length = _compared(arm, length, flags, store)
+        length = _arm_length(arm, length, flags, store)
     if flags.teacher is None and not arm.live:
         _check_stored(length, store)
     eval_split = _eval_split(flags.eval_split, store)
     _check_effects(flags, store, eval_split=eval_split)
-    default = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
-    warmup_steps = default if recipe.warmup_steps is None else recipe.warmup_steps
-    if warmup_steps >= length.steps and not recipe.allow_short_run:
-        raise UserError(
-            f"--warmup_steps={warmup_steps}: the run has {length.steps} steps and would never leave its warm-up; "
-            "train longer, warm up shorter, or pass --allow_short_run"
-        )
     return TrainOptions(
-        flags=dict(vars(flags)),
+        flags=TrainFlags(**vars(flags)),
         recipe_name=name,
         recipe=recipe,
         temperature=temperature,
         length=length,
-        warmup_steps=warmup_steps,
+        warmup_steps=_warmup_steps(recipe, length),
         eval_split=eval_split,
         eval_every=flags.eval_every or _eval_every(length),
     )
 
 
-def _check_effects(flags: argparse.Namespace, store: Store, *, eval_split: str | None) -> None:
-    """Refuses flags that have no effect with this store.
+def _length(
+    flags: argparse.Namespace, recipe: TrainRecipe, store: Store, *, previous: Schedule | None
+) -> RunLength:
+    if flags.follow:
+        _check_follow(flags, recipe, store)
+    steps = flags.steps
+    epochs = None if steps else recipe.epochs or store.epochs
+    # A run with another batch size is refused by its checkpoint.
+    if previous is not None and previous.batch_size == recipe.batch_size and not (flags.epochs or steps):
+        epochs, steps = (math.inf, None) if previous.steps == math.inf else (None, int(previous.steps))
+    return RunLength.of(
+        epochs=epochs,
+        steps=steps,
+        batch_size=recipe.batch_size,
+        num_examples=store.spec.num_examples,
+        stored_views=MAX_VIEWS if flags.follow else store.views.num_records,
+    )
 
-    Raises:
-      UserError: names the flag and what is missing.
-    """
+
+def _warmup_steps(recipe: TrainRecipe, length: RunLength) -> int:
+    if recipe.warmup_steps is not None:
+        steps = recipe.warmup_steps
+    else:
+        steps = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
+    if steps >= length.steps and not recipe.allow_short_run:
+        raise UserError(
+            f"--warmup_steps={steps}: the run has only {length.steps} steps, so the learning rate never reaches its peak; train "
+            "longer, use a shorter warm-up, or pass --allow_short_run"
+        )
+    return steps
+
+
+def _check_effects(flags: argparse.Namespace, store: Store, *, eval_split: str | None) -> None:
+    """Refuses flags that have no effect with this store."""
     data_dir = flags.data_dir or store.spec.provenance.get("data_dir")
     if flags.data_cache_bytes != DATA_CACHE_BYTES and not is_url(str(data_dir)):
         raise UserError(
-            f"--data_cache_bytes={flags.data_cache_bytes}: has no effect without a data set in a bucket; it is in {data_dir}"
+            f"--data_cache_bytes={flags.data_cache_bytes}: has no effect, since the data set is in {data_dir}, not in a bucket; "
+            "omit it"
         )
     if flags.eval_batch_size != EVAL_BATCH_SIZE and eval_split is None and not store.held_out_splits:
         raise UserError(
-            f"--eval_batch_size={flags.eval_batch_size}: has no effect without evaluation logits of a held-out split, which "
-            f"{store.location} does not have; leave it out"
+            f"--eval_batch_size={flags.eval_batch_size}: has no effect, since {store.location} has no teacher outputs for a "
+            "held-out split; omit it"
         )
 
 
 def default_recipe(spec: Spec) -> str:
-    """Name of the recipe for a store when none is asked for."""
+    """Name of the default recipe for a store."""
     return "demo" if spec.provenance.get("embedded_default") else "default"
 
 
@@ -223,73 +234,66 @@ def check_views(name: str, spec: Spec) -> None:
     """Refuses a store whose views are not the recipe's.
 
     Raises:
-      UserError: lists what differs, with both sides.
+      UserError: lists the differences, with both sides.
     """
     wanted = train_recipe(name).views
     if wanted is None:
         return
-    half = view_recipe(wanted)
+    views = view_recipe(wanted)
     lines = differences(
-        {"policy": half.policy.to_json(), "eval_crop": half.eval_crop.to_json()},
+        {"policy": views.policy.to_json(), "eval_crop": views.eval_crop.to_json()},
         {"policy": spec.policy.to_json(), "eval_crop": spec.eval_crop.to_json()},
         sides=("in the recipe", "in the store"),
     )
     if lines:
         raise UserError(
-            f"--recipe={name}: the store's views are not the recipe's: {'; '.join(lines)}; precompute with "
+            f"--recipe={name}: the views of the store are not the recipe's: {'; '.join(lines)}; precompute with "
             f"--recipe={wanted}, or pass --allow_recipe_mismatch"
         )
 
 
 def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: Store) -> None:
-    """Refuses `--follow` where the run's length is not known, or where its views are not the store's.
-
-    Raises:
-      UserError: names the flag that is missing, or the other one.
-    """
+    """Refuses `--follow` without a length: the store grows, and the schedule needs the final number of steps."""
     if flags.steps is None and recipe.epochs in (None, math.inf):
         given = "--epochs=inf" if recipe.epochs else "neither --epochs nor --steps"
         raise UserError(
-            f"--follow: with {given}; the store grows, it holds {counted(store.epochs, 'epoch')} now, and the schedule of the learning "
-            "rate needs the length of the run: pass the precompute's --epochs"
+            f"--follow: got {given}, but the learning-rate schedule needs the length of the run, and the store, with "
+            f"{counted(store.epochs, 'epoch')} so far, is growing; pass the --epochs of the precompute"
         )
 
 
 def _check_stored(length: RunLength, store: Store) -> None:
-    """Refuses a run without a teacher that is longer than the store.
-
-    Raises:
-      UserError: says what is missing.
-    """
+    """Refuses a run without a teacher that is longer than the store."""
     teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
+    stored = counted(store.epochs, "epoch")
     if length.endless:
         raise UserError(
-            f"--epochs=inf needs --teacher: the store holds {counted(store.epochs, 'epoch')}, and a run without an end goes on "
-            f"online; pass {teacher}, or train for --epochs={store.epochs}"
+            f"--epochs=inf: needs --teacher, since the store has only {stored}; pass {teacher} to continue online, or train for "
+            f"--epochs={store.epochs}"
         )
     if length.online_from < length.steps:
         raise UserError(
-            f"{length.steps:,} steps of {length.batch_size} need {length.steps * length.batch_size:,} views, the store "
-            f"holds {store.views.num_records:,} ({counted(store.epochs, 'epoch')}); pass {teacher} to go on online, precompute "
-            f"more epochs, or train for --epochs={store.epochs}"
+            f"{length.steps:,} steps of {length.batch_size} need {length.steps * length.batch_size:,} views, but the store has "
+            f"only {store.views.num_records:,} ({stored}); pass {teacher} to continue online, precompute more epochs, or "
+            f"train for --epochs={store.epochs}"
         )
 
 
-def _compared(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Store) -> RunLength:
-    """The length of a run of an arm that is compared with `offline`: on stored views, like that one.
+def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Store) -> RunLength:
+    """The length of a run of an arm other than `offline`, which trains on stored views only.
 
     Raises:
-      UserError: the store has not what the arm needs.
+      UserError: the store does not have what the arm needs.
     """
     if flags.write_back:
         raise UserError(
-            f"--arm={arm.name}: with --write_back; all its views are stored: leave one of them out"
+            f"--arm={arm.name}: has all its views in the store, so that --write_back has nothing to append; omit one of them"
         )
     if length.online_from < length.steps:
         raise UserError(
-            f"--arm={arm.name}: {count_text(length.steps)} steps of {length.batch_size} need "
-            f"{count_text(length.steps * length.batch_size)} views, the store holds {store.views.num_records:,}, and what is "
-            f"compared is trained on stored views; precompute more epochs, or train for --epochs={store.epochs}"
+            f"--arm={arm.name}: trains on stored views only, but {count_text(length.steps)} steps of {length.batch_size} need "
+            f"{count_text(length.steps * length.batch_size)} views, and the store has {store.views.num_records:,}; precompute more "
+            f"epochs, or train for --epochs={store.epochs}"
         )
     arm.check(store)
     return dataclasses.replace(length, online_from=0) if arm.live else length
@@ -300,7 +304,7 @@ def _eval_every(length: RunLength) -> int:
 
 
 def _eval_split(asked: str | None, store: Store) -> str | None:
-    """The split to evaluate on: as asked, else validation, test or another one that is held out, else none."""
+    """The split to evaluate on: the one asked for, or validation, test, or another held-out split; None if there is none."""
     if asked is not None:
         store.eval_reader(asked)
         return asked

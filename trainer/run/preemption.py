@@ -1,7 +1,7 @@
-"""SIGTERM, Ctrl-C and SIGHUP: the current step ends, a checkpoint is saved, and the process exits 143, 130 or 129.
+"""Handles SIGTERM, Ctrl-C and SIGHUP: the current step ends, a checkpoint is saved, and the exit code is 143, 130 or 129.
 
-Cloud machines that are taken away get SIGTERM some seconds before; a dropped ssh connection sends SIGHUP. The same
-command continues the run later.
+Preempted cloud machines get SIGTERM some seconds before they stop; a lost ssh connection sends SIGHUP. The same command
+continues the run later.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ EXIT_CODES = {
     signal.SIGINT: EXIT_INTERRUPTED,
     signal.SIGHUP: EXIT_HANGUP,
 }
-_CLOSING_MILLISECONDS = 500  # in which the reader of this process's output ends, if SIGHUP ends it too
+_CLOSING_MILLISECONDS = 500  # time for the reader of this process's output to end after SIGHUP
 
 
 def handle_signals(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Installs a handler for the signals of `EXIT_CODES`; returns the handlers before.
+    """Installs a handler for the signals of `EXIT_CODES`; returns the previous handlers.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored.
+    An ignored SIGHUP, as under nohup, stays ignored.
     """
     numbers = [n for n in EXIT_CODES if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in numbers}
 
 
 def detach_closed_outputs() -> None:
-    """Points standard output and error to /dev/null where their terminal or the reader of their pipe is gone.
+    """Redirects standard output and error to /dev/null if their terminal or pipe is closed.
 
-    After a SIGHUP the terminal refuses each write, and a `tee` has ended as well: a progress bar would end the run
-    before it has saved.
+    Otherwise a progress bar would fail after a SIGHUP, and end the run before it is saved.
     """
     poll = select.poll()
     for number in (1, 2):
-        poll.register(number, 0)  # errors alone
+        poll.register(number, 0)  # errors only
     closed = poll.poll(_CLOSING_MILLISECONDS)
     for number, _ in closed:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -51,25 +50,24 @@ def detach_closed_outputs() -> None:
 
 
 class Preemption:
-    """Within the context, SIGTERM, SIGINT and SIGHUP end the run where that loses nothing.
+    """Context in which SIGTERM, SIGINT and SIGHUP end the run without losing work.
 
-    While nothing would be lost (at the start and while the first step is traced, in evaluations, after the last
-    step) they end it at once, by an `Interrupted`. From `defer` to `resume` they are only noted. Once one was
-    noted, a (second) Ctrl-C ends the process on the spot, as if killed; a second SIGTERM does not, for
-    supervisors send it to a process and again to its group.
+    While there is nothing to save (at the start, during evaluations and after the last step), a signal raises `Interrupted` at
+    once. Between `defer` and `resume`, it is only recorded. After a recorded signal, a further Ctrl-C kills the process. A
+    further SIGTERM does not, because supervisors send it to a process and to its group.
 
     Attributes:
-      requested: the first signal that came, or None.
+      requested: the first signal received, or None.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self._deferred = False
-        self._saved = "what was saved stays"
+        self._saved = "saved data is kept"
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
-        self._before = handle_signals(self._note)
+        self._before = handle_signals(self._record)
         return self
 
     def __exit__(
@@ -78,20 +76,20 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if isinstance(error, Exception) and find_reason(error) is None:
-            self._end()  # TensorFlow makes an error of its own of what its calls of Python raise
+            self._end()  # TensorFlow turns an exception in a Python callback into its own
 
     def defer(self) -> None:
-        """From now on there is something to save."""
+        """Defers signals: there is something to save."""
         self._deferred = True
 
     def resume(self, saved: str) -> None:
-        """From now on there is not; a signal that was noted ends the run here.
+        """Ends the deferral, and the run if a signal was recorded.
 
         Args:
-          saved: is said then, such as "saved at step 7".
+          saved: for the message, such as "saved at step 7".
 
         Raises:
-          Interrupted: a signal was noted; it has that signal's exit code.
+          Interrupted: a signal was recorded; has the exit code of that signal.
         """
         self._saved, self._deferred = saved, False
         self._end()
@@ -103,16 +101,18 @@ class Preemption:
                 exit_code=EXIT_CODES[self.requested],
             )
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.requested = self.requested or signal.Signals(number)
         if number == signal.SIGHUP:
             detach_closed_outputs()
         if not self._deferred:
             self._end()
-        # Python's own handling waits for TensorFlow to come back; the system's does not.
+        # A Python handler runs only after TensorFlow returns; the system's default handler runs at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # Not print: the signal may have come in the middle of one, whose lock is not for a second one.
-        text = f"\n{self.requested.name}: saving after this step; Ctrl-C ends at once, without\n"
+        # Not print: the signal may have interrupted a print, whose lock is not reentrant.
+        text = (
+            f"\n{self.requested.name}: will save after this step; press Ctrl-C again to quit without saving\n"
+        )
         with contextlib.suppress(OSError):
             os.write(2, text.encode())

@@ -1,22 +1,19 @@
-"""`--write_back`: the online teacher's logits are appended to the store, where the next student finds them.
+"""`--write_back`: appends the online teacher's logits to the store, so that the next student can replay them.
 
-The shards are the ones that the precompute would have written, byte for byte: the same teacher runs in batches
-of the same size (`online_teacher.BatchedTeacher`), a view's logits do not depend on its neighbours in the batch, and
-records, chunks and files are made by the precompute's own functions. It is as if `pipeline.precompute` had been
-asked for the next few epochs each time. Before the first step this is put to the test: the last stored views
-are run again, and compared with the store (`check_machine`).
+The shards are byte-equal to those of the precompute: the teacher runs in batches of the same size (`online_teacher.BatchedTeacher`), the
+logits of a view do not depend on the other rows of the batch, and the precompute's own functions write records, chunks and
+files. The result is as if `pipeline.precompute` had been run for a few more epochs each time. Before the first step,
+`check_machine` runs the teacher on the last stored views again and compares the logits with the store.
 
-Only whole epochs are published, by the store's own law: data first, `dataset_info.json` last. A shard is kept in
-memory until it is full, serialized: `--views_per_shard` views, 2 bytes a class and view and about 20 more with
-float16. It holds as many whole epochs as fit, or where an epoch is longer than a shard, an epoch takes several,
-and is published with its last one. How a run ends does not matter to what is published:
+Only whole epochs are published: shards first, `dataset_info.json` last. A shard is kept in memory, serialized, until it is full.
+It takes `--views_per_shard` views, each with 2 bytes per class in float16 and about 20 bytes more. A shard has as many whole
+epochs as fit; an epoch longer than a shard takes several shards, which are published with the last one.
 
-- at its end, and after SIGTERM, the whole epochs that the unfinished shard has are published as a shorter shard;
-  a last epoch that lacks less than a batch, the views that filled none, is completed.
-- a crash loses the unfinished shard. The run goes on from a checkpoint that is past those views, perhaps, and
-  will not see them again: the teacher runs on them once more, at start. That is less than a shard's worth, since
-  whatever was finished is on disk, and adopted if it verifies. Spilling rows at each checkpoint instead would
-  save those minutes, for a second format of unpublished rows, and its own crashes.
+- At the end of a run and after SIGTERM, the whole epochs of the unfinished shard are published as a shorter shard. A last epoch
+  that lacks only the views that do not fill a batch is completed.
+- A crash loses the unfinished shard. The run continues from a checkpoint that may be past those views, so the teacher runs on
+  them again at the start. That is less than a shard, because finished shards are on disk and adopted after verification.
+  Spilling rows to disk at each checkpoint would save those minutes, but need a second format for unpublished rows.
 """
 
 from __future__ import annotations
@@ -56,21 +53,19 @@ from pipeline.views.records import ViewRecords
 from trainer.run.following import wait_for_store
 from trainer.run.preemption import Preemption
 
-RECORD = (
-    "record"  # of a batch: what its views' records need besides the logits; of a step's outputs: with them
-)
+RECORD = "record"  # columns of the views' records, in a batch without logits, in a step's outputs with them
 
 
 class WriteBack:
-    """Appends records to a store as they come; the caller holds the store's lock.
+    """Appends records to a store. The caller holds the lock of the store.
 
     Args:
-      store: opened under the lock.
-      views_per_shard: at most.
+      store: store to append to.
+      views_per_shard: maximum number of views per shard.
 
     Attributes:
-      next_view: the first view whose logits are still wanted.
-      adding: whether `add` is under way, or was when an exception ended it.
+      next_view: first view whose logits are missing.
+      adding: True while `add` runs, and after an exception in it.
 
     Raises:
       UserError: the store is full.
@@ -93,12 +88,12 @@ class WriteBack:
 
     @property
     def published_epochs(self) -> int:
-        """Epochs that have been published here."""
+        """Number of epochs that were published here."""
         num_examples = self._spec.num_examples
         return sum(self._lengths) // num_examples - self._published_before // num_examples
 
     def _plan(self) -> None:
-        """Cuts the shards that are published next, together."""
+        """Plans the shards that are published together next."""
         end, num_examples = sum(self._lengths), self._spec.num_examples
         epochs = max(self._views_per_shard // num_examples, 1)
         tasks = cut_shards(
@@ -112,7 +107,7 @@ class WriteBack:
         self._begin()
 
     def _begin(self) -> None:
-        """A new shard, of which nothing is known."""
+        """Starts an empty shard."""
         self._task = self._tasks[0]
         self._encoder = RecordEncoder(self._spec)
         self._serialized: list[bytes] = []
@@ -121,11 +116,11 @@ class WriteBack:
         self._whole_epochs = (0, self._encoder)
 
     def add(self, first_view: int, records: ViewRecords) -> None:
-        """Takes the records of consecutive views with the teacher's logits as they were before the codec.
+        """Adds the records of consecutive views, with the teacher's logits before the codec.
 
         Args:
-          first_view: index of the first; none may be missing before it.
-          records: of the views; those that are known already are passed over.
+          first_view: index of the first view; at most `next_view`.
+          records: records of the views; those before `next_view` are ignored.
 
         Raises:
           DataError: a logit does not fit the codec.
@@ -137,7 +132,6 @@ class WriteBack:
         rows = np.arange(min(self.next_view - first_view, count), count)
         self.adding = True
         while len(rows):
-            # Not beyond this shard.
             room = self._task.first + self._task.records - self.next_view
             taken, rows = rows[:room], rows[room:]
             self.next_view += len(taken)
@@ -159,7 +153,7 @@ class WriteBack:
             self._write(self._task, self._serialized, self._encoder)
 
     def _encode(self, chunk: ViewRecords) -> None:
-        """One teacher batch, as the precompute cuts and sums them."""
+        """Encodes one teacher batch, with the batches and sums of the precompute."""
         first = self._task.first + len(self._serialized)
         epoch_end = (first + len(chunk.example)) // self._spec.num_examples * self._spec.num_examples
         if epoch_end > first:
@@ -170,7 +164,7 @@ class WriteBack:
 
     def _write(self, task: ShardTask, serialized: list[bytes], encoder: RecordEncoder) -> None:
         path = self._store.path
-        # In place of what an interrupted run may have left there, cut elsewhere: nothing is published at this number.
+        # An interrupted run may have left another shard at this number, which is not published.
         size, sha256 = write_shard(path / task.name, [serialized], task.records, replace=True)
         info = encoder.info(records=task.records, size=size, sha256=sha256)
         write_note(path, task, info, digest=self._digest)
@@ -192,14 +186,14 @@ class WriteBack:
         self._plan()
 
     def close(self) -> None:
-        """Publishes the whole epochs that the unfinished shard has; later views are dropped."""
+        """Publishes the whole epochs of the unfinished shard; later views are dropped."""
         num_examples = self._spec.num_examples
-        begun = self._task.first + len(self._serialized)
+        encoded = self._task.first + len(self._serialized)
         end = self.next_view // num_examples * num_examples
         if len(self._tasks) > 1 or self._results or end <= self._task.first:
-            return  # shards of one epoch: it is not whole, and the finished ones wait for the next run
-        if self._waiting is not None and end > begun:
-            self._encode(self._waiting.take(np.arange(end - begun)))
+            return  # an epoch of several shards is incomplete; the next run adopts the finished ones
+        if self._waiting is not None and end > encoded:
+            self._encode(self._waiting.take(np.arange(end - encoded)))
         count, encoder = self._whole_epochs
         task = dataclasses.replace(self._task, records=count)
         self._tasks = collections.deque([task])
@@ -216,21 +210,22 @@ def _joined(first: ViewRecords, second: ViewRecords) -> ViewRecords:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherPass:
-    """The teacher outside of training, as the precompute runs it.
+    """Runs the teacher outside of training, in the same way as the precompute.
 
     Attributes:
-      view_input: of the teacher's batch size.
-      teacher: the spec's.
+      view_input: input pipeline with the teacher's batch size.
+      teacher: teacher of the store.
     """
 
     view_input: ViewInput
     teacher: Teacher
 
     def records(self, first: int, stop: int) -> Iterator[tuple[int, ViewRecords]]:
-        """(first view, records of its teacher batch) of the views `first .. stop - 1`.
+        """Yields (first view, records) per teacher batch of the views `first .. stop - 1`.
 
         Raises:
-          UserError, DataError: see `Teacher.logits` and `ViewInput.batches`.
+          UserError: see `Teacher.logits`.
+          DataError: see `Teacher.logits` and `ViewInput.batches`.
         """
         size = self.view_input.batch_size
         starts = np.arange(first, stop, size)
@@ -241,13 +236,13 @@ class TeacherPass:
 
 
 def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
-    """Runs the teacher on the last stored batch again: are a machine's logits here those of the store?
+    """Runs the teacher on the last stored batch again, and compares its logits with the store.
 
     Returns:
-      None if every bit is the same; else by how much they differ, within what another machine's arithmetic may.
+      None if they are bit-equal; otherwise a description of the difference, which is within the rounding of another machine.
 
     Raises:
-      DataError: they differ by more, or the views do; nothing must be appended.
+      DataError: the difference is larger, or a view differs; nothing may be appended.
     """
     codec = store.spec.make_codec()
     end = store.views.num_records
@@ -261,27 +256,27 @@ def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
     worst = float(difference.max())
     if (difference > codec.allowed_difference(fresh.logits, arithmetic_tolerance(fresh.logits))).any():
         raise DataError(
-            f"--write_back: of views {first}..{end - 1} the teacher's logits differ by up to {worst:.3g} from the "
-            f"stored ones, where rounding allows {ARITHMETIC_TOLERANCE:g} of the largest; nothing is appended to {store.path}"
+            f"--write_back: the teacher's logits for views {first}..{end - 1} differ from the stored ones by up to {worst:.3g}, "
+            f"more than rounding allows ({ARITHMETIC_TOLERANCE:g} of the largest); nothing is appended to {store.path}"
         )
     return (
-        f"{int((here != stored).sum())} of {here.size} logits of views {first}..{end - 1} differ from the stored ones, by "
-        f"at most {worst:.3g}: this machine rounds otherwise, and what is appended is not byte for byte what the "
-        "store's own machine would have written"
+        f"{int((here != stored).sum())} of {here.size} logits for views {first}..{end - 1} differ from the stored ones by up to "
+        f"{worst:.3g}, because this machine rounds differently; appended shards will not be byte-equal to those of the machine "
+        "that wrote the store"
     )
 
 
-class Feed(tf.keras.callbacks.Callback):
-    """Hands each step's records on; to come before callbacks that take all figures for scalars."""
+class RecordCallback(tf.keras.callbacks.Callback):
+    """Adds the records of each step; comes before callbacks that expect scalars only."""
 
     def __init__(self, write_back: WriteBack, preemption: Preemption) -> None:
         super().__init__()
-        self._supports_tf_logs = True  # tensors, and the dict itself
+        self._supports_tf_logs = True  # pass tensors, and the dict itself
         self._write_back = write_back
         self._preemption = preemption
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes the records out of the step's outputs, where it has any."""
+        """Removes the records from the step's outputs, if there are any, and adds them."""
         del batch
         if logs is None or RECORD not in logs:
             return
@@ -293,17 +288,17 @@ class Feed(tf.keras.callbacks.Callback):
 
 
 class Appending(contextlib.AbstractContextManager["Appending"]):
-    """A run's write-back: what is missing at its start, its steps, and how it ends.
+    """Context that appends the records of a run to its store.
 
     Args:
-      store: opened under its lock.
-      teacher_pass: for what no step will bring.
-      batch_size: B.
-      views_per_shard: at most.
-      preemption: of the run.
+      store: store to append to, whose lock the caller holds.
+      teacher_pass: runs the teacher on views that no step trains on.
+      batch_size: views per step, B.
+      views_per_shard: maximum number of views per shard.
+      preemption: signals that end the run.
 
     Attributes:
-      callback: to be given to `fit`, before the run's own.
+      callback: callback for `fit`, before the run's own.
     """
 
     def __init__(
@@ -321,18 +316,18 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
         self._views_per_shard = views_per_shard
         self._write_back = WriteBack(store, views_per_shard=views_per_shard)
         self._preemption = preemption
-        self.callback = Feed(self._write_back, preemption)
+        self.callback = RecordCallback(self._write_back, preemption)
 
     @property
     def epochs(self) -> int:
-        """Epochs that have been appended so far."""
+        """Number of epochs appended so far."""
         return self._write_back.published_epochs
 
     def begin(self, step: int) -> None:
-        """Before step `step`: compares machines, and makes up for the views that a crash lost.
+        """Prepares for step `step`: compares machines, and runs the teacher on views that a crash lost.
 
         Raises:
-          UserError: more than a shard is missing, which no crash of a run that writes back leaves.
+          UserError: more than a shard is missing, so that the cause is not a crash.
           DataError: see `check_machine`.
         """
         if (difference := check_machine(self._store, self._teacher_pass)) is not None:
@@ -341,13 +336,12 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
         if stop - first > self._views_per_shard:
             epochs = -(-stop // self._store.spec.num_examples)
             raise UserError(
-                f"--write_back: the run goes on at view {stop:,}, the store {self._store.path} ends at {first:,}, and the "
-                f"logits in between were not kept; precompute --epochs={epochs} first, or go on without --write_back"
+                f"--write_back: the run continues at view {stop:,}, but {self._store.path} ends at view {first:,}, and the logits "
+                f"in between were not kept; precompute --epochs={epochs} first, or continue without --write_back"
             )
         if stop > first:
             print(
-                f"--write_back: the teacher runs again on {stop - first:,} views that were trained on and not yet "
-                "appended",
+                f"--write_back: running the teacher again on {stop - first:,} views that were trained on but not appended",
                 flush=True,
             )
         self._fill(stop)
@@ -358,7 +352,7 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
                 self._write_back.add(first, records)
 
     def finish(self) -> None:
-        """After the last step: completes an epoch that lacks only the views that fill no batch."""
+        """After the last step: completes an epoch that lacks only the views that do not fill a batch."""
         missing = -self._write_back.next_view % self._store.spec.num_examples
         if missing < self._batch_size:
             self._fill(self._write_back.next_view + missing)
@@ -366,29 +360,35 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publishes the whole epochs; not after an error, which may be of the writing itself."""
+        """Publishes the whole epochs, except after an error, which may come from writing."""
         if self._write_back.adding or not (kind is None or issubclass(kind, Interrupted)):
             return
         self._preemption.defer()
         self._write_back.close()
         held = self._store.epochs + self.epochs
         print(
-            f"--write_back: {counted(self.epochs, 'epoch')} appended to {self._store.path}, which holds {held:,} now",
+            f"--write_back: {counted(self.epochs, 'epoch')} appended to {self._store.path}, which has {held:,} now",
             flush=True,
         )
         if kind is None:
-            self._preemption.resume("trained to the end; evaluation and export are left")
+            self._preemption.resume("training is complete, evaluation and export are not")
 
 
 @contextlib.contextmanager
 def opened_store(
     path: str, *, write_back: bool, follow: bool = False, shard_cache_bytes: int = SHARD_CACHE_BYTES
 ) -> Iterator[Store]:
-    """Opens a store, and holds its lock if it is to be written; with `follow`, waits for its first epoch.
+    """Context with an open store.
+
+    Args:
+      path: directory of the store, or its URL.
+      write_back: whether to hold the lock of the store, to append to it.
+      follow: whether to wait for the first epoch.
+      shard_cache_bytes: size limit of local copies of shards from a bucket.
 
     Raises:
-      UserError: there is none, somebody else is writing it, or it is to be written in a bucket.
-      DataError: it is damaged.
+      UserError: the store does not exist, another process is writing it, or it is in a bucket and `write_back` is True.
+      DataError: the store is damaged.
     """
     if not write_back:
         opened = wait_for_store if follow else Store
@@ -396,9 +396,9 @@ def opened_store(
         return
     if is_url(path):
         raise UserError(
-            f"--write_back: appends to a store on this machine's file systems, --store={path} is in a bucket; copy it here, "
-            "or grow it with pipeline.precompute"
+            f"--write_back: needs a store on a local disk, got --store={path}; copy the store, or extend it with "
+            "pipeline.precompute"
         )
-    Spec.load(path)  # before a lock is made where no store is
+    Spec.load(path)  # before creating a lock where there is no store
     with writer_lock(Path(path)):
         yield Store(path)

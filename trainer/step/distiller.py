@@ -12,7 +12,6 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.views.mix import mix
-from trainer.distribution.strategy import gather_views
 from trainer.step.loss import DistillationLoss
 from trainer.step.xla_loop import Batch, run_steps, stack_batches
 
@@ -51,7 +50,7 @@ class Distiller(tf.keras.Model):
 
     - `stored` bool [B]: False for rows whose logits the live teacher computes in the step.
     - `teacher_crops` uint8 [B, S, S, 3]: what the live teacher sees instead of the student's views.
-    - `views` int64 [B]: view indices, returned by the step.
+    - `views` int64 [B]: view indices, returned by the step of a single replica.
     - `record`: dict of further columns, returned by the step together with the teacher's logits.
 
     `trainer.targets.batches.Targets` makes such batches from a store. For views that are already mixed, such as those of
@@ -106,8 +105,8 @@ class Distiller(tf.keras.Model):
         Returns:
           float32 scalars over all replicas: `loss` (mean over the views, plus the student's regularization losses),
           `agreement` (fraction of views with the teacher's argmax), `gradient_norm` (global, before clipping).
-          If the batch has `views`, also `views`, int64 [R * B], of all replicas in their order. If it has `record`,
-          also that dict with `ratio` and the teacher's `logits` float32 [B, C] before the codec, of this replica.
+          With one replica and `views` in the batch, also `views`. With `record` in the batch, also that dict with `ratio`
+          and the teacher's `logits` float32 [B, C] before the codec, of this replica.
 
         Raises:
           ValueError: while tracing, if the batch has `stored` and there is no teacher.
@@ -131,8 +130,8 @@ class Distiller(tf.keras.Model):
             aggregation = {"experimental_aggregate_gradients": False}
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True), **aggregation)
         figures = {"loss": loss, "agreement": agreement, "gradient_norm": tf.linalg.global_norm(gradients)}
-        if "views" in data:
-            figures["views"] = gather_views(data["views"], context) if replicas > 1 else data["views"]
+        if "views" in data and replicas == 1:
+            figures["views"] = data["views"]
         if "record" in data:
             figures["record"] = {**data["record"], "ratio": data["ratio"], "logits": online}
         return figures

@@ -1,4 +1,4 @@
-"""trainer.config.choices: the names that flags take are those of the modules behind them."""
+"""trainer.config.choices: values of flags equal those of the modules that implement them."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def test_names_are_those_of_the_modules() -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_every_codec_that_is_named_can_be_made(name: str) -> None:
+def test_every_named_codec_can_be_made(name: str) -> None:
     assert make_codec(name.replace("K", "3"), 10, temperature=1.0).num_classes == 10

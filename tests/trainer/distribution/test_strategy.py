@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.errors import UserError
+from pipeline.inputs.dataset import Dataset
+from pipeline.store.reader import Store
+from tests import stores
 from tests.replica_runs import BATCH, RUNS, STEPS
 from tests.runs import ROOT, environment, metrics
-from trainer.config.run_length import name_views
 from trainer.distribution.strategy import make_strategy, replica_batch_size, replica_starts
+from trainer.targets.batches import Targets
 
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (8, 4)])
@@ -29,23 +33,37 @@ def test_replicas_share_a_steps_views_without_gap_or_overlap(replicas: int, pipe
     assert taken == {step: list(range(step * BATCH, (step + 1) * BATCH)) for step in taken}
 
 
+@pytest.mark.parametrize(("replicas", "pipelines"), [(1, 1), (4, 1), (4, 2)])
+def test_batches_of_all_replicas_have_the_views_of_the_step(
+    published_store: Path, data_dir: Path, replicas: int, pipelines: int
+):
+    dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
+    targets = Targets(Store(published_store), dataset, batch_size=BATCH, replicas=replicas)
+    views: list[int] = []
+    for number in range(pipelines):
+        context = tf.distribute.InputContext(pipelines, number, replicas)
+        for batch in targets.batches(1, 3, context=context).as_numpy_iterator():
+            views += batch["views"].tolist()
+    assert sorted(views) == list(range(BATCH, 3 * BATCH))
+
+
 def test_batch_that_replicas_cannot_share_is_refused():
-    with pytest.raises(UserError, match="--batch_size=10: not a multiple of the 4 replicas"):
+    with pytest.raises(UserError, match=r"--batch_size=10: .*4 replicas"):
         replica_batch_size(10, 4)
 
 
 def test_unknown_strategy_and_misplaced_replicas_are_refused():
-    with pytest.raises(UserError, match="--strategy=pods: expected one of default, mirrored"):
+    with pytest.raises(UserError, match=r"--strategy=pods: .*default, mirrored"):
         make_strategy("pods")
-    with pytest.raises(UserError, match="--replicas=2: only --strategy=mirrored"):
+    with pytest.raises(UserError, match=r"--replicas=2: .*--strategy=mirrored"):
         make_strategy("default", replicas=2)
-    with pytest.raises(UserError, match="--tpu=local: only --strategy=tpu takes it, got --strategy=mirrored"):
+    with pytest.raises(UserError, match=r"--tpu=local: .*--strategy=tpu.*--strategy=mirrored"):
         make_strategy("mirrored", tpu="local")
 
 
 @pytest.fixture(scope="module")
 def replica_runs(published_store: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the runs of 1, 2 and 4 replicas, in three processes side by side."""
+    """Directory of runs with 1, 2 and 4 replicas, in three parallel processes."""
     workdir = tmp_path_factory.mktemp("replicas")
     names = {1: [*RUNS], 2: [*RUNS], 4: ["group_norm"]}
     processes = [
@@ -68,7 +86,7 @@ def replica_runs(published_store: Path, data_dir: Path, tmp_path_factory: pytest
 
 
 def losses_of(directory: Path) -> list[float]:
-    """Of every step in training, then of every evaluation."""
+    """Losses of all training steps, then of all evaluations."""
     lines = metrics(directory, "train")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     evaluations = [line["distillation_loss"] for line in metrics(directory, "eval_test")]
@@ -77,23 +95,15 @@ def losses_of(directory: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_step_consumes_the_same_views_with_any_number_of_replicas(replica_runs: Path):
-    wanted = [name_views(np.arange(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS)]
-    for replicas in (1, 2, 4):
-        lines = metrics(replica_runs / f"{replicas}" / "group_norm", "train")
-        assert [{name: line[name] for name in wanted[0]} for line in lines] == wanted, replicas
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "replicas"), [("group_norm", 2), ("group_norm", 4), ("sync_batch_norm", 2)])
 def test_losses_do_not_depend_on_the_number_of_replicas(replica_runs: Path, name: str, replicas: int):
     alone, shared = (losses_of(replica_runs / str(count) / name) for count in (1, replicas))
-    # Only the order of float32 sums differs: 6e-7 was measured, which grows with the steps.
+    # Only the order of float32 sums differs. The measured difference is 6e-7, and grows with the steps.
     np.testing.assert_allclose(shared, alone, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_plain_batch_norm_depends_on_the_number_of_replicas_and_the_trainer_says_so(replica_runs: Path):
+def test_batch_norm_depends_on_the_number_of_replicas_which_is_reported(replica_runs: Path):
     alone, shared, together = (
         losses_of(replica_runs / name) for name in ("1/batch_norm", "2/batch_norm", "1/sync_batch_norm")
     )

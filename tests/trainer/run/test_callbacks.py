@@ -1,4 +1,4 @@
-"""trainer.run.callbacks: what is written when, and that a resumed run writes nothing twice and loses nothing."""
+"""trainer.run.callbacks: when lines, evaluations and checkpoints are written, also by a resumed run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trainer.run.checkpoints import saved_path
 from trainer.run.training import Run
 from trainer.train import main
 
-STEPS = 10  # of 5 views; the store holds 51
+STEPS = 10  # of 5 views; the store has 51 views
 
 
 class KilledError(Exception):
-    """In place of a signal."""
+    """Stands for a kill."""
 
 
 def lines(workdir: Path) -> list[tuple[int, str]]:
@@ -36,7 +36,7 @@ def lines(workdir: Path) -> list[tuple[int, str]]:
 
 @pytest.fixture
 def run_of(published_store: Path, data_dir: Path, tmp_path: Path) -> Any:
-    """Starts a run in a directory of this test."""
+    """Builds a run in a directory of this test."""
 
     def start(name: str, *extra: str) -> Run:
         return start_run(arguments(published_store, tmp_path / name, data_dir, *extra))
@@ -45,7 +45,7 @@ def run_of(published_store: Path, data_dir: Path, tmp_path: Path) -> Any:
 
 
 def kill_in_evaluation(run: Run, number: int) -> Run:
-    """The run dies in its evaluation `number`, from 1."""
+    """Makes the run fail in its evaluation `number`, counted from 1."""
     evaluator_of = run.evaluator
 
     def evaluator(split: str) -> Any:
@@ -64,7 +64,7 @@ def kill_in_evaluation(run: Run, number: int) -> Run:
     return run
 
 
-def test_lines_evaluations_checkpoints_and_tensorboard_come_when_they_are_due(run_of: Any):
+def test_lines_evaluations_checkpoints_and_tensorboard_are_written_when_due(run_of: Any):
     run = run_of("run", "--log_every=4", "--eval_every=3", "--checkpoint_every=4")
     run.train()
     assert lines(run.workdir) == [
@@ -93,14 +93,14 @@ def best_step(workdir: Path) -> int:
     return int(index.stem.removeprefix("ckpt-"))
 
 
-def test_resumed_run_makes_the_evaluation_that_it_died_in_and_remembers_the_best_before(run_of: Any):
+def test_resumed_run_repeats_the_interrupted_evaluation_and_keeps_the_best(run_of: Any):
     flags = ("--log_every=2", "--eval_every=4", "--checkpoint_every=2")
     run = run_of("run", *flags)
     with pytest.raises(KilledError):
         kill_in_evaluation(run, 2).train()
     assert best_step(run.workdir) == 4
     assert saved_path(run.workdir / "checkpoints") == str(run.workdir / "checkpoints" / "ckpt-8")
-    # As if nothing could surpass it.
+    # A score that no evaluation exceeds.
     run.checkpoints.save_best(4, {"split": "test", "student_top1": 2.0})
     run_of("run", *flags).train()
     assert lines(run.workdir) == [
@@ -112,7 +112,7 @@ def test_resumed_run_makes_the_evaluation_that_it_died_in_and_remembers_the_best
 
 @pytest.fixture
 def log_of(tmp_path: Path) -> Iterator[Any]:
-    """Opens the log of a directory as a run that goes on from a step does."""
+    """Opens the log of a directory for a run that continues from a step."""
     opened: list[MetricsLog] = []
 
     def open_at(step: int) -> MetricsLog:
@@ -124,7 +124,7 @@ def log_of(tmp_path: Path) -> Iterator[Any]:
         log.close()
 
 
-def test_lines_past_the_checkpoint_are_written_again_and_not_twice(log_of: Any, tmp_path: Path):
+def test_lines_past_the_checkpoint_are_replaced(log_of: Any, tmp_path: Path):
     first = log_of(0)
     for step in (1, 2, 3, 4):
         first.write(step, {"loss": 1.0 / step}, prefix="train")
@@ -133,7 +133,7 @@ def test_lines_past_the_checkpoint_are_written_again_and_not_twice(log_of: Any, 
     assert [(line["step"], line["loss"]) for line in metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
-def test_line_that_was_cut_off_by_a_crash_is_dropped(log_of: Any, tmp_path: Path):
+def test_half_written_line_is_dropped(log_of: Any, tmp_path: Path):
     log_of(0).write(1, {"loss": 1.0}, prefix="train")
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
@@ -143,7 +143,7 @@ def test_line_that_was_cut_off_by_a_crash_is_dropped(log_of: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ['"student_top1"', '"agreement": 0.5', '"examples": 7'])
-def test_damaged_evaluation_of_the_very_step_is_dropped(log_of: Any, tmp_path: Path, damage: str):
+def test_damaged_evaluation_of_the_current_step_is_dropped(log_of: Any, tmp_path: Path, damage: str):
     figures = {
         "examples": 7,
         "student_top1": 0.5,
@@ -191,7 +191,7 @@ def test_best_of_another_split_or_of_a_later_step_does_not_count(run_of: Any):
 def test_best_checkpoint_survives_an_evaluation_on_another_split(
     published_store: Path, data_dir: Path, spec: Spec, teacher_path: Path, tmp_path: Path
 ):
-    """Evaluated on `test`, then on `train` without a step more, and on `test` again."""
+    """The finished run is evaluated on `train`, and on `test` again, without training."""
     store = Path(shutil.copytree(published_store, tmp_path / "store"))
     worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=3, eval_splits=("test", "train"))
@@ -218,15 +218,17 @@ def test_weights_that_are_not_finite_are_not_saved(run_of: Any):
         bias.assign(np.full(bias.shape, np.nan))
 
     run.checkpoints.save = save_and_spoil
-    with pytest.raises(UserError, match=r"step 4: .* is not finite; lower --learning_rate"):
+    with pytest.raises(UserError) as error:
         run.train()
+    assert "step 4" in str(error.value)
+    assert "--learning_rate" in str(error.value)
     assert saved_path(run.workdir / "checkpoints") == str(run.workdir / "checkpoints" / "ckpt-2")
 
 
-def test_an_evaluation_whose_line_is_there_is_in_tensorboard_too(tmp_path: Path) -> None:
-    """A run that dies right after the line does not evaluate again; here it dies just before."""
+def test_evaluation_is_in_tensorboard_before_its_line_is_written(tmp_path: Path) -> None:
+    """A run that is killed right after the line does not repeat the evaluation. Here it fails right before."""
     log = MetricsLog(tmp_path, step=0)
-    (tmp_path / "metrics.jsonl").mkdir()  # in the line's way
+    (tmp_path / "metrics.jsonl").mkdir()  # makes writing the line fail
     with pytest.raises(IsADirectoryError):
         log.write(1, {"student_top1": 0.25}, prefix="eval_test")
     assert scalars(tmp_path)["eval_test/student_top1"] == {1: 0.25}

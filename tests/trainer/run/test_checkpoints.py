@@ -1,4 +1,4 @@
-"""trainer.run.checkpoints: what is saved comes back bit for bit, and only into the run that it is of."""
+"""trainer.run.checkpoints: restored state is bit-equal, and checkpoints of other runs are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def trained(directory: Path, *, steps: int = 2, **arguments: Any) -> Training:
     return training
 
 
-def test_weights_moments_and_step_come_back_bit_for_bit(tmp_path: Path):
+def test_weights_moments_and_step_are_restored_bit_equal(tmp_path: Path):
     before = trained(tmp_path)
     after = Training(tmp_path)
     assert after.checkpoints.restore() == 2
@@ -75,13 +75,13 @@ def test_weights_moments_and_step_come_back_bit_for_bit(tmp_path: Path):
     assert_same_weights(after.numbers(), before.numbers())
 
 
-def test_latest_step_is_known_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_latest_step_is_read_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training = Training(tmp_path)
     assert training.checkpoints.latest_step() == 0
     trained(tmp_path)
     monkeypatch.delattr(tf.train.Checkpoint, "restore")
     assert training.checkpoints.latest_step() == 2
-    with pytest.raises(UserError, match="batch_size: 8 asked for, 4 in the checkpoint"):
+    with pytest.raises(UserError, match="batch_size"):
         Training(tmp_path, batch_size=8).checkpoints.latest_step()
 
 
@@ -122,13 +122,13 @@ def test_latest_few_and_the_best_are_kept(tmp_path: Path):
     assert [path.name for path in (tmp_path / "best").glob("*.index")] == ["ckpt-6.index"]
 
 
-def test_best_is_not_what_a_run_goes_on_from(tmp_path: Path):
+def test_run_does_not_continue_from_the_best(tmp_path: Path):
     training = trained(tmp_path)
     training.checkpoints.save_best(1, {})
     assert Training(tmp_path).checkpoints.restore() == 2
 
 
-def test_best_comes_back_with_its_evaluation_and_its_weights_alone(tmp_path: Path):
+def test_best_is_restored_with_its_evaluation_and_without_the_optimizer(tmp_path: Path):
     training = trained(tmp_path)
     assert training.checkpoints.best() is None
     training.checkpoints.save_best(2, {"split": "test", "student_top1": 0.5})
@@ -160,10 +160,10 @@ def test_step_twelve_is_not_taken_for_step_two(tmp_path: Path):
     assert Training(tmp_path).checkpoints.restore() == 2
 
 
-def test_half_written_checkpoint_is_passed_over(tmp_path: Path):
+def test_half_written_checkpoint_is_ignored(tmp_path: Path):
     before = trained(tmp_path)
     numbers = before.numbers()
-    # What a crash leaves: data without index, and no mention in `checkpoint`.
+    # A crash leaves data without an index or an entry in `checkpoint`.
     (tmp_path / "ckpt-3.data-00000-of-00001").write_bytes(b"half")
     after = Training(tmp_path)
     assert after.checkpoints.restore() == 2
@@ -173,7 +173,7 @@ def test_half_written_checkpoint_is_passed_over(tmp_path: Path):
     assert Training(tmp_path).checkpoints.restore() == 3
 
 
-def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path):
+def test_only_leftovers_of_a_kill_are_removed(tmp_path: Path):
     trained(tmp_path).checkpoints.save_best(2, {})
     before = sorted(path for path in tmp_path.rglob("*"))
     for directory in (tmp_path, tmp_path / "best"):
@@ -191,7 +191,7 @@ def test_what_a_kill_leaves_is_removed_and_nothing_else(tmp_path: Path):
 @pytest.mark.parametrize("state", [b"", bytes(80), b"garbage", b"\xff\xfe", b'model_checkpoint_path: ""'])
 @pytest.mark.parametrize("where", [".", "best"])
 def test_damaged_note_of_the_latest_checkpoint_is_refused(tmp_path: Path, state: bytes, where: str):
-    """Also where there is one checkpoint alone, as in `best`: it would be taken for none."""
+    """Even with a single checkpoint, as in `best`."""
     trained(tmp_path, steps=1).checkpoints.save_best(1, {})
     (tmp_path / where / "checkpoint").write_bytes(state)
     with pytest.raises(DataError) as error:
@@ -217,7 +217,7 @@ def test_damaged_weights_of_the_best_checkpoint_are_refused(tmp_path: Path):
     assert str(tmp_path / "best") in str(error.value)
 
 
-def test_first_checkpoint_that_was_not_noted_yet_is_done_again(tmp_path: Path):
+def test_first_checkpoint_without_a_note_is_repeated(tmp_path: Path):
     trained(tmp_path, steps=1)
     (tmp_path / "checkpoint").unlink()
     training = Training(tmp_path)
@@ -257,7 +257,7 @@ RUN = {"step": 3, "spec": "d", "evaluation": {"split": "test", "student_top1": 0
 
 @FAST
 @given(st.data())
-def test_any_metadata_of_a_checkpoint_are_refused_or_read(
+def test_any_state_in_a_checkpoint_is_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     state = _RunState({})

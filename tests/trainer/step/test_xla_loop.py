@@ -119,7 +119,7 @@ class SigtermAt(Preemption):
 
 def test_run_preempted_and_continued_with_other_calls_ends_the_same(one_by_one: Run, run_of: Any):
     run = run_of("run", "--steps_per_execution=4", "--log_every=1", "--eval_every=5")
-    run._preemption = SigtermAt(6, lambda: int(run.optimizer.iterations))
+    run.preemption = SigtermAt(6, lambda: int(run.optimizer.iterations))
     with pytest.raises(Interrupted, match=r"SIGTERM.*step 9"):  # calls end at 4, 5, 9
         run.train()
     assert run.checkpoints.restore() == 9

@@ -27,7 +27,6 @@ from tests.runs import (
     numpy_batches,
     start_run,
 )
-from trainer.run.failures import explain_divergence
 from trainer.targets.arms import ARMS, PairedPlan
 from trainer.targets.batches import Targets
 
@@ -220,13 +219,13 @@ def test_logit_that_the_codec_cannot_hold_is_named_by_view(
         )
     )
     assert run.online_teacher is not None
-    assert explain_divergence(run, 2, 3) is None
+    assert run.explain_divergence(2, 3) is None
     store = Store(mixed)
     teacher = load_teacher(store.spec, str(teacher_path))
     run.online_teacher = dataclasses.replace(
         run.online_teacher, teacher=lambda views: teacher(views) + tf.constant(np.inf)
     )
-    assert "view 10" in str(explain_divergence(run, 2, 3))
+    assert "view 10" in str(run.explain_divergence(2, 3))
 
 
 # Refusals.

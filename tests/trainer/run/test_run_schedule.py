@@ -1,4 +1,4 @@
-"""trainer.run.begun: a run keeps the length that it began with, though the store has grown; flags alone change it."""
+"""trainer.run.run_schedule: a run keeps its length when the store grows; only flags change it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.store.reader import Store
 from pipeline.store.spec import Spec
 from tests import stores
 from tests.runs import arguments, fail, losses
-from trainer.run.begun import Schedule, begun_schedule, describe_change
 from trainer.run.callbacks import MetricsLog
+from trainer.run.run_schedule import Schedule, describe_change, previous_schedule
 from trainer.train import main
 
 COSINE = Schedule(steps=100, batch_size=5, warmup_steps=10)
@@ -41,7 +41,7 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_finished_run_stays_finished_when_the_store_has_grown_and_is_extended_by_a_flag(
+def test_finished_run_stays_finished_on_a_larger_store_and_is_extended_by_a_flag(
     grown: Path,
     spec: Spec,
     data_dir: Path,
@@ -53,7 +53,7 @@ def test_finished_run_stays_finished_when_the_store_has_grown_and_is_extended_by
     argv = arguments(grown, workdir, data_dir, "--log_every=1", "--learning_rate=0.5")
     assert main(argv) == 0
     out = capsys.readouterr().out
-    # One epoch without a held-out split: said before the first step, and at the end.
+    # One epoch without a held-out split, which is reported before the first step and at the end.
     assert "--eval_splits=test" in out.split("not evaluated:")[0]
     result = json.loads((workdir / "result.json").read_text())
     assert (result["steps"], result["evaluation"]) == (3, {})
@@ -66,7 +66,7 @@ def test_finished_run_stays_finished_when_the_store_has_grown_and_is_extended_by
     assert "3 steps" in out
     assert "--epochs=3" in out
     assert "not evaluated:" in out
-    # 10 steps of a cosine after 0 of a warm-up: from the end of a curve into the middle of another.
+    # 10 steps of a cosine without warm-up: the rate jumps from the end of one curve into the middle of another.
     assert main([*argv, "--epochs=3"]) == 0
     out = capsys.readouterr().out
     assert "from 3 to 10 steps" in out
@@ -76,7 +76,7 @@ def test_finished_run_stays_finished_when_the_store_has_grown_and_is_extended_by
     assert json.loads((workdir / "config.json").read_text())["length"]["steps"] == 10
 
 
-def test_unfinished_run_keeps_its_length_when_the_store_has_grown(
+def test_unfinished_run_keeps_its_length_on_a_larger_store(
     grown: Path,
     spec: Spec,
     data_dir: Path,
@@ -112,20 +112,20 @@ def test_unfinished_run_keeps_its_length_when_the_store_has_grown(
 
 def test_directory_without_a_checkpoint_has_no_schedule(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"length": {"steps": 7}, "warmup_steps": 1}')
-    assert begun_schedule(tmp_path, needed=True) is None
+    assert previous_schedule(tmp_path, needed=True) is None
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"length": {"steps": "many", "batch_size": 5}, "warmup_steps": 1}']
 )
-def test_damaged_config_is_an_error_only_where_it_is_needed(tmp_path: Path, text: str):
+def test_damaged_config_is_an_error_only_if_needed(tmp_path: Path, text: str):
     begin(tmp_path, text)
-    assert begun_schedule(tmp_path, needed=False) is None
+    assert previous_schedule(tmp_path, needed=False) is None
     with pytest.raises(UserError, match=r"config\.json"):
-        begun_schedule(tmp_path, needed=True)
+        previous_schedule(tmp_path, needed=True)
 
 
-def test_length_without_an_end_is_read_back(tmp_path: Path):
+def test_endless_length_is_read_back(tmp_path: Path):
     config = {
         "flags": {"seed": 0, "precision": "float32", "epochs": "inf", "store": "s"},
         "recipe": {"batch_size": 5},
@@ -135,7 +135,7 @@ def test_length_without_an_end_is_read_back(tmp_path: Path):
         "length": {"steps": "inf", "batch_size": 5, "num_examples": 17, "online_from": 3},
     }
     begin(tmp_path, json.dumps(config))
-    assert begun_schedule(tmp_path, needed=True) == Schedule(steps=math.inf, batch_size=5, warmup_steps=4)
+    assert previous_schedule(tmp_path, needed=True) == Schedule(steps=math.inf, batch_size=5, warmup_steps=4)
 
 
 def test_change_of_the_schedule_shows_both_learning_rates():

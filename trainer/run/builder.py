@@ -1,0 +1,201 @@
+"""Builds a run from options: loads the teacher, makes student, optimizer, input and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.locate import (
+    check_teacher_exists,
+    find_teacher,
+    load_teacher,
+    open_dataset,
+    select_split,
+)
+from pipeline.inputs.teacher import Teacher
+from pipeline.store.reader import Store
+from trainer import models
+from trainer.distribution.strategy import replica_batch_size
+from trainer.distribution.workers import Workers
+from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
+from trainer.run.checkpoints import Checkpoints
+from trainer.run.evaluation import Evaluator
+from trainer.run.following import Following
+from trainer.run.options import TrainOptions
+from trainer.run.preemption import Preemption
+from trainer.run.training import Run
+from trainer.run.write_back import TeacherPass
+from trainer.step.distiller import Distiller
+from trainer.step.optimizers import make_optimizer
+from trainer.step.schedules import Scaled
+from trainer.targets.batches import Targets
+from trainer.targets.online_teacher import BatchedTeacher
+
+
+def build_run(
+    options: TrainOptions,
+    store: Store,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    preemption: Preemption | None = None,
+) -> Run:
+    """Builds a run with a freshly initialized student.
+
+    Args:
+      options: resolved options.
+      store: store to train on.
+      strategy: distribution strategy; TensorFlow's default strategy by default.
+      preemption: signals that end the run; none are handled by default.
+
+    Raises:
+      UserError: data set or teacher are missing, or the batch size does not fit the replicas.
+      DataError: data set or teacher are not those of the store.
+    """
+    flags = options.flags
+    strategy = strategy or tf.distribute.get_strategy()
+    replicas = int(strategy.num_replicas_in_sync)
+    if flags.write_back and replicas > 1:
+        raise UserError(
+            f"--write_back: got {replicas} replicas; records are appended in the order of views, which takes a single "
+            "replica: omit --strategy, or precompute the epochs"
+        )
+    size = replica_batch_size(options.recipe.batch_size, replicas)
+    workers = Workers(strategy)
+    dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
+    teacher = _load_teacher(options, store)
+    online_teacher = _batched_teacher(teacher, store, size)
+    learning_rate = Scaled(options.recipe.learning_rate, options.schedule.multiplier())
+    with strategy.scope(), averaged_statistics():
+        distiller = _make_distiller(options, store, teacher=online_teacher, replicas=replicas)
+    targets = Targets(
+        store,
+        dataset,
+        options.arm,
+        batch_size=options.recipe.batch_size,
+        replicas=replicas,
+        image_cache_bytes=flags.image_cache_bytes,
+        buffer_bytes=flags.input_buffer_bytes,
+        continued_from=None if teacher is None or options.arm.live else store.views.num_records,
+        with_record=flags.write_back,
+    )
+    teacher_pass = None
+    if teacher is not None and flags.write_back:
+        teacher_input = dataclasses.replace(targets.input, batch_size=store.spec.teacher.batch_size)
+        teacher_pass = TeacherPass(teacher_input, teacher)
+    following = None
+    if flags.follow:
+        following = Following(
+            store,
+            length=options.length,
+            steps_per_execution=flags.steps_per_execution,
+            interval=options.eval_every,
+            workers=workers,
+        )
+    return Run(
+        options=options,
+        store=store,
+        dataset=dataset,
+        distiller=distiller,
+        learning_rate=learning_rate,
+        targets=targets,
+        teacher=teacher,
+        online_teacher=online_teacher,
+        teacher_pass=teacher_pass,
+        checkpoints=Checkpoints(
+            Path(flags.workdir) / "checkpoints",
+            student=distiller.student,
+            optimizer=distiller.optimizer,
+            identity=options.identity(store.spec.digest()),
+            writes=workers.chief,
+        ),
+        evaluator=functools.partial(_make_evaluator, options, store, dataset),
+        following=following,
+        strategy=strategy,
+        workers=workers,
+        preemption=preemption or Preemption(),
+    )
+
+
+def _load_teacher(options: TrainOptions, store: Store) -> Teacher | None:
+    """The online teacher; None if every step trains on stored logits."""
+    path = options.flags.teacher
+    if options.arm.live:
+        path = find_teacher(store.spec, path, store=store.location)
+    if path is None:
+        return None
+    if options.length.online_from == options.length.steps:
+        check_teacher_exists(path)
+        print(f"--teacher={path} is not needed: the store has all views of this run", flush=True)
+        return None
+    return load_teacher(store.spec, path)
+
+
+def _batched_teacher(teacher: Teacher | None, store: Store, size: int) -> BatchedTeacher | None:
+    """The teacher in batches of the precompute's size, for `size` views per replica."""
+    if teacher is None:
+        return None
+    batched = BatchedTeacher(teacher, store.spec.teacher.batch_size)
+    if padding := batched.padding(size):
+        print(
+            f"the teacher runs on {batched.batch_size} views at a time, as in the precompute: {size} views per replica take "
+            f"{padding} rows of padding; a multiple of {batched.batch_size} takes none",
+            flush=True,
+        )
+    return batched
+
+
+def _make_distiller(
+    options: TrainOptions, store: Store, *, teacher: BatchedTeacher | None, replicas: int
+) -> Distiller:
+    """Student, loss and optimizer, compiled; to be called in the strategy's scope."""
+    flags, recipe, spec = options.flags, options.recipe, store.spec
+    # Loading a teacher may have drawn random numbers; the student depends on the seed alone.
+    tf.keras.utils.set_random_seed(flags.seed)
+    student = models.build_student(
+        recipe.student,
+        num_classes=spec.num_classes,
+        image_size=spec.policy.image_size,
+        precision=flags.precision,
+    )
+    if flags.sync_batch_norm:
+        student = synchronize(student)
+    elif notice := replicas_notice(student, batch_size=recipe.batch_size, replicas=replicas):
+        print(notice, flush=True)
+    distiller = Distiller(
+        student,
+        temperature=options.temperature,
+        temperature_squared=recipe.temperature_squared,
+        teacher=teacher,
+        round_trip=spec.make_codec().round_trip,
+    )
+    optimizer = make_optimizer(
+        recipe.learning_rate,
+        schedule=options.schedule.multiplier(),
+        weight_decay=recipe.weight_decay,
+        decay_mode=recipe.decay_mode,
+        decay_kernels_only=recipe.decay_kernels_only,
+        clip=recipe.clip,
+        clip_norm=recipe.clip_norm,
+        epsilon=recipe.epsilon,
+    )
+    distiller.compile(
+        optimizer=optimizer, steps_per_execution=flags.steps_per_execution, jit_compile=flags.jit_compile
+    )
+    return distiller
+
+
+def _make_evaluator(options: TrainOptions, store: Store, dataset: Dataset, split: str) -> Evaluator:
+    return Evaluator(
+        store,
+        select_split(store, split, dataset),
+        batch_size=options.flags.eval_batch_size,
+        temperature=options.temperature,
+        temperature_squared=options.recipe.temperature_squared,
+        cache_bytes=options.flags.image_cache_bytes,
+        buffer_bytes=options.flags.input_buffer_bytes,
+    )
