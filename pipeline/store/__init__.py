@@ -1,1 +1,1 @@
-"""The store: its layout, spec, codecs, shards, metadata and reader."""
+"""The store: layout, spec, codecs, shards, metadata and reader."""

@@ -1,9 +1,9 @@
-"""How teacher logits are held in a record, and what that costs in accuracy.
+"""Codecs of logits in records, and their error.
 
-A codec is written three times: `encode` and `decode` in NumPy, for precompute and replay, and `round_trip` in
-TensorFlow, for the logits of an online teacher (law 8). All give the same bits, under XLA too, which multiplies and
-adds in one rounding where it can: so products here are exact in float32, and nothing divides by a constant, which
-XLA and Grappler turn into a multiplication.
+Each codec is implemented twice: `encode` and `decode` in NumPy for precompute and replay, `round_trip` in TensorFlow for the
+logits of an online teacher (design, invariant 8). Both give the same bits, also under XLA. XLA fuses a multiplication and an
+addition into one rounding, so products here are exact in float32. XLA and Grappler turn a division by a constant into a
+multiplication, so there is none.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _FLOATS: dict[str, tf.DType] = {name: tf.as_dtype(name) for name in FLOAT_CODECS
 
 
 def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:
-    """The codec of that name.
+    """Makes a codec.
 
     Args:
       name: one of `CODECS`, with a number for K.
-      num_classes: C.
-      temperature: of the softmax whose mass a `topk` codec keeps.
+      num_classes: number of classes C.
+      temperature: temperature at which a `topk` codec keeps the softmax mass of the other classes.
 
     Raises:
-      UserError: there is none, or it does not fit the number of classes.
+      UserError: the name is unknown, or K does not fit the number of classes.
     """
     check_codec(name)
     if name in _FLOATS:
@@ -45,10 +45,10 @@ def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """What a record has for one view in a column: a scalar, or an array as its little-endian bytes.
+    """A column of a record: a scalar, or an array as little-endian bytes.
 
     Attributes:
-      dtype: of the values; a scalar is float32.
+      dtype: type of the values; float32 for a scalar.
       size: length of the array; None for a scalar.
     """
 
@@ -57,11 +57,11 @@ class Column:
 
     @property
     def bytes(self) -> int:
-        """Of a view, before compression."""
+        """Bytes per view before compression."""
         return self.dtype.itemsize * (1 if self.size is None else self.size)
 
     def feature(self) -> Any:
-        """As TFDS declares it."""
+        """The TFDS feature of the column."""
         if self.size is None:
             return self.dtype.type
         return tfds.features.Tensor(
@@ -71,11 +71,11 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Codec(abc.ABC):
-    """Logits to the columns of a record, and back.
+    """Encodes logits as columns of a record, and decodes them.
 
     Attributes:
-      name: as `--codec` spells it.
-      num_classes: C.
+      name: name, such as `topk:16`.
+      num_classes: number of classes C.
     """
 
     name: str
@@ -84,30 +84,30 @@ class Codec(abc.ABC):
     @property
     @abc.abstractmethod
     def columns(self) -> dict[str, Column]:
-        """What a record has for its logits, `logits` first."""
+        """Columns of the encoded logits, `logits` first."""
 
     @abc.abstractmethod
     def _encode(self, logits: np.ndarray) -> Encoded:
-        """Finite float32 [n, C] to columns; not finite where a logit does not fit."""
+        """Encodes finite logits float32 [n, C]; columns are not finite if a logit does not fit."""
 
     @abc.abstractmethod
     def decode(self, encoded: Encoded) -> np.ndarray:
-        """The inverse of `encode`: float32 [n, C].
+        """Decodes columns to logits float32 [n, C].
 
         Raises:
-          ValueError: columns that no `encode` gives.
+          ValueError: the columns cannot come from `encode`.
         """
 
     @abc.abstractmethod
     def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
-        """`decode(encode(logits))` in a graph, float32 [B, C]: what online logits pass through (law 8)."""
+        """Computes `decode(encode(logits))` of online logits float32 [B, C] in a graph (design, invariant 8)."""
 
     @abc.abstractmethod
     def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
-        """How far two stores may be apart in each logit whose values before the codec differ by at most `slack`.
+        """Largest difference of decoded logits, if the logits before the codec differ by at most `slack`.
 
         Args:
-          logits: float32 [n, C], of either, before the codec.
+          logits: one of the two, before the codec, float32 [n, C].
           slack: float32 [n, 1].
 
         Returns:
@@ -116,58 +116,58 @@ class Codec(abc.ABC):
 
     @property
     def largest(self) -> float:
-        """Absolute value of the largest logit that fits."""
+        """Largest absolute value of a logit that fits."""
         return float(np.finfo(np.float32).max)
 
     @property
     def only_temperature(self) -> float | None:
-        """The one temperature at which decoded logits have the teacher's softmax; None: any."""
+        """The only temperature at which decoded logits keep the teacher's softmax; None for any temperature."""
         return None
 
     @property
     def bytes_per_view(self) -> int:
-        """Of the logits' columns, before compression."""
+        """Bytes of the encoded logits per view, before compression."""
         return sum(column.bytes for column in self.columns.values())
 
     def features(self) -> dict[str, Any]:
-        """TFDS features that a record has for its logits."""
+        """TFDS features of the encoded logits."""
         return {name: column.feature() for name, column in self.columns.items()}
 
     def encode(self, logits: np.ndarray, *, first_view: int | None = None) -> Encoded:
-        """float32 [n, C] to the columns of n records.
+        """Encodes logits float32 [n, C] as columns of n records.
 
         Args:
-          logits: of n consecutive views.
-          first_view: index of the first of them, for the message.
+          logits: logits of n consecutive views.
+          first_view: index of the first view, for errors.
 
         Raises:
           DataError: a logit does not fit, or is not finite.
         """
         unfit = ~np.isfinite(logits)
         if not unfit.any():
-            with np.errstate(over="ignore", invalid="ignore"):  # caught below, with the number in the message
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the number
                 encoded = self._encode(logits)
             if all(np.isfinite(column).all() for column in encoded.values()):
                 return encoded
             unfit = np.abs(logits) > self.largest
-        # The range of a view, not one of its logits, is too wide where none is marked.
+        # If no logit is marked, the range of a view is too wide.
         row, column = (
             np.argwhere(unfit)[0] if unfit.any() else np.divmod(np.abs(logits).argmax(), self.num_classes)
         )
         where = "" if first_view is None else f"view {first_view + row}: "
         raise DataError(
-            f"{where}teacher logit {logits[row, column]:g} does not fit --codec={self.name} (largest "
-            f"{self.largest:g}); use --codec=float32"
+            f"{where}teacher logit {logits[row, column]:g} does not fit `codec`={self.name}, expected at most "
+            f"{self.largest:g}; use `codec`=float32"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class FloatCodec(Codec):
-    """Logits as plain floating-point numbers of one width."""
+    """Logits as floating-point numbers."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a stored logit, little-endian."""
+        """Little-endian type of a stored logit."""
         return np.dtype(_FLOATS[self.name].as_numpy_dtype).newbyteorder("<")
 
     @property
@@ -195,9 +195,9 @@ class FloatCodec(Codec):
 
 @dataclasses.dataclass(frozen=True)
 class Int8Codec(Codec):
-    """256 evenly spaced values from a view's smallest logit to its largest.
+    """Logits as 256 evenly spaced values between the smallest and the largest logit of the view.
 
-    Columns: `logits` int8 [C], `logits_scale` and `logits_offset` float32; a logit is `offset + scale * code`.
+    Columns: `logits` int8 [C], `logits_scale` and `logits_offset` float32. A logit is `offset + scale * code`.
     """
 
     @property
@@ -209,8 +209,8 @@ class Int8Codec(Codec):
             "logits_offset": scalar,
         }
 
-    # 16 significant bits, so that the product with a code of 8 is exact. Rounded up: the largest logit is code 127.
-    # The least scale is for equal logits, and far above the denormals, which TensorFlow's threads take for 0.
+    # The scale has 16 significant bits, so its product with an 8-bit code is exact. It is rounded up, so the largest logit
+    # has code 127. The least scale is for equal logits, and far above the denormals, which TensorFlow flushes to 0.
     _SHARE, _LOW_BITS, _LEAST = np.float32(1 / 255), 0xFF, np.float32(2.0**-100)
 
     def _encode(self, logits: np.ndarray) -> Encoded:
@@ -221,7 +221,7 @@ class Int8Codec(Codec):
         offset = least + np.float32(128) * scale
         codes = np.clip(np.rint((logits - offset) / scale), -128, 127)
         if not np.isfinite(scale).all():
-            codes = np.zeros_like(codes)  # refused by the caller, who sees the scale
+            codes = np.zeros_like(codes)  # the caller refuses the scale
         return {
             "logits": codes.astype(np.int8),
             "logits_scale": scale[:, 0],
@@ -253,14 +253,14 @@ class Int8Codec(Codec):
 
 @dataclasses.dataclass(frozen=True)
 class TopKCodec(Codec):
-    """The K largest logits, and the softmax mass of all others at one temperature, spread evenly when decoded.
+    """The K largest logits, and the softmax mass of all others at one temperature, which is decoded as equal logits.
 
-    Columns: `logits` float16 [K], largest first; `logits_classes` uint16 [K] (int32 past 65,536 classes): whose they
-    are; `logits_rest` float32: log of the sum of `exp(logit / temperature)` over the other C - K classes. Each of
+    Columns: `logits` float16 [K], largest first; `logits_classes` uint16 [K], their classes (int32 for more than 65,536
+    classes); `logits_rest` float32, the log of the sum of `exp(logit / temperature)` over the other C - K classes. Each of
     those is decoded to `temperature * (rest - log(C - K))`.
 
     Attributes:
-      temperature: at which the mass is kept.
+      temperature: temperature at which the mass is kept.
     """
 
     temperature: float = dataclasses.field(kw_only=True)
@@ -268,7 +268,7 @@ class TopKCodec(Codec):
     def __post_init__(self) -> None:
         if self.count >= self.num_classes:
             raise UserError(
-                f"--codec={self.name}: of {self.num_classes} classes; expected a number below that, or another codec"
+                f"`codec`={self.name}: expected fewer than the {self.num_classes} classes; use a smaller number or another codec"
             )
 
     @property
@@ -300,7 +300,7 @@ class TopKCodec(Codec):
     def _encode(self, logits: np.ndarray) -> Encoded:
         order = np.argsort(
             -logits, axis=1, kind="stable"
-        )  # of equal logits the first class first, as in TensorFlow
+        )  # equal logits in the order of classes, as in TensorFlow
         ranked = np.take_along_axis(logits, order, axis=1)
         rest = ranked[:, self.count :].astype(np.float64)
         mass = np.exp((rest - rest[:, :1]) / self.temperature).sum(axis=1)
@@ -312,8 +312,8 @@ class TopKCodec(Codec):
         }
 
     def _each_rest(self, rest: np.ndarray) -> np.ndarray:
-        """What `logits_rest` float32 [n] is decoded to, float32 [n, 1]."""
-        # In float64, as the mass: exp and log differ in the last bits between NumPy, TensorFlow and XLA.
+        """Decodes `logits_rest` float32 [n] to the logit of each other class, float32 [n, 1]."""
+        # In float64 like the mass, because exp and log differ in the last bits between NumPy, TensorFlow and XLA.
         each = (rest.astype(np.float64) - self._log_others) * self.temperature
         return each.astype(np.float32)[:, np.newaxis]
 
@@ -333,7 +333,7 @@ class TopKCodec(Codec):
         stored = tf.cast(rest[:, 0] / self.temperature + tf.math.log(mass), tf.float32)
         each = tf.cast((tf.cast(stored, tf.float64) - self._log_others) * self.temperature, tf.float32)
         values = tf.cast(tf.cast(ranked[:, : self.count], tf.float16), tf.float32)
-        # Sums in place of tf.broadcast_to, which XLA makes a dynamic shape of. Of [B, C], the places [B, K] of the K.
+        # Sums instead of tf.broadcast_to, which has a dynamic shape in XLA. places: [B, K, 2], indices into [B, C].
         rows = tf.range(tf.shape(logits)[0])[:, tf.newaxis] + tf.zeros_like(order[:, : self.count])
         places = tf.stack([rows, order[:, : self.count]], axis=-1)
         return tf.tensor_scatter_nd_update(tf.zeros_like(logits) + each[:, tf.newaxis], places, values)
@@ -342,17 +342,17 @@ class TopKCodec(Codec):
         ranked = -np.sort(-logits, axis=1)
         last, first_rest = ranked[:, self.count - 1 : self.count], ranked[:, self.count : self.count + 1]
         each = self._each_rest(self._encode(logits)["logits_rest"])
-        # The rest moves with its logits, and by what changes places with it.
+        # The rest changes with its logits, and if classes move between the K and the rest.
         allowed = 4 * slack + _one_place(np.abs(logits) + slack, tf.float16)
         either = (logits <= first_rest + 2 * slack) & (logits >= last - 2 * slack)
         return allowed + np.where(either, np.abs(logits - each), np.float32(0))
 
 
 def _finite(decoded: np.ndarray) -> np.ndarray:
-    """The same, if all of it is finite.
+    """Returns decoded logits if all are finite.
 
     Raises:
-      ValueError: it is not; no `encode` gives such a record.
+      ValueError: one is not, which cannot come from `encode`.
     """
     if not np.isfinite(decoded).all():
         raise ValueError("a logit that is not finite")
@@ -360,28 +360,28 @@ def _finite(decoded: np.ndarray) -> np.ndarray:
 
 
 def _one_place(magnitude: np.ndarray, dtype: tf.DType) -> np.ndarray:
-    """Twice the largest rounding error of numbers up to `magnitude`, float32 of the same shape."""
+    """Twice the largest rounding error of numbers up to `magnitude`, float32 in the same shape."""
     info = np.finfo(np.float16) if dtype == tf.float16 else np.finfo(np.float32)
     digits = 8 if dtype == tf.bfloat16 else info.nmant + 1
     return magnitude * np.float32(2.0 ** (1 - digits)) + np.float32(info.smallest_subnormal)
 
 
 def log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """log softmax(logits / temperature) over the last axis, in float64."""
+    """Computes log softmax(logits / temperature) over the last axis in float64."""
     scaled = logits.astype(np.float64) / temperature
     scaled -= scaled.max(axis=-1, keepdims=True)
     return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
 
 
 def fidelity(logits: np.ndarray, decoded: np.ndarray, temperature: float) -> tuple[float, float]:
-    """What a codec costs: summed KL(teacher || decoded) at the temperature, in nats, and worst logit error.
+    """Error of a codec: sum of KL(teacher || decoded) in nats, and largest logit error.
 
     Args:
-      logits: float32 [n, C], the teacher's.
-      decoded: float32 [n, C], after the codec.
-      temperature: of both softmaxes.
+      logits: logits of the teacher, float32 [n, C].
+      decoded: decoded logits, float32 [n, C].
+      temperature: temperature of both softmaxes.
     """
     log_p, log_q = log_softmax(logits, temperature), log_softmax(decoded, temperature)
     kl = np.exp(log_p) * (log_p - log_q)
-    # Rounding alone may bring the sum below 0, which a KL never is.
+    # Rounding may make the sum slightly negative.
     return max(float(kl.sum()), 0.0), float(np.abs(logits - decoded).max())

@@ -1,7 +1,7 @@
-"""Identities: what a store's records are a function of, as frozen dataclasses that validate themselves.
+"""Identities: everything that determines a store's records, as frozen dataclasses that validate themselves.
 
-Each becomes an object of spec.json and of manifest.json. Their digests key every store that exists: a field that is added,
-renamed or formatted otherwise bumps `pipeline.store.spec.FORMAT_VERSION`.
+They are stored in spec.json and manifest.json, and their digests identify existing stores: a field that is added, renamed
+or formatted differently bumps `pipeline.store.spec.FORMAT_VERSION`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def _check_name(value: object, what: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetIdentity:
-    """The split of a data set that views are of.
+    """Identity of a split of a data set.
 
     Attributes:
       name: `NAME[/CONFIG]:VERSION`.
-      split: such as `train` or `train[:90%]`.
-      num_examples: N.
-      fingerprint: of TFDS's metadata; the images are compared view by view.
+      split: split or slice, such as `train` or `train[:90%]`.
+      num_examples: number of examples N.
+      fingerprint: fingerprint of TFDS's metadata. The images are verified view by view.
     """
 
     name: str
@@ -59,13 +59,13 @@ class DatasetIdentity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherIdentity:
-    """A teacher and how it is called.
+    """Identity of a teacher and of how it is called.
 
     Attributes:
       fingerprint: SHA-256 of its files.
-      value_range: that it takes views in; one of `pipeline.cli.choices.VALUE_RANGES`.
-      signature: of a SavedModel; `keras` for a `.keras` file.
-      batch_size: at which it runs.
+      value_range: range of its input pixels, one of `pipeline.cli.choices.VALUE_RANGES`.
+      signature: signature of a SavedModel; `keras` for a `.keras` file.
+      batch_size: number of views per call.
     """
 
     fingerprint: str
@@ -78,7 +78,7 @@ class TeacherIdentity:
             _check_name(getattr(self, what), f"teacher {what}")
         check_value_range(self.value_range)
         if not is_whole(self.batch_size, 1, MAX_BATCH_SIZE):
-            raise UserError(f"--teacher_batch_size={self.batch_size}: expected 1 to {MAX_BATCH_SIZE:,}")
+            raise UserError(f"`teacher_batch_size`={self.batch_size}: expected 1 to {MAX_BATCH_SIZE:,}")
 
     def to_json(self) -> dict[str, Any]:
         """As the spec holds it."""
@@ -87,12 +87,12 @@ class TeacherIdentity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewAxis:
-    """Everything that determines views. Stores with the same axis have the same view at every view index.
+    """Everything that determines views. Stores with the same view axis have the same view at every view index.
 
     Attributes:
-      dataset: that views are of.
-      seed: of all augmentations.
-      policy: how views are drawn. Its image size counts only where boxes depend on it; see `ViewPolicy.any_size`.
+      dataset: data set of the images.
+      seed: random seed of all augmentations.
+      policy: augmentation policy. Its image size counts only if boxes depend on it; see `ViewPolicy.any_size`.
     """
 
     dataset: DatasetIdentity

@@ -1,4 +1,4 @@
-"""Which directory of a store has what."""
+"""Names and places of the files in a store."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from pipeline.storage.bucket import is_url
 
 SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
-EVAL_DIRECTORY = "eval"  # a TFDS data set of its own: the teacher's logits on evaluation crops
-ACCURACY_FILE = f"{EVAL_DIRECTORY}/accuracy.json"  # the teacher's, informational
-PENDING = "pending"  # directory of notes on shards that are there but not yet in the metadata
+EVAL_DIRECTORY = "eval"  # a TFDS data set with the teacher's logits on evaluation crops
+ACCURACY_FILE = f"{EVAL_DIRECTORY}/accuracy.json"  # top-1 of the teacher on evaluation crops; informational
+PENDING = "pending"  # directory of notes on finished shards that are not published yet
 STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
 
 
-# Of a file's text. A manifest of 99,999 shards has 19 MB.
+# Size limits of files, in bytes. A manifest of 99,999 shards has 19 MB.
 SPEC_LIMIT, INFO_LIMIT, MANIFEST_LIMIT, NOTE_LIMIT = 1 << 20, 8 << 20, 64 << 20, 1 << 16
-# Of TFDS, and nothing that is a path.
+# A split name of TFDS that is not a path.
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def below(split: str) -> str:
-    """Where a split's shards live, relative to the store: in itself, or in `eval`."""
+    """Directory of a split's shards, relative to the store."""
     return "" if split == VIEWS_SPLIT else EVAL_DIRECTORY
 
 
 def split_directory(store: str | Path, split: str) -> Path:
-    """`below` a store on a file system."""
+    """Path of the directory of a split's shards."""
     return Path(store, below(split))
 
 
 def missing_store(store: str | Path) -> UnpublishedError:
-    """The error for a place without a store."""
+    """The error for a location without a store."""
     return UnpublishedError(
-        f"--store={store}: no {SPEC_FILE} there; write a store with `python -m pipeline.precompute --store={store}`"
+        f"`store`={store}: has no {SPEC_FILE}, expected a store; write one with `python -m pipeline.precompute --store={store}`"
     )
 
 
 def check_store(place: str) -> None:
-    """Checks that a store of this machine is there; one in a bucket is checked when it is opened.
+    """Checks early that a store on this machine exists. A store in a bucket is checked when it is opened.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no store.
     """
     if not is_url(place) and not Path(place, SPEC_FILE).exists():
         raise missing_store(place)
 
 
 def split_name(name: Any) -> str:
-    """The name of a split, which becomes part of a file's.
+    """Validates the name of a split, which becomes part of a file name.
 
     Raises:
-      ValueError: it could be a path.
+      ValueError: the name is not valid.
     """
     if not isinstance(name, str) or not _SPLIT_NAME.fullmatch(name):
-        raise ValueError(f"{name!r:.100} is no name of a split")
+        raise ValueError(f"{name!r:.100} is not a split name")
     return name

@@ -1,6 +1,6 @@
-"""The manifest and TFDS's metadata: what a reader believes of a directory of shards.
+"""The manifest and TFDS's metadata of a directory of shards.
 
-`dataset_info.json` alone says what is published, and is written last.
+`dataset_info.json` alone defines what is published, and is written last.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _InfoFile(TypedDict):
 
 
 class _SplitFile(TypedDict):
-    """A split in manifest.json. What else is there, such as its codec's fidelity, is informational."""
+    """A split in manifest.json. Other fields, such as the codec's fidelity, are informational."""
 
     dataset: DatasetIdentity
     shards: list[ShardInfo]
@@ -63,7 +63,7 @@ class _ManifestFile(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitManifest:
-    """A split's shards, and the split of a data set that they are of."""
+    """The shards of a split, and the identity of its data set."""
 
     dataset: DatasetIdentity
     shards: tuple[ShardInfo, ...]
@@ -80,9 +80,8 @@ class SplitManifest:
 
     def fidelity(self) -> dict[str, float]:
         """Mean KL and largest logit error of the codec over all shards."""
-        total = sum(
-            max(shard.kl, 0.0) * shard.records for shard in self.shards
-        )  # older shards may have -1e-16
+        # Older shards may have a KL of -1e-16.
+        total = sum(max(shard.kl, 0.0) * shard.records for shard in self.shards)
         return {
             "mean_kl": total / max(self.records, 1),
             "max_logit_error": max((shard.max_error for shard in self.shards), default=0.0),
@@ -90,10 +89,10 @@ class SplitManifest:
 
 
 def published_lengths(directory: Path) -> dict[str, list[int]]:
-    """Shard lengths by split, as files name it, from `dataset_info.json`; empty where nothing is published.
+    """Reads shard lengths by file name of the split from `dataset_info.json`; empty if nothing is published.
 
     Raises:
-      DataError: the file is not TFDS metadata of a store.
+      DataError: the file is not a store's TFDS metadata.
     """
     path = directory / INFO_FILE
     if not path.exists():
@@ -104,15 +103,15 @@ def published_lengths(directory: Path) -> dict[str, list[int]]:
         if len(lengths) != len(info["splits"]) or not lengths:
             raise ValueError(f"splits {[split['name'] for split in info['splits']]}")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the metadata of a store ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not a store's metadata ({type(error).__name__}: {error})") from error
     templates = {split["filepathTemplate"] for split in info["splits"]}
     if templates != {FILENAME_TEMPLATE}:
-        raise DataError(f"{path}: file names {sorted(templates)}, expected {FILENAME_TEMPLATE}")
+        raise DataError(f"{path}: file names are {sorted(templates)}, expected {FILENAME_TEMPLATE}")
     return lengths
 
 
 def _shard_lengths(split: _SplitInfo) -> list[int]:
-    """Views of each shard: TFDS writes numbers as text."""
+    """Number of views of each shard. TFDS writes numbers as text."""
     texts = [str(length) for length in split["shardLengths"]]
     if not 1 <= len(texts) <= MAX_SHARDS:
         raise ValueError(f"split {split['name']}: {len(texts)} shards, expected 1 to {MAX_SHARDS}")
@@ -122,13 +121,13 @@ def _shard_lengths(split: _SplitInfo) -> list[int]:
 
 
 def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
-    """The published part of the manifest, by split: `views`, or the evaluated split such as `train[800:]`.
+    """Reads the published part of the manifest, by split: `views`, or an evaluated split such as `train[800:]`.
 
-    A manifest may run ahead of `dataset_info.json` where a run died between the two; what is ahead is not
-    published and is left out.
+    A run that dies between the two files leaves a manifest with more shards than `dataset_info.json`. These are not published
+    and are left out.
 
     Raises:
-      DataError: unreadable, of another spec, or in contradiction to `dataset_info.json`.
+      DataError: the manifest is unreadable, of another spec, or contradicts `dataset_info.json`.
     """
     lengths = published_lengths(directory)
     if not lengths:
@@ -154,7 +153,9 @@ def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
             )
         split = name if name == VIEWS_SPLIT else splits[name].dataset.split
         if file_split(split) != name:
-            raise DataError(f"{path}: split {name} is of {split}, which is {file_split(split)} in a store")
+            raise DataError(
+                f"{path}: split {name} is of {split}, expected the name {file_split(split)}; the file was edited"
+            )
         out[split] = dataclasses.replace(splits[name], shards=shards)
     return out
 
@@ -162,18 +163,18 @@ def load_manifest(directory: Path, *, digest: str) -> dict[str, SplitManifest]:
 def publish_metadata(
     directory: Path, splits: Mapping[str, SplitManifest], *, digest: str, codec: Codec
 ) -> None:
-    """Writes manifest, features and, last, `dataset_info.json`; each whole or not at all.
+    """Writes the manifest, the features and finally `dataset_info.json`, each atomically.
 
     Raises:
-      DataError: more shards than five digits can number, or fewer views than are published already.
+      DataError: there are more shards than five digits can number, or published shards would change.
     """
     for name, split in splits.items():
         if len(split.shards) > MAX_SHARDS:
-            raise DataError(f"split {name}: {len(split.shards)} shards, at most {MAX_SHARDS}")
+            raise DataError(f"split {name}: {len(split.shards)} shards, expected at most {MAX_SHARDS}")
     splits = {file_split(split): manifest for split, manifest in splits.items()}
     for name, counts in published_lengths(directory).items():
         if name not in splits or [s.records for s in splits[name].shards[: len(counts)]] != counts:
-            raise DataError(f"{directory}: publishing would change what is published of split {name}")
+            raise DataError(f"{directory}: refuses to change published shards of split {name}")
     manifest = {
         "spec": digest,
         "splits": {
@@ -197,7 +198,7 @@ def publish_metadata(
 def _write_tfds_metadata(
     scratch: Path, directory: Path, splits: Mapping[str, SplitManifest], codec: Codec
 ) -> None:
-    """TFDS's own writer, into a scratch directory: it does not write atomically."""
+    """Writes TFDS metadata to a scratch directory, since TFDS does not write atomically."""
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
             name=TFDS_NAME,

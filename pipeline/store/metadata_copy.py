@@ -1,4 +1,4 @@
-"""The metadata of a store in a bucket, copied to a directory of this machine, where the readers of metadata are."""
+"""A local copy of the metadata of a store in a bucket."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from pipeline.store.layout import (
 from pipeline.store.metadata import FEATURES_FILE, INFO_FILE, MANIFEST_FILE
 from pipeline.store.spec import SPEC_FILE
 
-# What says what is published comes before the manifest, which may be ahead of it and never behind.
+# In the order of reading: the manifest may be ahead of dataset_info.json, never behind it.
 _FILES = {INFO_FILE: INFO_LIMIT, FEATURES_FILE: INFO_LIMIT, MANIFEST_FILE: MANIFEST_LIMIT}
 _PUBLISHED = (MANIFEST_FILE, FEATURES_FILE, INFO_FILE)
 
 
 class MetadataCopy:
-    """A copy of a store's metadata, for as long as this object lives.
+    """A copy of a store's metadata in a temporary directory, which is removed with this object.
 
     Attributes:
-      bucket: directory of the store.
-      path: of the copy.
+      bucket: the store's directory in the bucket.
+      path: directory of the copy.
 
     Raises:
-      DataError: a file is longer than any of a store.
+      DataError: a file is larger than a store's can be.
     """
 
     def __init__(self, bucket: BucketDirectory) -> None:
@@ -44,13 +44,13 @@ class MetadataCopy:
         self.path = Path(tempfile.mkdtemp(prefix="view-distill-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         (self.path / EVAL_DIRECTORY).mkdir()
-        # By name in the bucket, as of the last read or write here; None where there is no such object.
+        # Version by name in the bucket, as of the last read or write; None if there is no such object.
         self._versions: dict[str, str | None] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Copies what is there now."""
-        # The store's own before those of `eval`, which are published first: what the views come with is there, then.
+        """Copies the current metadata."""
+        # The store's files before those of `eval`, which are published first and so are complete for these views.
         limits = {SPEC_FILE: SPEC_LIMIT} | _FILES
         limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()}
         limits[ACCURACY_FILE] = NOTE_LIMIT
@@ -62,11 +62,11 @@ class MetadataCopy:
                 (self.path / name).unlink(missing_ok=True)
                 continue
             except ValueError as error:
-                raise DataError(f"{self.bucket.place(name)}: not of a store ({error})") from error
+                raise DataError(f"{self.bucket.place(name)}: not a store's metadata ({error})") from error
             write_bytes(self.path / name, data)
 
     def refresh_published(self) -> bool:
-        """`refresh`, if something was published since; whether it was."""
+        """Copies the metadata if something was published since the last copy; returns whether it was."""
         try:
             now = self.bucket.read(INFO_FILE, limit=INFO_LIMIT)
         except (FileNotFoundError, ValueError):
@@ -78,13 +78,13 @@ class MetadataCopy:
         return True
 
     def publish(self, directory: Path, *, before: Callable[[], None] | None = None) -> None:
-        """Puts one directory's metadata of the copy into the bucket, what says that it is published last.
+        """Uploads the metadata of a directory of the copy, `dataset_info.json` last.
 
-        Each file replaces only the version that was copied, so that a writer that slept, and whose lock was taken over in
-        the meantime, replaces nothing of the new owner's.
+        Each file replaces only the version that was copied. So a suspended writer whose lock was taken over cannot replace
+        files of the new owner.
 
         Args:
-          directory: of the copy.
+          directory: directory in the copy.
           before: see `BucketDirectory.write`.
 
         Raises:
@@ -99,14 +99,14 @@ class MetadataCopy:
                 )
             except FileExistsError as error:
                 raise TryAgainError(
-                    f"{self.bucket.place(name)}: another run has published since this one read it; run the same command "
-                    "again: what is published is kept"
+                    f"{self.bucket.place(name)}: another run has published since this run read it; rerun the same command (published data "
+                    "is safe)"
                 ) from error
 
 
 @contextlib.contextmanager
 def naming(path: Path, location: str) -> Iterator[None]:
-    """Errors name where a store is, rather than where a copy of its metadata is."""
+    """Replaces the path of the copy by the store's location in errors."""
     try:
         yield
     except (UserError, DataError) as error:

@@ -1,4 +1,4 @@
-"""How a split's shards are opened, each verified against the manifest: from a disk, or from a bucket ahead of need."""
+"""Opens the shards of a split and verifies them against the manifest, on a disk or in a bucket with prefetching."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ from pipeline.errors import DataError
 from pipeline.storage.bucket import BucketDirectory, named
 from pipeline.store.shards import ShardInfo, check_shard, open_shard, shard_name
 
-_OPEN_SHARDS = 64  # an epoch-ordered replay needs two at a time; more are for evaluation and verify
-_KEPT_SHARDS = 256  # of a bucket: each is an open file, of which a process may have 1,024 by default
-DOWNLOADS = 4  # at a time, and shards fetched ahead of need
+_OPEN_SHARDS = 64  # a replay in epoch order needs two at a time; evaluation and verify need more
+_KEPT_SHARDS = 256  # from a bucket; each is an open file, and the default limit of a process is 1,024
+DOWNLOADS = 4  # parallel downloads, and number of shards fetched ahead
 
 
 class Opener(Protocol):
     """Opens the shards of a split."""
 
     def place(self, number: int) -> str:
-        """Where a shard is, for people."""
+        """Path or URL of a shard, for messages."""
 
     def open(self, number: int) -> ArrayRecordReader:
-        """A reader of a shard; the first time, after comparing size, SHA-256 and count with the manifest.
+        """Opens a shard. The first time, size, SHA-256 and number of records are compared with the manifest.
 
         Raises:
-          DataError: any of them differs, or there is no such shard; both sides are shown.
+          DataError: the shard is missing, or one of them differs; shows both values.
         """
 
     def verify(self, number: int) -> ArrayRecordReader:
-        """`open`, compared whether or not it was before."""
+        """Opens a shard and compares it with the manifest, also if it was compared before."""
 
     def extend(self, shards: Sequence[ShardInfo]) -> None:
-        """Takes the shards of a longer manifest, which begins with those that are known."""
+        """Replaces the shards by those of a longer manifest, which begins with the known ones."""
 
     def files(self) -> dict[str, int]:
-        """Name and bytes of each file in the split's directory, of other splits' too; opens none."""
+        """Lists name and size in bytes of each file in the split's directory, which may have other splits, too."""
 
 
 _FileState = tuple[int, int, int, int]
 
 
 def _state(path: Path) -> _FileState | None:
-    """What changes when a file is replaced or written; None where there is none."""
+    """Values that change when a file is replaced or written; None if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
-    # Not its ctime, which a hard link or another mode changes, too.
+    # Without ctime, which also changes with hard links and modes.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class DiskOpener:
-    """Of a store on this machine's file systems."""
+    """Opens shards on file systems of this machine."""
 
     def __init__(self, directory: Path, split: str, shards: Sequence[ShardInfo]) -> None:
         self._directory, self._split, self._shards = directory, split, shards
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
-        # Shards that were verified, and the file that each was then.
+        # State of each verified shard's file at that time.
         self._verified: dict[int, _FileState] = {}
         self._lock = threading.Lock()
 
@@ -81,12 +81,12 @@ class DiskOpener:
             if number not in self._readers:
                 self._readers[number] = self._reopen(number)
                 if len(self._readers) > _OPEN_SHARDS:
-                    self._readers.popitem(last=False)  # closed when its last user lets go of it
+                    self._readers.popitem(last=False)  # closed with its last reference
             self._readers.move_to_end(number)
             return self._readers[number]
 
     def _reopen(self, number: int) -> ArrayRecordReader:
-        """A reader of a shard, verified unless the file is the one that was verified before."""
+        """Opens a shard, and verifies it unless the file is unchanged since the last time."""
         path = self._path(number)
         if number in self._verified and _state(path) == self._verified[number]:
             reader = open_shard(path, self._shards[number].records)
@@ -105,10 +105,12 @@ class DiskOpener:
         before = _state(path)
         check_shard(path, info)
         reader = open_shard(path, info.records)
-        # What was compared is what was opened, unless the file was replaced between the two.
+        # The compared file is the opened one unless it was replaced in between.
         if (after := _state(path)) is None or after != before:
             reader.close()
-            raise DataError(f"{path}: changed while it was verified; something else is writing it")
+            raise DataError(
+                f"{path}: changed while it was verified; stop the other process that writes it, and try again"
+            )
         return reader, after
 
     def extend(self, shards: Sequence[ShardInfo]) -> None:
@@ -122,11 +124,11 @@ class DiskOpener:
 
 
 class ShardCache:
-    """Shards of a bucket in files of this machine that have no name: nothing is left of them, however a run ends.
+    """A cache of shards from buckets, in unnamed local files, which disappear with the process.
 
     Args:
-      capacity: bytes of all the files, of which there are at most `_KEPT_SHARDS`; a shard in use is kept beyond it.
-      scratch: directory of whose file system the space is; by default that of temporary files.
+      capacity: size limit in bytes; a shard in use may exceed it. The cache has at most `_KEPT_SHARDS` shards.
+      scratch: directory for the files; that of temporary files by default.
     """
 
     def __init__(self, capacity: int, *, scratch: Path | None = None) -> None:
@@ -136,7 +138,7 @@ class ShardCache:
             tuple[str, int], tuple[int, concurrent.futures.Future[ArrayRecordReader]]
         ] = collections.OrderedDict()
         self._bytes = 0
-        # Threads that wait, by shard.
+        # Number of waiting threads by shard.
         self._waited: collections.Counter[tuple[str, int]] = collections.Counter()
         self._lock = threading.Lock()
         self._downloads = threading.Semaphore(DOWNLOADS)
@@ -144,17 +146,17 @@ class ShardCache:
     def get(
         self, bucket: BucketDirectory, split: str, shards: Sequence[ShardInfo], wanted: Sequence[int]
     ) -> ArrayRecordReader:
-        """The reader of the first shard in `wanted`, waited for; the others are fetched as far as there is room.
+        """Waits for the first shard in `wanted` and opens it. The others are fetched if there is room.
 
         Raises:
           DataError: a shard is missing or damaged.
-          TryAgainError: the link is down.
+          TryAgainError: the bucket does not answer.
         """
         keys = [(bucket.place(split), number) for number in wanted]
         with self._lock:
             for key in keys:
                 if key in self._kept and _failed(self._kept[key][1]):
-                    self._forget(key)  # to be tried again
+                    self._forget(key)  # and try again
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     continue
@@ -174,7 +176,7 @@ class ShardCache:
     def _fetch(
         self, bucket: BucketDirectory, split: str, number: int, info: ShardInfo
     ) -> concurrent.futures.Future[ArrayRecordReader]:
-        """`fetch_shard` in a thread of its own, which, unlike a pool's, does not keep a process from ending."""
+        """Runs `fetch_shard` in a daemon thread: threads of a pool would keep the process from ending."""
         future: concurrent.futures.Future[ArrayRecordReader] = concurrent.futures.Future()
 
         def fetch() -> None:
@@ -183,16 +185,16 @@ class ShardCache:
                     return
                 try:
                     future.set_result(fetch_shard(bucket, split, number, info, self._scratch))
-                except BaseException as error:  # noqa: BLE001  # told to whoever asks for it
+                except BaseException as error:  # noqa: BLE001  # raised by `result`
                     future.set_exception(error)
 
         threading.Thread(target=fetch, name=f"shard {number}", daemon=True).start()
         return future
 
     def _make_room(self, size: int, *, keep: Sequence[tuple[str, int]]) -> bool:
-        """Forgets the shards that were used longest ago until one of `size` bytes fits; whether it does.
+        """Removes the least recently used shards until `size` bytes fit; returns whether they do.
 
-        Not those that another thread waits for: it would find its own cancelled.
+        Shards that other threads wait for are kept, since their future would be cancelled.
         """
         for key in list(self._kept):
             if self._has_room(size):
@@ -207,7 +209,7 @@ class ShardCache:
     def _forget(self, key: tuple[str, int]) -> None:
         size, future = self._kept.pop(key)
         future.cancel()
-        self._bytes -= size  # its file ends with its reader, when the last user lets go of that
+        self._bytes -= size  # the file is removed with the last reference to its reader
 
 
 def _failed(future: concurrent.futures.Future[ArrayRecordReader]) -> bool:
@@ -217,32 +219,32 @@ def _failed(future: concurrent.futures.Future[ArrayRecordReader]) -> bool:
 def fetch_shard(
     bucket: BucketDirectory, split: str, number: int, info: ShardInfo, scratch: Path | None = None
 ) -> ArrayRecordReader:
-    """A reader of a verified copy of a shard.
+    """Downloads, verifies and opens a shard.
 
     Raises:
-      DataError: it is missing or damaged.
-      TryAgainError: the link is down.
+      DataError: the shard is missing or damaged.
+      TryAgainError: the bucket does not answer.
     """
     name = shard_name(split, number)
     try:
         file = bucket.fetch(name, size=info.bytes, sha256=info.sha256, scratch=scratch)
     except FileNotFoundError as error:
-        raise DataError(f"{bucket.place(name)}: no such shard; the metadata name it") from error
+        raise DataError(f"{bucket.place(name)}: shard is missing, but listed in manifest.json") from error
     with file:
-        # Opens it once more: the content lives as long as the reader.
+        # Opens the file again: its content exists as long as the reader.
         return open_shard(Path(named(file)), info.records, place=bucket.place(name))
 
 
 class BucketOpener:
-    """Of a store in a bucket: what follows is fetched while a shard is read.
+    """Opens shards in a bucket, and prefetches the following ones.
 
     Args:
-      bucket: directory of the split.
-      split: its name.
-      shards: of the manifest.
-      cache: where fetched shards are kept.
-      epoch: views an epoch, whose last views are mixed with its first; 0 for views without partners.
-      ahead: shards that are fetched at a time, the one that is asked for included.
+      bucket: directory of the split in the bucket.
+      split: name of the split.
+      shards: shards in the manifest.
+      cache: cache of fetched shards.
+      epoch: number of views per epoch, whose last view has the first as its partner; 0 for views without partners.
+      ahead: number of shards fetched at a time, including the requested one.
     """
 
     def __init__(
@@ -273,14 +275,14 @@ class BucketOpener:
         return self._cache.get(self._bucket, self._split, self._shards, self._wanted(number))
 
     def _wanted(self, number: int) -> list[int]:
-        """A shard, and those that will be needed after it, in that order."""
+        """A shard and the ones needed after it, in order."""
         if self._ahead == 1:
             return [number]
         following = range(number, min(number + self._ahead, len(self._shards)))
         return list(dict.fromkeys(wanted for each in following for wanted in (each, *self._partners(each))))
 
     def _partners(self, number: int) -> list[int]:
-        """Shards with the first view of an epoch that ends in this one: the partner of its last view."""
+        """Shards with the first view of each epoch that ends in this shard: it is the partner of the last view."""
         if not self._epoch:
             return []
         end = int(self._ends[number])

@@ -1,6 +1,6 @@
-"""Reading a store: whole epochs of whole shards, verified before they are used.
+"""Reads a store: whole epochs of whole shards, verified before use.
 
-What is published is a prefix of the shards, which may end inside an epoch while a precompute is running.
+The published shards are a prefix of all shards, and may end inside an epoch while a precompute is running.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from pipeline.views.source import ImageSource, LoadedImages
 class SplitReader:
     """Random access to the records of one split; a `RecordSource`.
 
-    A shard's size and SHA-256 are compared with the manifest when it is first opened.
+    A shard is compared with the manifest when it is first opened.
 
     Attributes:
-      split: its name.
-      num_records: views that are published, of the training views those of whole epochs.
-      num_examples, num_classes: of the spec.
-      manifest: the split's.
-      opener: of its shards.
+      split: name of the split.
+      num_records: number of published records; of the training views, those of whole epochs.
+      num_examples: number of examples N.
+      num_classes: number of classes C.
+      manifest: manifest of the split.
+      opener: opens the shards.
+      codec: codec of the logits.
     """
 
     def __init__(
@@ -67,27 +69,29 @@ class SplitReader:
         self._starts = self._ends - lengths
 
     def extend(self, manifest: SplitManifest, num_records: int) -> None:
-        """Takes what was published since; not while records are read.
+        """Adds newly published shards. Must not run while records are read.
 
         Raises:
-          DataError: what was published before is another now.
+          DataError: shards that were published before have changed.
         """
         known = self.manifest.shards
         if manifest.shards[: len(known)] != known:
-            raise DataError(f"{self.opener.place(0)}: the split's manifest has changed since it was opened")
+            raise DataError(
+                f"{self.opener.place(0)}: the manifest of published shards has changed; open the store again"
+            )
         self.opener.extend(manifest.shards)
         self._take(manifest, num_records)
 
     def verify(self, number: int) -> None:
-        """Compares a shard's size, SHA-256 and count with the manifest.
+        """Compares a shard's size, SHA-256 and number of records with the manifest.
 
         Raises:
-          DataError: any of them differs; both sides are shown.
+          DataError: one of them differs; shows both values.
         """
         self.opener.verify(number).close()
 
     def read(self, views: np.ndarray) -> ViewRecords:
-        """Records of views int64 [n], in any order, duplicates allowed.
+        """Reads the records of views int64 [n], in any order, with duplicates allowed.
 
         Raises:
           DataError: a shard is damaged.
@@ -103,7 +107,7 @@ class SplitReader:
         return parse(serialized, self.codec).take(inverse)
 
     def read_from(self, number: int, shard: ArrayRecordReader, views: np.ndarray) -> ViewRecords:
-        """Records of views int64 [n] of one shard, ascending, by a reader of it such as `opener.verify` returns.
+        """Reads the records of ascending views int64 [n] from an open shard, as returned by `opener.verify`.
 
         Raises:
           DataError: the shard is damaged.
@@ -115,23 +119,23 @@ class SplitReader:
             records: list[bytes] = shard.read((views - self._starts[number]).tolist())
         except (RuntimeError, IndexError, ValueError) as error:
             raise DataError(
-                f"{self.opener.place(number)}: records from view {views[0]} on cannot be read: {first_line(error)}"
+                f"{self.opener.place(number)}: cannot read records from view {views[0]} on: {first_line(error)}"
             ) from error
         return records
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`: a replay draws nothing.
+        """Implements `RecordSource` with the stored records.
 
         Raises:
-          DataError: a shard is damaged, or a record is of no example.
+          DataError: a shard is damaged, or a record has an example outside of the data set.
         """
         records = self.read(views)
         if (wrong := (records.example < 0) | (records.example >= source.images.num_examples)).any():
             row = int(np.argmax(wrong))
             shard = int(np.searchsorted(self._ends, views[row], side="right"))
             raise DataError(
-                f"{self.opener.place(shard)}: view {views[row]} is of example {records.example[row]}, the data set has "
-                f"{source.images.num_examples}"
+                f"{self.opener.place(shard)}: view {views[row]} has example {records.example[row]}, expected 0 to "
+                f"{source.images.num_examples - 1}; the shard or the data set is another"
             )
         return records, source.load(records.example)
 
@@ -140,21 +144,21 @@ class Store:
     """A published store, on a file system of this machine or in a bucket.
 
     Args:
-      location: its directory, or the URL of one.
-      shard_cache_bytes: of a store in a bucket: for its shards, which are fetched ahead of need.
-      in_order: whether views are read one after the other, so that the next shards are worth fetching.
-      unfinished: whether a store is opened of which no epoch is published yet; it has no `views` then.
+      location: directory of the store, or its URL.
+      shard_cache_bytes: size limit of local copies of shards from a bucket.
+      in_order: whether views are read in order, so that the following shards are prefetched.
+      unfinished: whether to accept a store without a published epoch, which has no `views`.
 
     Attributes:
       location: as given.
-      path: directory of its metadata: the store's own, or that of a copy.
-      spec: its spec.
+      path: directory of the metadata: the store, or a local copy.
+      spec: spec of the store.
       views: reader of the training views.
-      eval_splits: names of the splits that have evaluation logits.
+      eval_splits: names of the splits with evaluation logits.
 
     Raises:
-      UserError: there is no store, or none that is published, or the cache is too small for it.
-      DataError: its metadata are damaged.
+      UserError: there is no store, nothing is published, or the cache is too small.
+      DataError: the metadata are damaged.
     """
 
     def __init__(
@@ -193,15 +197,15 @@ class Store:
             self.views = self._split(VIEWS_SPLIT, manifest[VIEWS_SPLIT])
         elif not self._unfinished:
             raise UnpublishedError(
-                f"--store={self.path}: nothing is published there yet; finish it by running its precompute again: "
+                f"`store`={self.path}: has no published epoch; rerun its precompute to finish it: "
                 f"{self.spec.provenance.get('command', 'python -m pipeline.precompute ...')}"
             )
 
     def refresh(self) -> None:
-        """Looks for epochs that were published since; `views` has them then. Not while records are read.
+        """Adds newly published epochs to `views`. Must not run while records are read.
 
         Raises:
-          DataError: the metadata are damaged, or what was published before is another now.
+          DataError: the metadata are damaged, or shards that were published before have changed.
         """
         if self._bucket is not None and not self._copy.refresh_published():
             return
@@ -211,11 +215,11 @@ class Store:
                 return
             manifest = load_manifest(self.path, digest=self.spec.digest()).get(VIEWS_SPLIT)
             if manifest is None:
-                raise DataError(f"{self.path}: nothing is published there any more")
+                raise DataError(f"{self.path}: the published views have disappeared; open the store again")
             self.views.extend(manifest, self._whole_epochs(manifest))
 
     def _whole_epochs(self, manifest: SplitManifest) -> int:
-        """Views of whole epochs."""
+        """Number of views in whole epochs."""
         return manifest.records // self.spec.num_examples * self.spec.num_examples
 
     def _split(self, name: str, manifest: SplitManifest) -> SplitReader:
@@ -240,23 +244,25 @@ class Store:
         )
 
     def _check_cache(self) -> None:
-        """A shard, the next, and the one with the epoch's first views: less would be fetched for every batch."""
+        """Checks that three shards fit: the current, the next, and that of the epoch's first view. Otherwise each batch would
+        fetch shards again.
+        """
         largest = max(shard.bytes for shard in self.views.manifest.shards)
         if self._cache.capacity < (needed := 3 * largest):
             raise UserError(
-                f"--shard_cache_bytes={self._cache.capacity}: {self.location} has shards of {largest} bytes, of which "
-                f"three have to fit: {needed} or more"
+                f"`shard_cache_bytes`={self._cache.capacity}: too small for three shards of {self.location}, which have up to "
+                f"{largest} bytes; expected at least {needed}"
             )
 
     def readers(self) -> Iterator[SplitReader]:
-        """The readers of all splits: the training views, then the evaluation splits."""
+        """Yields the readers of the training views and of the evaluation splits."""
         if self._has_views:
             yield self.views
         for split in self.eval_splits:
             yield self.eval_reader(split)
 
     def file_problems(self) -> Iterator[str]:
-        """What is wrong with each published shard that is missing or not as long as the manifest says; opens none."""
+        """Describes published shards that are missing or differ in size from the manifest, without opening them."""
         for reader in self.readers():
             sizes = reader.opener.files()
             for number, info in enumerate(reader.manifest.shards):
@@ -264,47 +270,45 @@ class Store:
                     yield f"{reader.opener.place(number)}: {size} bytes here, {info.bytes} in the manifest"
 
     def check_files(self) -> None:
-        """Whether every published shard is there and as long as the manifest says; opens none.
+        """Checks that every published shard exists and has the size in the manifest, without opening it.
 
         Raises:
-          DataError: one is not; named with both sizes.
+          DataError: names the first one with both sizes.
         """
         for problem in self.file_problems():
-            raise DataError(
-                f"{problem}; bring the file back from a copy, or run its precompute again with --repair"
-            )
+            raise DataError(f"{problem}; restore the file from a copy, or rerun the precompute with --repair")
 
     @property
     def epochs(self) -> int:
-        """Whole epochs stored."""
+        """Number of whole epochs."""
         return self.views.num_records // self.spec.num_examples
 
     @property
     def held_out_splits(self) -> list[str]:
-        """Evaluated splits and slices with no example that is trained on, as far as their names say."""
+        """Evaluated splits and slices that share no example with the training split, according to their names."""
         return [name for name in self.eval_splits if not may_overlap(name, self.spec.dataset.split)]
 
     def eval_reader(self, split: str) -> SplitReader:
-        """Reader of the teacher's logits on the evaluation crops of a split.
+        """Opens the teacher's logits on the evaluation crops of a split.
 
         Raises:
-          UserError: the store has none.
+          UserError: the store does not have that split.
         """
         if split not in self._eval:
             raise UserError(
-                f"--eval_split={split}: {self.location} has evaluation logits of {', '.join(self.eval_splits) or 'no split'}"
+                f"`eval_split`={split}: {self.location} has evaluation logits of {', '.join(self.eval_splits) or 'no split'}"
             )
         return self._split(split, self._eval[split])
 
     def check_dataset(self, found: DatasetIdentity, *, split: str = VIEWS_SPLIT) -> None:
-        """Compares a data set's identity with the one that the store was made from.
+        """Compares a data set's identity with the one in the store.
 
         Raises:
-          DataError: they differ; both sides are shown.
+          DataError: lists the differing fields with both values.
         """
         stored = self.spec.dataset if split == VIEWS_SPLIT else self._eval[split].dataset
         if lines := differences(found.to_json(), stored.to_json(), sides=("here", "in the store")):
             raise DataError(
-                f"this is not the data set that {self.location} was made from: {'; '.join(lines)}; pass the --data_dir "
-                "that the teacher saw"
+                f"data set differs from that of {self.location}: {'; '.join(lines)}; pass the `data_dir` of the data set that the "
+                "teacher saw"
             )

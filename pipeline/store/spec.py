@@ -1,6 +1,6 @@
-"""The spec: what the records of a store are a function of, and where they came from.
+"""The store spec: everything that determines a store's records (identity), and their provenance.
 
-Identity is digested and compared; provenance is shown and never compared.
+The identity has a digest and is compared. The provenance is informational.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pipeline.views.policies import policy_from_json
 from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.render import render_probe
 
-# Changes whenever a draw, a hash, a record or this file's identity does; CHANGELOG.md says how.
+# Bumped by any change of a draw, a hash, a record or the identity; see CHANGELOG.md.
 FORMAT_VERSION = 1
 MAX_CLASSES = 1_000_000
 
 
 class Provenance(TypedDict, total=False):
-    """Where a store came from. Informational: not digested, and anything may be missing."""
+    """Provenance of a store. Informational: not in the digest, and every field may be missing."""
 
     command: str | None
     directory: str | None
@@ -40,7 +40,7 @@ class Provenance(TypedDict, total=False):
 
 
 class _Stated(TypedDict):
-    """The format alone, which decides what else there is to read."""
+    """The format version, which is read before the other fields."""
 
     format: int
 
@@ -50,7 +50,7 @@ class _Version(TypedDict):
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one, with dotted keys."""
+    """Flattens nested dicts to one dict with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
@@ -61,7 +61,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(here: dict[str, Any], there: dict[str, Any], *, sides: tuple[str, str]) -> list[str]:
-    """Lines such as `policy.image_size: 128 here, 96 in the store`, one a field that differs."""
+    """Describes each differing field, such as `policy.image_size: 128 here, 96 in the store`."""
     left, right = flatten(here), flatten(there)
     absent = "absent"
     return [
@@ -76,17 +76,20 @@ class Spec:
     """Identity and provenance of a store.
 
     Attributes:
-      dataset: the split that views are of.
-      seed: of every draw.
-      policy: how views are drawn.
-      eval_crop: the evaluation crop.
-      teacher: whose outputs are stored.
-      num_classes: C.
+      dataset: identity of the augmented split.
+      seed: random seed of all augmentations.
+      policy: augmentation policy.
+      eval_crop: evaluation crop.
+      teacher: identity of the teacher.
+      num_classes: number of classes C of the teacher.
       codec: name of the logits' codec.
-      temperature: at which the codec's cost is measured, and the trainer's default.
-      render_probe: `render_probe()` of the machine that writes.
-      format: of the store.
+      temperature: temperature at which the codec's error is measured; the default in training.
+      render_probe: `render_probe()` on the machine that writes the store.
+      format: format version.
       provenance: paths as given, versions, processor, command line.
+
+    Raises:
+      UserError: a field is out of range.
     """
 
     dataset: DatasetIdentity
@@ -105,24 +108,24 @@ class Spec:
 
     def __post_init__(self) -> None:
         if not is_whole(self.seed, 0, 2**63 - 1):
-            raise UserError(f"--seed={self.seed}: expected 0 to 2**63 - 1")
+            raise UserError(f"`seed`={self.seed}: expected 0 to 2**63 - 1")
         if not 0 < self.temperature < 1e6:
             raise UserError(
-                f"--temperature={self.temperature}: expected a number above 0 and below 1,000,000"
+                f"`temperature`={self.temperature}: expected a number above 0 and below 1,000,000"
             )
-        if not is_whole(self.num_classes, 1, MAX_CLASSES):  # memory is taken for them
-            raise UserError(f"number of classes={self.num_classes}: expected 1 to {MAX_CLASSES:,}")
+        if not is_whole(self.num_classes, 1, MAX_CLASSES):  # since it determines the memory
+            raise UserError(f"`num_classes`={self.num_classes}: expected 1 to {MAX_CLASSES:,}")
         scalars(self.provenance, nested=1)
         self.make_codec()
 
     @property
     def num_examples(self) -> int:
-        """N, views an epoch."""
+        """Number of examples N, which is the number of views per epoch."""
         return self.dataset.num_examples
 
     @property
     def view_axis(self) -> ViewAxis:
-        """What determines the views, without the teacher."""
+        """The view axis, which does not depend on the teacher."""
         return ViewAxis(dataset=self.dataset, seed=self.seed, policy=self.policy)
 
     def make_codec(self) -> Codec:
@@ -130,32 +133,36 @@ class Spec:
         return make_codec(self.codec, self.num_classes, temperature=self.temperature)
 
     def identity(self) -> dict[str, Any]:
-        """What records are a function of, as JSON."""
+        """The identity as JSON."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "provenance"}
         return {name: part.to_json() if hasattr(part, "to_json") else part for name, part in out.items()}
 
     def digest(self) -> str:
-        """SHA-256 over the identity, 64 hex digits."""
+        """SHA-256 of the identity, 64 hex digits."""
         return digest_of(self.identity())
 
     def to_json(self) -> str:
-        """The text of spec.json."""
+        """The content of spec.json."""
         whole = {"identity": self.identity(), "digest": self.digest(), "provenance": self.provenance}
         return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Spec:
-        """Parses `to_json`'s text; `where` names it in errors.
+        """Parses the content of spec.json.
+
+        Args:
+          text: content of the file.
+          where: name of the file, for errors.
 
         Raises:
-          DataError: not a spec, of another format, or its digest is not its identity's.
+          DataError: the text is not a spec, has another format version, or its digest does not match.
         """
         try:
             tree = parse_json(text)
             if (found := build(_Version, tree)["identity"]["format"]) != FORMAT_VERSION:
                 raise DataError(
-                    f"{where}: store format {found}, this version reads {FORMAT_VERSION}; "
-                    "install the version that wrote it or precompute again"
+                    f"{where}: store format is {found}, this version reads {FORMAT_VERSION}; "
+                    "install the version that wrote the store, or precompute again"
                 )
             whole = build(_SpecFile, tree)
             spec = dataclasses.replace(whole["identity"], provenance=whole.get("provenance", {}))
@@ -163,8 +170,8 @@ class Spec:
             raise DataError(f"{where}: not a store's spec ({error})") from error
         if spec.digest() != whole["digest"]:
             raise DataError(
-                f"{where}: digest is {spec.digest()[:16]} for what it says, {whole['digest'][:16]} as written; the file "
-                "was changed after it was made"
+                f"{where}: digest of its content is {spec.digest()[:16]}, but {whole['digest'][:16]} is written in it; the file was "
+                "edited: restore it from a copy"
             )
         return spec
 
@@ -173,7 +180,7 @@ class Spec:
         """Reads a store's spec.
 
         Raises:
-          UserError: there is no store.
+          UserError: there is no store, or its spec cannot be read.
           DataError: see `from_json`.
         """
         path = Path(store) / SPEC_FILE
@@ -184,31 +191,30 @@ class Spec:
         except ValueError as error:
             raise DataError(f"{path}: not a store's spec ({error})") from error
         except OSError as error:
-            raise UserError(f"--store={store}: {SPEC_FILE} cannot be read: {error}") from error
+            raise UserError(f"`store`={store}: cannot read {SPEC_FILE}: {error}") from error
 
     def check_same(self, stored: Spec, *, store: str) -> None:
-        """Refuses to go on with a store that another spec made.
+        """Checks that a store was made from this spec.
 
         Raises:
-          DataError: lists what differs, with both sides.
+          DataError: lists the differing fields with both values.
         """
         if lines := differences(self.identity(), stored.identity(), sides=("asked for", f"in {store}")):
             raise DataError(
-                f"--store={store} was made from another spec: {'; '.join(lines)}; ask for the same or name another "
-                "--store"
+                f"`store`={store} was made from another spec: {'; '.join(lines)}; use the same values, or another `store`"
             )
 
     def check_renderer(self) -> None:
-        """Renders the built-in picture and compares.
+        """Checks the render probe on this machine.
 
         Raises:
-          DataError: this machine's TensorFlow renders differently.
+          DataError: TensorFlow renders differently on this machine.
         """
         if (here := render_probe()) != self.render_probe:
             raise DataError(
-                f"this machine's TensorFlow renders differently: built-in picture is {here} here, "
-                f"{self.render_probe} in the spec (written on {self.provenance.get('processor', 'another machine')}, "
-                f"TensorFlow {self.provenance.get('versions', {}).get('tensorflow', '?')}); use such a machine"
+                f"TensorFlow on this machine renders differently: render probe is {here} here, {self.render_probe} in the spec (written "
+                f"on {self.provenance.get('processor', 'an unknown processor')} with TensorFlow "
+                f"{self.provenance.get('versions', {}).get('tensorflow', '?')}); use the same kind of machine and version"
             )
 
 

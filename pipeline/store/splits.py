@@ -1,4 +1,4 @@
-"""Splits and slices of a data set as a store names them, such as `test` and `train[800:]`."""
+"""Names of splits and slices, such as `test` and `train[800:]`, in the files of a store."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ _PART = re.compile(r"(?P<base>[\w-]+)(?:\[(?P<start>\d*%?):(?P<stop>\d*%?)\])?")
 
 
 def file_split(split: str) -> str:
-    """The name that a split has in file names and in TFDS's metadata, which take no slices.
+    """Name of a split or slice in file names and TFDS metadata, which do not support slices.
 
-    A whole split has its own, `train[800:]` is `train_from_800`, `train[10%:20%]` is `train_from_10pct_to_20pct`.
+    Whole splits keep their name, `train[800:]` becomes `train_from_800`, `train[10%:20%]` becomes
+    `train_from_10pct_to_20pct`. Different slices may have the same name (`train[3shard]`, `train[3shard:]`): callers refuse
+    such pairs. The names of existing stores depend on this function.
     """
 
     def spell(found: re.Match[str]) -> str:
@@ -26,7 +28,7 @@ def file_split(split: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A whole split, or an interval of one in examples or percent; `unit` is None where the interval is not known."""
+    """A whole split, or an interval of one in examples or percent; `unit` is None if the interval is unknown."""
 
     base: str
     start: float = 0
@@ -34,7 +36,7 @@ class _Part:
     unit: str | None = None
 
     def overlaps(self, other: _Part) -> bool:
-        if "all" in (self.base, other.base):  # of TFDS: every split
+        if "all" in (self.base, other.base):  # every split, in TFDS
             return True
         if self.base != other.base:
             return False
@@ -59,8 +61,9 @@ def _parts(split: str) -> list[_Part]:
 
 
 def may_overlap(a: str, b: str) -> bool:
-    """Whether two splits may have examples in common, by their names alone.
+    """Whether two splits may share examples, according to their names.
 
-    Intervals in different units, negative ones and shards count as overlapping: how long a split is, its name does not say.
+    Intervals in different units, negative ones and shards count as overlapping, because a name does not give the length of
+    a split.
     """
     return any(ours.overlaps(theirs) for ours in _parts(a) for theirs in _parts(b))

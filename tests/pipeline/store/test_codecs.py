@@ -148,7 +148,7 @@ def test_int8_at_ten_is_closer_than_1e_5(classes: int) -> None:
 def test_a_logit_that_does_not_fit_is_refused_with_its_value(name: str, largest: int) -> None:
     logits = LOGITS.copy()
     logits[3, 2] = 70000
-    message = rf"view 8: teacher logit 70000 does not fit --codec={name} \(largest {largest}\).*float32"
+    message = rf"view 8: .*\b70000\b.*`codec`={name}.*\b{largest}\b.*`codec`=float32"
     with pytest.raises(DataError, match=message):
         codec_of(name).encode(logits, first_view=5)
     for other in ("float32", "bfloat16", "int8"):
@@ -158,7 +158,7 @@ def test_a_logit_that_does_not_fit_is_refused_with_its_value(name: str, largest:
 def test_a_range_that_does_not_fit_is_refused() -> None:
     logits = LOGITS.copy()
     logits[3, :2] = 3e38, -3.1e38
-    with pytest.raises(DataError, match=r"view 3: teacher logit -3.1e\+38 does not fit --codec=int8"):
+    with pytest.raises(DataError, match=r"view 3: .*-3\.1e\+38 .*`codec`=int8"):
         codec_of("int8").encode(logits, first_view=0)
 
 
@@ -167,7 +167,7 @@ def test_a_range_that_does_not_fit_is_refused() -> None:
 def test_a_logit_that_is_not_finite_is_refused(name: str, value: float) -> None:
     logits = LOGITS.copy()
     logits[3, 2] = value
-    with pytest.raises(DataError, match=f"view 3: teacher logit {value:g} does not fit --codec={name}"):
+    with pytest.raises(DataError, match=f"view 3: .*{value:g} .*`codec`={name}"):
         codec_of(name).encode(logits, first_view=0)
 
 
@@ -175,14 +175,14 @@ def test_a_logit_that_is_not_finite_is_refused(name: str, value: float) -> None:
     "name", ["float8", "topk", "topk:", "topk:0", "topk:05", "topk:-1", "topk:1e3", "", "int8 "]
 )
 def test_an_unknown_codec_is_refused_with_the_known_ones(name: str) -> None:
-    expected = f"--codec={name}: expected one of float32, bfloat16, float16, int8, topk:K, such as topk:16"
+    expected = f"`codec`={name}: .*float32, bfloat16, float16, int8, topk:K"
     with pytest.raises(UserError, match=expected):
         codec_of(name)
 
 
 @pytest.mark.parametrize("count", [7, 8, 999_999])
 def test_topk_of_all_classes_is_refused(count: int) -> None:
-    with pytest.raises(UserError, match=f"--codec=topk:{count}: of 7 classes; expected a number below that"):
+    with pytest.raises(UserError, match=rf"`codec`=topk:{count}: .*\b7\b"):
         codec_of(f"topk:{count}")
 
 

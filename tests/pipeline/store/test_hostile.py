@@ -98,7 +98,7 @@ def test_a_teacher_that_came_with_the_store_is_not_loaded(store: Path, spec: Spe
         {"teacher": f"{store}/../{store.name}/evil"},
     ):
         hostile = dataclasses.replace(spec, provenance=provenance)
-        with pytest.raises(UserError, match=r"inside of itself; a teacher is code"):
+        with pytest.raises(UserError, match="`teacher`"):
             find_teacher(hostile, None, store=store)
     assert find_teacher(spec, str(store / "evil"), store=store) == str(store / "evil")
 
@@ -114,7 +114,7 @@ def test_a_split_name_that_could_be_a_path_is_refused(store: Path, name: Any) ->
     rewrite(
         store / "eval" / MANIFEST_FILE, lambda whole: whole.update(splits={name: whole["splits"].pop("test")})
     )
-    with pytest.raises(DataError, match=r"eval/dataset_info\.json: not the metadata of a store"):
+    with pytest.raises(DataError, match=r"eval/dataset_info\.json: "):
         Store(store)
 
 

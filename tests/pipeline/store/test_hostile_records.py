@@ -27,13 +27,13 @@ def source_of(store: Path, data_dir: Path, *, cache_bytes: int = 0) -> ImageSour
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("ratio", np.nan, "not a record"),
-        ("ratio", 1.5, "not a record"),
-        ("ratio", -0.1, "not a record"),
-        ("box", (-1, 0, 5, 5), "not a record"),
-        ("example", stores.N, "is of example 17, the data set has 17"),
-        ("example", -1, "is of example -1, the data set has 17"),
-        ("example", 2**62, "is of example 4611686018427387904"),
+        ("ratio", np.nan, "5 float16 logits"),
+        ("ratio", 1.5, "5 float16 logits"),
+        ("ratio", -0.1, "5 float16 logits"),
+        ("box", (-1, 0, 5, 5), "5 float16 logits"),
+        ("example", stores.N, r"view 2 .*\b17\b.*\b16\b"),
+        ("example", -1, r"view 2 .*-1\b.*\b16\b"),
+        ("example", 2**62, r"view 2 .*\b4611686018427387904\b"),
     ],
 )
 def test_a_record_that_no_precompute_writes_is_refused(

@@ -120,7 +120,7 @@ def test_a_slice_is_published_under_a_name_that_tfds_takes(tmp_path: Path) -> No
     assert load_manifest(tmp_path, digest=DIGEST) == splits
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace("train[800:]", "train[801:]"))
-    with pytest.raises(DataError, match=r"train_from_800 is of .*train_from_801"):
+    with pytest.raises(DataError, match=r"train_from_800\b.*train_from_801\b"):
         load_manifest(tmp_path, digest=DIGEST)
 
 
@@ -128,9 +128,9 @@ def test_coverage_never_shrinks(tmp_path: Path) -> None:
     publish(tmp_path, 20, 20)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for lengths in ((20,), (20, 19, 21), (40,), ()):
-        with pytest.raises(DataError, match="would change what is published of split views"):
+        with pytest.raises(DataError, match="split views"):
             publish(tmp_path, *lengths)
-    with pytest.raises(DataError, match="of split views"):
+    with pytest.raises(DataError, match="split views"):
         publish_metadata(tmp_path, {"test": manifest(7)}, digest=DIGEST, codec=CODEC)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     publish(tmp_path, 20, 20, 5)
@@ -139,7 +139,7 @@ def test_coverage_never_shrinks(tmp_path: Path) -> None:
 
 def test_a_manifest_of_another_spec_is_refused_with_both_sides(tmp_path: Path) -> None:
     publish(tmp_path, 20)
-    with pytest.raises(DataError, match=f"belongs to spec {DIGEST[:16]}, this store's spec is {'e' * 16}"):
+    with pytest.raises(DataError, match=rf"{DIGEST[:16]}.*{'e' * 16}"):
         load_manifest(tmp_path, digest="e" * 64)
 
 
@@ -160,14 +160,14 @@ def test_a_manifest_that_lacks_published_shards_is_refused_with_both_sides(tmp_p
 def test_a_garbled_manifest_is_refused(tmp_path: Path, text: str) -> None:
     publish(tmp_path, 20)
     (tmp_path / MANIFEST_FILE).write_text(text)
-    with pytest.raises(DataError, match="not a store's manifest"):
+    with pytest.raises(DataError, match=r"manifest\.json: "):
         load_manifest(tmp_path, digest=DIGEST)
 
 
 def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
     publish(tmp_path, 20)
     (tmp_path / MANIFEST_FILE).unlink()
-    with pytest.raises(DataError, match=r"manifest.json: not a store's manifest \(FileNotFoundError"):
+    with pytest.raises(DataError, match=r"manifest\.json: .*FileNotFoundError"):
         load_manifest(tmp_path, digest=DIGEST)
 
 
@@ -177,7 +177,7 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
 def test_garbled_tfds_metadata_are_refused(tmp_path: Path, text: str) -> None:
     publish(tmp_path, 20)
     (tmp_path / INFO_FILE).write_text(text)
-    with pytest.raises(DataError, match="not the metadata of a store"):
+    with pytest.raises(DataError, match=r"dataset_info\.json: "):
         published_lengths(tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_metadata_of_another_naming_are_refused_with_both_sides(tmp_path: Path) 
 def test_five_digits_number_every_shard(tmp_path: Path) -> None:
     shard = ShardInfo(records=1, bytes=1, sha256="0" * 64, kl=0.0, max_error=0.0)
     many = SplitManifest(dataset=ANY_DATASET, shards=(shard,) * (MAX_SHARDS + 1))
-    with pytest.raises(DataError, match="100000 shards, at most 99999"):
+    with pytest.raises(DataError, match=r"\b100000\b.*\b99999\b"):
         publish_metadata(tmp_path, {"views": many}, digest=DIGEST, codec=CODEC)
     assert list(tmp_path.iterdir()) == []
 

@@ -88,7 +88,7 @@ def test_who_wakes_up_after_a_takeover_replaces_no_metadata(
         fill(sleeper, b" of the sleeper" + round)
         fill(owner, b" of the owner" + round)
         owner.publish(owner.path)
-        with pytest.raises(TryAgainError, match=r"manifest.json: another run has published") as caught:
+        with pytest.raises(TryAgainError, match=r"manifest\.json: ") as caught:
             sleeper.publish(sleeper.path)
         assert caught.value.exit_code == 75
         for name in names:
@@ -96,7 +96,7 @@ def test_who_wakes_up_after_a_takeover_replaces_no_metadata(
         # The last write of the sleeper's, on its way all the time.
         sleeper._versions["manifest.json"] = owner._versions["manifest.json"]
         sleeper._versions["features.json"] = owner._versions["features.json"]
-        with pytest.raises(TryAgainError, match=r"dataset_info.json: another run has published"):
+        with pytest.raises(TryAgainError, match=r"dataset_info\.json: "):
             sleeper.publish(sleeper.path)
         assert bucket.read("dataset_info.json", limit=100) == b"dataset_info.json of the owner" + round
 
@@ -113,7 +113,7 @@ def test_one_copy_publishes_again_and_again(s3: str) -> None:
 
 def test_a_file_too_long_for_a_store_is_not_read(s3: str) -> None:
     BucketDirectory(s3).write("spec.json", b" " * (1 << 20) + b" ")
-    with pytest.raises(DataError, match=rf"{s3}/spec.json: not of a store \(longer than 1,048,576 bytes\)"):
+    with pytest.raises(DataError, match=rf"{s3}/spec.json: .*1,048,576"):
         MetadataCopy(BucketDirectory(s3))
 
 

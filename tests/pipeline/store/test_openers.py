@@ -135,9 +135,7 @@ def test_open_files_are_bounded_where_all_fit(
 
 def test_a_cache_that_three_shards_do_not_fit_into_is_refused(uploaded: str, many_shards: Path) -> None:
     size = shard_bytes(many_shards)
-    with pytest.raises(
-        UserError, match=rf"--shard_cache_bytes={3 * size - 1}: .* three have to fit: {3 * size}"
-    ):
+    with pytest.raises(UserError, match=rf"`shard_cache_bytes`={3 * size - 1}: .*\b{size} .*\b{3 * size}\b"):
         Store(uploaded, shard_cache_bytes=3 * size - 1)
 
 
@@ -156,9 +154,9 @@ def test_a_missing_and_a_damaged_shard_are_fatal_with_both_sides(
     ):
         Store(uploaded).check_files()
     delete_object(s3_port, f"{prefix}/{name}")
-    with pytest.raises(DataError, match=rf"{name}: no bytes here"):
+    with pytest.raises(DataError, match=f"{name}: no "):
         Store(uploaded).check_files()
-    with pytest.raises(DataError, match=rf"{uploaded}/{name}: no such shard; the metadata name it"):
+    with pytest.raises(DataError, match=f"{uploaded}/{name}: .*manifest"):
         Store(uploaded).views.read(np.array([25]))
 
 
@@ -169,7 +167,7 @@ def test_a_shard_that_could_not_be_fetched_is_tried_again(
     delete_object(s3_port, f"{prefix}/{name}")
     store = Store(uploaded)
     store.views.read(np.array([0]))
-    with pytest.raises(DataError, match="no such shard"):
+    with pytest.raises(DataError, match=name):
         store.views.read(np.array([15]))
     put_object(s3_port, f"{prefix}/{name}", (many_shards / name).read_bytes())
     store.views.read(np.array([15]))

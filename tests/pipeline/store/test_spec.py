@@ -89,13 +89,13 @@ def test_differences_show_what_one_side_lacks() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_an_impossible_seed_is_refused(seed: int) -> None:
-    with pytest.raises(UserError, match=f"--seed={seed}: expected"):
+    with pytest.raises(UserError, match=f"`seed`={seed}: "):
         dataclasses.replace(SPEC, seed=seed)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_temperature_is_refused(temperature: float) -> None:
-    with pytest.raises(UserError, match=f"--temperature={temperature}: expected"):
+    with pytest.raises(UserError, match=f"`temperature`={temperature}: "):
         dataclasses.replace(SPEC, temperature=temperature)
 
 
@@ -110,7 +110,7 @@ def test_a_spec_that_was_edited_is_refused_with_both_digests() -> None:
 
 def test_another_format_is_refused_with_both_versions() -> None:
     text = SPEC.to_json().replace('"format": 1', '"format": 2')
-    with pytest.raises(DataError, match="store format 2, this version reads 1"):
+    with pytest.raises(DataError, match=r"\b2\b.*\b1\b"):
         Spec.from_json(text, where="spec.json")
 
 
@@ -151,16 +151,16 @@ def test_garbage_is_refused_and_the_file_named(text: str) -> None:
 
 
 def test_no_store_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--store={tmp_path}: no spec.json there; write a store with"):
+    with pytest.raises(UserError, match=f"`store`={tmp_path}: .*spec.json"):
         Spec.load(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"no spec.json there"):
+    with pytest.raises(UserError, match=r"spec\.json"):
         Spec.load(tmp_path / "file")
 
 
 def test_an_unreadable_spec_is_refused(tmp_path: Path) -> None:
     (tmp_path / SPEC_FILE).mkdir()
-    with pytest.raises(UserError, match=r"spec\.json cannot be read"):
+    with pytest.raises(UserError, match=r"`store`=.*spec\.json"):
         Spec.load(tmp_path)
     (tmp_path / SPEC_FILE).rmdir()
     (tmp_path / SPEC_FILE).write_bytes(b"\xff\xfe\x00\x80")
@@ -171,5 +171,5 @@ def test_an_unreadable_spec_is_refused(tmp_path: Path) -> None:
 def test_a_machine_that_renders_differently_is_refused_with_both_probes() -> None:
     here = render_probe()
     dataclasses.replace(SPEC, render_probe=here).check_renderer()
-    with pytest.raises(DataError, match=f"TensorFlow renders differently: .* is {here} here, p in the spec"):
+    with pytest.raises(DataError, match=f"{here} here, p in the spec"):
         SPEC.check_renderer()

@@ -151,7 +151,7 @@ def test_unknown_student_is_refused_with_the_choices(opened: Store):
 
 
 def test_evaluation_split_that_is_not_in_the_store_is_refused(opened: Store):
-    with pytest.raises(UserError, match=r"--eval_split=train: .*test"):
+    with pytest.raises(UserError, match=r"`eval_split`=train: .*test"):
         ask(opened, "--eval_split=train")
 
 
