@@ -12,6 +12,7 @@ import tensorflow as tf
 from pipeline import DataError, Inception, Store, Teacher, UserError, open_store, sample_views
 from pipeline.pages.views import replay_views
 from tests import stores
+from tests.buckets import BUCKET, upload_tree
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,19 @@ def test_a_teacher_is_called_on_views(opened: Store, teacher_path: Path):
     logits = teacher(np.stack([view.mixed for view in views])).numpy()
     stored = np.stack([view.logits for view in views])
     np.testing.assert_allclose(logits, stored, atol=0.01)  # of the codec
+
+
+def test_a_store_in_a_bucket_is_the_same(
+    opened: Store, published_store: Path, data_dir: Path, s3_port: int, s3: str
+):
+    upload_tree(s3_port, published_store, s3.removeprefix(f"s3://{BUCKET}/"))
+    remote = open_store(s3, data_dir=data_dir)
+    assert len(remote) == len(opened)
+    assert s3 in str(remote)
+    assert remote[16].box == opened[16].box
+    for found, expected in zip(remote.as_numpy(17), opened.as_numpy(17), strict=True):
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_numpy_batches_feed_pytorch(opened: Store):
