@@ -227,7 +227,7 @@ def test_a_store_in_a_bucket_is_the_same(
 def test_numpy_batches_feed_pytorch(opened: Store):
     torch = pytest.importorskip("torch")
     student = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.Flatten(), torch.nn.LazyLinear(5)
+        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, stores.CLASSES)
     )
     loss = torch.nn.KLDivLoss(reduction="batchmean", log_target=True)
     for views, logits in opened.as_numpy(batch_size=17, epochs=1):
