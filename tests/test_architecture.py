@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import imports
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Imports every module of a package, except those named after it; exits at the first that loads Beam.
@@ -45,3 +47,10 @@ def test_importing_every_module_leaves_beam_out(package, exceptions):
     )
     assert done.returncode == 0, done.stderr
     assert package in done.stdout.split()
+
+
+@pytest.mark.parametrize("package", imports.PACKAGES)
+def test_neither_modules_nor_packages_import_each_other_in_a_circle(package):
+    graph = imports.module_graph(imports.sources(None), package)
+    assert imports.circles(graph) == []
+    assert imports.circles(imports.room_graph(graph)) == []

@@ -151,3 +151,8 @@ def check(path, sizes):
     assert list(messages.messages(tree, codes)) == [
         (2, "`store`={path}: {sizes} files, {sizes}; expected fewer")
     ]
+
+
+def test_errors_page_is_current() -> None:
+    current = (ROOT / "docs" / "errors.md").read_text()
+    assert current == messages.page(), "run `python -m tests.messages > docs/errors.md`"
