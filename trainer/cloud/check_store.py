@@ -30,10 +30,9 @@ def main(argv: list[str]) -> int:
         "--fewest_replicas", type=positive, default=1, help="Minimum number of replicas of the strategy."
     )
     flags = parser.parse_strictly(argv)
-    replicas = vars(flags).pop("fewest_replicas")  # not a flag of the trainer
     check_flags(flags)
     store = Store(flags.store)
     options = resolve(flags, store)
-    replica_batch_size(options.recipe.batch_size, replicas)
+    replica_batch_size(options.recipe.batch_size, flags.fewest_replicas)
     print(describe(options, store))
     return 0

@@ -167,7 +167,10 @@ def resolve(flags: argparse.Namespace, store: Store, *, previous: Schedule | Non
     eval_split = _eval_split(flags.eval_split, store)
     _check_effects(flags, store, eval_split=eval_split)
     return TrainOptions(
-        flags=TrainFlags(**vars(flags)),
+        # By name: commands that take a trainer's flags have some of their own.
+        flags=TrainFlags(
+            **{field.name: getattr(flags, field.name) for field in dataclasses.fields(TrainFlags)}
+        ),
         recipe_name=name,
         recipe=recipe,
         temperature=temperature,
