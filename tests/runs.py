@@ -17,7 +17,8 @@ import tensorflow as tf
 from pipeline.cli.main import run_command
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import Store
-from pipeline.store.shards import serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import shard_name, write_shard
 from trainer.flags.train import make_parser
 from trainer.run.builder import build_run
 from trainer.run.options import TrainOptions, resolve

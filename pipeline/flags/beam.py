@@ -1,6 +1,6 @@
-"""Apache Beam's flags, read from the source of the installed Beam: importing it takes seconds.
+"""Apache Beam's flags, parsed from the source of the installed Beam, because importing Beam takes seconds.
 
-Only for early answers to mistakes. `pipeline.precompute` asks Beam itself afterwards, which also knows the options of
+This is for early errors only. `pipeline.precompute` parses the flags with Beam afterwards, which also knows the options of
 runners outside of its package.
 """
 
@@ -31,11 +31,11 @@ _TYPES = {"int": int, "float": float}
 
 
 def check(arguments: Sequence[str], ours: Parser) -> None:
-    """Refuses what neither this project nor Beam knows.
+    """Refuses arguments that neither this project nor Beam knows.
 
     Args:
-      arguments: that are not ours.
-      ours: our flags, for the nearest name.
+      arguments: arguments that are not flags of this project.
+      ours: parser of this project's flags, for the nearest name in errors.
 
     Raises:
       UserError: Beam is not installed, or a runner, a flag or a value is unknown.
@@ -43,7 +43,7 @@ def check(arguments: Sequence[str], ours: Parser) -> None:
     name = runner_name(arguments)
     path = runner_path(name)
     if not path.startswith("apache_beam."):
-        return  # somebody else's runner, which may bring options of its own
+        return  # an external runner may have its own options
     parser = make_parser(path)
     _, unknown = parser.parse_known_args(list(arguments))
     if unknown:
@@ -51,7 +51,7 @@ def check(arguments: Sequence[str], ours: Parser) -> None:
 
 
 def runner_name(arguments: Sequence[str]) -> str:
-    """The runner as `--runner` names it."""
+    """The value of `--runner`."""
     parser = Parser(prog="beam", add_help=False)
     parser.add_argument("--runner", default=DEFAULT_RUNNER)
     name: str = parser.parse_known_args(list(arguments))[0].runner
@@ -59,10 +59,10 @@ def runner_name(arguments: Sequence[str]) -> str:
 
 
 def runner_path(name: str) -> str:
-    """The full name of a runner's class, as Beam's `create_runner` finds it.
+    """Resolves the full name of a runner's class in the same way as Beam's `create_runner`.
 
     Raises:
-      UserError: there is no such runner.
+      UserError: the runner is unknown.
     """
     known = {path.rsplit(".", 1)[-1]: path for path in _known_runners()}
     lower = {short.lower(): path for short, path in known.items()}
@@ -70,14 +70,14 @@ def runner_path(name: str) -> str:
     if "." not in path:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        raise UserError(f"--runner={name}: no such runner; {hint} (or the full name of a runner's class)")
+        raise UserError(f"--runner={name}: unknown runner; {hint} (or the full name of a class)")
     if path.startswith("apache_beam.") and not _source(path).exists():
-        raise UserError(f"--runner={name}: the installed Beam has no such runner")
+        raise UserError(f"--runner={name}: not in the installed Beam; use another runner")
     return path
 
 
 def make_parser(path: str) -> Parser:
-    """A parser of Beam's flags, and of those of the runner at `path`; values keep their text where Beam computes them."""
+    """Makes a parser of Beam's flags and those of the runner at `path`. Values that Beam converts stay text."""
     parser = Parser(prog="beam", add_help=False, conflict_handler="resolve")
     for source in (_directory() / _OPTIONS, _source(path)):
         for names, keywords in _arguments(source):
@@ -94,7 +94,7 @@ def _directory() -> Path:
 
 
 def _source(path: str) -> Path:
-    """The file of a class of Beam's."""
+    """Source file of a class in Beam."""
     module = _directory().joinpath(*path.split(".")[1:-1])
     return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
 
@@ -116,7 +116,7 @@ def _known_runners() -> tuple[str, ...]:
 
 
 def _arguments(source: Path) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """The names and keywords of each `parser.add_argument(...)` in the `_add_argparse_args` of a source."""
+    """Yields names and keywords of each `parser.add_argument(...)` in the `_add_argparse_args` functions of a source."""
     for function in ast.walk(_tree(source)):
         if not isinstance(function, ast.FunctionDef) or function.name != "_add_argparse_args":
             continue
@@ -131,7 +131,7 @@ def _arguments(source: Path) -> Iterator[tuple[list[str], dict[str, Any]]]:
 
 
 def _keywords(call: ast.Call) -> dict[str, Any]:
-    """What decides how many values a flag takes, and which."""
+    """Extracts the keywords that determine number and kind of a flag's values."""
     out: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg == "type" and isinstance(keyword.value, ast.Name) and keyword.value.id in _TYPES:

@@ -1,4 +1,4 @@
-"""Where a Beam runner's workers run, and whether its service answers: checked before anything is started."""
+"""Checks that the workers of a Beam runner see the paths, and that its service answers, before anything starts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _GCLOUD_FILE = "application_default_credentials.json"
 
 
 def check(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Checks that a runner's workers see the paths that the flags name, and that its service can be asked.
+    """Checks that a runner's workers see the given paths, and that its service answers.
 
     Args:
-      flags: of the precompute.
-      arguments: Beam's.
+      flags: flags of the precompute.
+      arguments: Beam's arguments.
 
     Raises:
-      UserError: workers on other machines would get paths of this one, or there are no credentials.
+      UserError: workers on other machines would get paths of this machine, or credentials are missing.
       TryAgainError: the runner's service does not answer.
     """
     path = beam_flags.runner_path(beam_flags.runner_name(arguments))
     if not path.startswith("apache_beam."):
-        return  # somebody else's runner: nothing is known of it
+        return  # external runners are not checked
     name = path.rsplit(".", 1)[-1]
     options, _ = beam_flags.make_parser(path).parse_known_args(list(arguments))
     elsewhere = _elsewhere(name, options)
@@ -52,7 +52,7 @@ def check(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def _elsewhere(name: str, options: argparse.Namespace) -> str | None:
-    """Why the workers do not see this machine's files; None where they run on it."""
+    """The reason why workers do not see this machine's files; None if they run on this machine."""
     if name in _DATAFLOW:
         return "its workers run in Google Cloud"
     far = [f"{flag}={address}" for flag, address, _ in _addresses(name, options) if not _is_here(address)]
@@ -72,7 +72,7 @@ def _elsewhere(name: str, options: argparse.Namespace) -> str | None:
 
 
 def _environment(name: str, options: argparse.Namespace) -> str:
-    """The kind of environment that Beam chooses for a portable runner."""
+    """The environment type that Beam chooses for a portable runner."""
     local = {
         "FlinkRunner": (options.flink_master or "[auto]") in _LOCAL_FLINK,
         "SparkRunner": re.match(r"^local(\[.+\])?$", options.spark_master_url or "local[4]") is not None,
@@ -87,17 +87,19 @@ def _check_places(flags: argparse.Namespace, name: str, elsewhere: str | None) -
         f"--{place}={path}" for place, path in given.items() if path is not None and not is_url(path)
     ] + [f"--{place} (a path of this machine by default)" for place, path in given.items() if path is None]
     if flags.shared_filesystem and (elsewhere is None or not local):
-        why = f"the workers of --runner={name} run on this machine" if local else "all places are URLs"
-        raise UserError(f"--shared_filesystem: no effect, {why}; leave it out")
+        why = (
+            f"with --runner={name}, whose workers run on this machine" if local else "if all places are URLs"
+        )
+        raise UserError(f"--shared_filesystem: has no effect {why}; leave it out")
     if elsewhere is not None and local and not flags.shared_filesystem:
         raise UserError(
-            f"--runner={name}: {elsewhere} and do not see {', '.join(local)}; name URLs of a bucket, or pass "
+            f"--runner={name}: {elsewhere} and do not see {', '.join(local)}; use URLs of a bucket, or pass "
             "--shared_filesystem if every worker sees these paths"
         )
 
 
 def _addresses(name: str, options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """(flag, address, what is there) of each service that a runner needs."""
+    """Yields flag, address and description of each service that a runner needs."""
     if name == "DaskRunner":
         if options.dask_client_address:
             yield "--dask_client_address", options.dask_client_address, "Dask scheduler"
@@ -119,7 +121,7 @@ def _scheduler(file: str) -> str:
         return str(json.loads(Path(file).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--dask_scheduler_file={file}: no scheduler's address there ({type(error).__name__}: {error})"
+            f"--dask_scheduler_file={file}: expected the JSON of a Dask scheduler ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -127,10 +129,10 @@ _PORTS = {"--flink_master": 8081, "--spark_master_url": 7077, "--dask_client_add
 
 
 def _host_and_port(flag: str, address: str) -> tuple[str, int]:
-    """`HOST:PORT`, with or without a scheme.
+    """Parses `HOST:PORT`, with or without a scheme.
 
     Raises:
-      UserError: neither.
+      UserError: the address has no host or no port.
     """
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
@@ -150,13 +152,12 @@ def _is_here(address: str) -> bool:
 def _check_answers(given: str, host: str, port: int, what: str) -> None:
     if (why := _refusal(host, port)) is not None:
         raise TryAgainError(
-            f"{given}: no {what} answers at {host}:{port} ({why}); start it, or correct the flag, and run the same "
-            "command again"
+            f"{given}: no {what} answers at {host}:{port} ({why}); start it or correct the flag, and rerun the same command"
         )
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Why nothing answers at a host's port; None if something does."""
+    """The error of connecting to a port; None if it answers."""
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
@@ -169,7 +170,7 @@ def _has_proxy() -> bool:
 
 
 def _check_job_server(name: str, options: argparse.Namespace) -> None:
-    """Whether a portable runner has a job server, or can start one: a program in Java that Beam fetches."""
+    """Checks that a portable runner has a job server, or can start one, which is a Java program that Beam downloads."""
     if options.job_endpoint:
         return
     if name == "PortableRunner":
@@ -178,12 +179,14 @@ def _check_job_server(name: str, options: argparse.Namespace) -> None:
         )
     kind = {"FlinkRunner": "flink", "SparkRunner": "spark"}.get(name, "kafka_streams")
     jar = f"--{kind}_job_server_jar"
-    other = "name a job server that runs by --job_endpoint=HOST:PORT"
+    other = "use a running job server with --job_endpoint=HOST:PORT"
     given = getattr(options, f"{kind}_job_server_jar", None)
     if given is not None and "://" not in given and not Path(given).exists():
         raise UserError(f"{jar}={given}: no such file")
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        raise UserError(f"--runner={name}: starts a job server, which needs Java; install it, or {other}")
+        raise UserError(
+            f"--runner={name}: Java is missing, which the job server needs; install it, or {other}"
+        )
     if given is not None:
         return
     cached = (
@@ -193,8 +196,8 @@ def _check_job_server(name: str, options: argparse.Namespace) -> None:
         return
     if (why := _refusal(_JARS_HOST, 443)) is not None:
         raise TryAgainError(
-            f"--runner={name}: starts a job server, which Beam fetches from {_JARS_HOST}, and that does not answer "
-            f"({why}); {other}, or a file by {jar}=FILE, and run the same command again"
+            f"--runner={name}: {_JARS_HOST} does not answer ({why}), from which Beam downloads the job server; {other}, or a local "
+            f"file with {jar}=FILE, and rerun the same command"
         )
 
 
@@ -203,20 +206,20 @@ def _check_google(name: str, options: argparse.Namespace) -> None:
     host, port = _host_and_port("--dataflow_endpoint", endpoint if ":" in endpoint[8:] else f"{endpoint}:443")
     if not options.no_auth and not _has_google_credentials():
         raise UserError(
-            f"--runner={name}: {host} needs Google credentials, and this machine has none; run `gcloud auth "
-            "application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account's key"
+            f"--runner={name}: Google credentials for {host} are missing; run `gcloud auth application-default login`, or set "
+            "GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
         )
     if not _has_proxy() and (why := _refusal(host, port)) is not None:
         raise TryAgainError(
-            f"--runner={name}: {host}:{port} does not answer ({why}); check the connection, and run the same command again"
+            f"--runner={name}: {host}:{port} does not answer ({why}); check the connection, and rerun the same command"
         )
 
 
 def _has_google_credentials() -> bool:
-    """Whether the places where Google's libraries look hold credentials, or this machine is one of Google's.
+    """Whether Google's libraries would find credentials, from a file or as a machine in Google Cloud.
 
     Raises:
-      UserError: GOOGLE_APPLICATION_CREDENTIALS names a file that is not there.
+      UserError: GOOGLE_APPLICATION_CREDENTIALS names a file that does not exist.
     """
     if (file := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")) is not None:
         if not Path(file).is_file():

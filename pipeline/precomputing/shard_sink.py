@@ -22,6 +22,7 @@ from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import check_lease
 from pipeline.store.codecs import fidelity
 from pipeline.store.layout import NOTE_LIMIT, PENDING, below, split_directory
+from pipeline.store.serialization import serialize
 from pipeline.store.shards import (
     ShardFile,
     ShardInfo,
@@ -32,7 +33,6 @@ from pipeline.store.shards import (
     note_path,
     note_text,
     noted_shard,
-    serialize,
     write_note,
 )
 from pipeline.store.spec import Spec

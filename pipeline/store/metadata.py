@@ -23,7 +23,8 @@ from pipeline.storage.files import atomic_file, write_text
 from pipeline.store.codecs import Codec
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import INFO_LIMIT, MANIFEST_LIMIT, VIEWS_SPLIT, split_name
-from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo, record_features
+from pipeline.store.serialization import record_features
+from pipeline.store.shards import FILENAME_TEMPLATE, MAX_SHARDS, ShardInfo
 from pipeline.store.splits import file_split
 
 MANIFEST_FILE = "manifest.json"

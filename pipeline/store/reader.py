@@ -22,7 +22,8 @@ from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, load_manifest, published_lengths
 from pipeline.store.metadata_copy import MetadataCopy, naming
 from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, ShardCache
-from pipeline.store.shards import parse, shard_name
+from pipeline.store.serialization import parse
+from pipeline.store.shards import shard_name
 from pipeline.store.spec import Spec, differences
 from pipeline.store.splits import may_overlap
 from pipeline.views.records import ViewRecords

@@ -1,4 +1,4 @@
-"""Shards: the records of consecutive views in one ArrayRecord file, written whole or not at all."""
+"""Shards: ArrayRecord files with the records of consecutive views, written atomically."""
 
 from __future__ import annotations
 
@@ -10,60 +10,56 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line, system_error
 from pipeline.storage.checked_json import build, is_whole, read_json
 from pipeline.storage.files import atomic_file, sha256_of, write_text
-from pipeline.store.codecs import Codec, Column, Encoded
+from pipeline.store.codecs import Codec
 from pipeline.store.layout import NOTE_LIMIT, PENDING
 from pipeline.store.splits import file_split
-from pipeline.views.records import ViewRecords
 
-# Measured with 102 float16 logits: 223 bytes a record against 429 with groups of one, which compress nothing.
+# Measured with 102 float16 logits: 223 bytes per record, against 429 with groups of one, which do not compress.
 WRITER_OPTIONS = "group_size:256"
-# Measured, of 1 to 8,192 records of 5 to 1,000 classes: a record takes about as much besides its logits (parameters and
-# fingerprints, compressed), and a file is whole blocks, of which two are its own.
+# Measured with 1 to 8,192 records of 5 to 1,000 classes: bytes per record besides its logits (compressed parameters and
+# fingerprints), and the size of a block. A file has two blocks besides those of its records.
 _RECORD_BYTES, _BLOCK_BYTES = 24, 1 << 16
 FILENAME_TEMPLATE = "{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
-MAX_SHARDS = 99_999  # TFDS pads the index to the total's width, five digits at least
+MAX_SHARDS = 99_999  # TFDS pads the index to the width of the total, at least five digits
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of a shard; no total in it, so that a store grows without a rename."""
+    """File name of a shard. It has no total, so that a store grows without renaming files."""
     return f"{file_split(split)}.array_record-{number:05d}"
 
 
 def estimated_bytes(records: int, codec: Codec) -> int:
-    """Size of the file of a shard, about; at most a few hundredths too small.
+    """Estimates the size of a shard's file in bytes, at most a few percent too small.
 
-    How far the logits can be compressed is not known before they are there; it saves up to a quarter.
+    Compression of the logits, which saves up to a quarter, is not known in advance.
     """
     blocks = -(-records * (codec.bytes_per_view + _RECORD_BYTES) // _BLOCK_BYTES)
     return (2 + blocks) * _BLOCK_BYTES if records else 0
 
 
 def parse_shard_name(name: str) -> tuple[str, int] | None:
-    """Split, as files name it, and number from a shard's file name; None of any other name."""
+    """Parses a shard's file name into the split's file name and the number; None for other names."""
     split, _, number = name.partition(".array_record-")
     return (split, int(number)) if split and number.isascii() and number.isdigit() else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """A shard to be written: views `first .. first + records - 1` of `split`, as file `number`.
+    """A shard to write: views `first .. first + records - 1` of `split`, as file `number`.
 
     Attributes:
-      split: that the views are of.
-      number: of the shard in its split.
-      first: index of its first view.
+      split: name of the split.
+      number: number of the shard in its split.
+      first: index of the first view.
       records: number of views.
-      sha256: that the file must have, where it is to be a published shard again; else None.
+      sha256: required SHA-256 of the file when a published shard is repaired; None otherwise.
     """
 
     split: str
@@ -80,12 +76,12 @@ class ShardTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """What the manifest says of a shard.
+    """A shard in the manifest.
 
     Attributes:
       records: number of views.
       bytes: size of the file.
-      sha256: of the file.
+      sha256: SHA-256 of the file.
       kl: mean KL(teacher || decoded) over its views at the spec's temperature, in nats.
       max_error: largest absolute logit error of the codec.
     """
@@ -104,124 +100,28 @@ class ShardInfo:
             and _SHA256.fullmatch(self.sha256)
             and all(isinstance(number, int | float) and abs(number) < 1e300 for number in measured)
         ):
-            raise ValueError(f"impossible shard: {self!s:.300}")
-
-
-def record_features(codec: Codec) -> tfds.features.FeaturesDict:
-    """The TFDS features of a record; `label` is not stored, the data set has it."""
-    return tfds.features.FeaturesDict(
-        {
-            "example": np.int64,
-            "box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
-            "flip": np.bool_,
-            "mixup_ratio": np.float32,
-            "crop_hash": np.uint32,
-            "source_hash": np.uint32,
-            **codec.features(),
-        }
-    )
-
-
-def serialize(records: ViewRecords, encoded: Encoded) -> list[bytes]:
-    """tf.Example records in TFDS's layout.
-
-    TFDS's own serializer leaves the order of a message's map open, and shards are compared by byte.
-
-    Args:
-      records: n views with both fingerprints.
-      encoded: the logits' columns, from the codec.
-    """
-    out = []
-    for row in range(len(records.example)):
-        example = tf.train.Example()
-        feature = example.features.feature
-        feature["example"].int64_list.value.append(int(records.example[row]))
-        feature["box"].int64_list.value.extend(records.box[row].tolist())
-        feature["flip"].int64_list.value.append(int(records.flip[row]))
-        feature["mixup_ratio"].float_list.value.append(float(records.ratio[row]))
-        feature["crop_hash"].int64_list.value.append(int(records.crop_hash[row]))
-        feature["source_hash"].int64_list.value.append(int(records.source_hash[row]))
-        for name, column in encoded.items():
-            if column.ndim == 1:
-                feature[name].float_list.value.append(float(column[row]))
-            else:
-                feature[name].bytes_list.value.append(column[row].tobytes())
-        out.append(example.SerializeToString(deterministic=True))
-    return out
-
-
-_PARSE = {
-    "example": tf.io.FixedLenFeature([], tf.int64),
-    "box": tf.io.FixedLenFeature([4], tf.int64),
-    "flip": tf.io.FixedLenFeature([], tf.int64),
-    "mixup_ratio": tf.io.FixedLenFeature([], tf.float32),
-    "crop_hash": tf.io.FixedLenFeature([], tf.int64),
-    "source_hash": tf.io.FixedLenFeature([], tf.int64),
-}
-
-
-def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
-    """The inverse of `serialize`, logits decoded.
-
-    Raises:
-      DataError: a record is not one of a store with this codec.
-    """
-    wanted = _PARSE | {
-        name: tf.io.FixedLenFeature([], tf.float32 if column.size is None else tf.string)
-        for name, column in codec.columns.items()
-    }
-    try:
-        columns = {
-            k: v.numpy() for k, v in tf.io.parse_example(tf.constant(serialized, tf.string), wanted).items()
-        }
-        logits = codec.decode(
-            {name: _values(columns[name], column) for name, column in codec.columns.items()}
-        )
-        ratio, box = columns["mixup_ratio"], columns["box"]
-        if not ((ratio >= 0) & (ratio <= 1)).all() or not ((box >= 0) & (box < 2**31)).all():
-            raise ValueError("a mixup ratio or a box out of range")
-    except (tf.errors.InvalidArgumentError, ValueError) as error:
-        raise DataError(f"not a record of {codec.num_classes} {codec.name} logits: {error}") from error
-    return ViewRecords(
-        example=columns["example"],
-        box=columns["box"].astype(np.int32),
-        flip=columns["flip"] != 0,
-        ratio=columns["mixup_ratio"],
-        crop_hash=columns["crop_hash"],
-        source_hash=columns["source_hash"],
-        stored=np.ones(len(serialized), bool),
-        logits=logits,
-    )
-
-
-def _values(found: np.ndarray, column: Column) -> np.ndarray:
-    """A column of n records as it was parsed, to its values: [n] or [n, size]."""
-    if column.size is None:
-        return found
-    if any(len(text) != column.bytes for text in found):
-        raise ValueError(f"not {column.bytes} bytes")
-    return np.frombuffer(b"".join(found), column.dtype).reshape(len(found), column.size)
+            raise ValueError(f"shard out of range: {self!s:.300}")
 
 
 def open_shard(path: Path, records: int, *, place: str | None = None) -> ArrayRecordReader:
-    """A reader of a whole shard.
+    """Opens a shard and checks its number of records.
 
     Args:
-      path: of the file.
-      records: that it has to have.
-      place: that it is a copy of, for people.
+      path: path of the file.
+      records: expected number of records.
+      place: path or URL of the shard for errors, if the file is a copy.
 
     Raises:
-      DataError: missing, truncated, or another number of records.
+      DataError: the file is missing, truncated, or has another number of records.
     """
     place = place or str(path)
     if not path.is_file():
-        raise DataError(f"{place}: no such shard; the metadata name it")
+        raise DataError(f"{place}: shard file is missing, but listed in manifest.json")
     reader = ArrayRecordReader(str(path))
     usable = reader.ok()
-    count = reader.num_records() if usable else 0  # 0 for anything truncated or unclosed, too
+    count = reader.num_records() if usable else 0  # also 0 for truncated and unclosed files
     if count != records:
-        if usable:  # else closing raises what opening did not
+        if usable:  # otherwise, closing raises the error of opening
             reader.close()
         raise DataError(f"{place}: {count} readable records, expected {records}; the file is damaged")
     return reader
@@ -275,9 +175,9 @@ class ShardFile:
         size, sha256 = self._temporary.stat().st_size, sha256_of(self._temporary)
         if expected not in (None, sha256):
             raise DataError(
-                f"{path}: computed again, its sha256 is {sha256[:16]} here, {expected[:16]} in the manifest; what is "
-                "there stays: this machine or its libraries compute otherwise than what spec.json names, so bring the "
-                "file back from a copy"
+                f"{path}: computed again, its sha256 is {sha256[:16]} here, {expected[:16]} in the manifest; the "
+                "file there is unchanged: this machine or its libraries differ from those in spec.json, so restore the file "
+                "from a copy"
             )
         self.size, self.sha256 = size, sha256
 
@@ -348,22 +248,22 @@ class _Note(TypedDict):
     spec: str
     task: ShardTask
     info: ShardInfo
-    version: NotRequired[str]  # of the object in a bucket whose content was verified
+    version: NotRequired[str]  # of the verified object in a bucket
 
 
 def check_shard(path: Path, info: ShardInfo, *, stated: str = "in the manifest") -> None:
-    """Compares the file of a shard with what is stated of it.
+    """Compares the file of a shard with its size and SHA-256.
 
     Args:
-      path: of the file.
-      info: what is stated.
-      stated: where.
+      path: path of the file.
+      info: expected size and SHA-256.
+      stated: source of the expectation, for errors.
 
     Raises:
-      DataError: it is missing, or its size or SHA-256 differs; both sides are shown.
+      DataError: the file is missing, or one of them differs; shows both values.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such shard; the metadata name it")
+        raise DataError(f"{path}: shard file is missing, but listed in manifest.json")
     if (size := path.stat().st_size) != info.bytes:
         raise DataError(f"{path}: {size} bytes here, {info.bytes} {stated}; the file is damaged")
     if (digest := sha256_of(path)) != info.sha256:
@@ -377,26 +277,26 @@ def note_path(store: Path, task: ShardTask) -> Path:
 
     Args:
       store: directory of the shard.
-      task: the shard.
+      task: task of the shard.
     """
     return store / PENDING / f"{task.name}.json"
 
 
 def write_note(store: Path, task: ShardTask, info: ShardInfo, *, digest: str) -> None:
-    """Notes what a shard on disk holds, so that a run that dies before its metadata loses nothing."""
+    """Writes the note on a finished shard, so that a later run can adopt it if this one dies before publishing."""
     path = note_path(store, task)
     path.parent.mkdir(exist_ok=True)
     write_text(path, note_text(task, info, digest=digest))
 
 
 def note_text(task: ShardTask, info: ShardInfo, *, digest: str, version: str | None = None) -> str:
-    """A note on a shard; `version` is that of the object in a bucket whose content was verified."""
+    """Text of a note on a shard. `version` is the version of the verified object in a bucket."""
     note = {"spec": digest, "task": dataclasses.asdict(task), "info": dataclasses.asdict(info)}
     return json.dumps(note if version is None else note | {"version": version})
 
 
 def noted_shard(note: Any, task: ShardTask, *, digest: str) -> ShardInfo | None:
-    """The shard that a note is on, if it is exactly `task` under this spec, else None."""
+    """Parses a note; returns its shard if it is exactly `task` under this spec, otherwise None."""
     try:
         found = build(_Note, note)
     except ValueError:
@@ -406,9 +306,9 @@ def noted_shard(note: Any, task: ShardTask, *, digest: str) -> ShardInfo | None:
 
 
 def finished_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:
-    """The finished shard that a note is on, if it is exactly `task` under this spec, else None.
+    """Reads the note on a shard; returns the shard if it is exactly `task` under this spec, otherwise None.
 
-    The file's size is compared, its content is not: `check_shard` does that before the shard is published.
+    Only the size of the file is compared. `check_shard` compares its content before the shard is published.
     """
     try:
         info = noted_shard(read_json(note_path(store, task), limit=NOTE_LIMIT), task, digest=digest)
@@ -419,7 +319,7 @@ def finished_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | 
 
 
 def adopt_shard(store: Path, task: ShardTask, *, digest: str) -> ShardInfo | None:
-    """`finished_shard`, if its content is the noted one, else None."""
+    """Returns the finished shard of a task if the content of its file matches its note, otherwise None."""
     info = finished_shard(store, task, digest=digest)
     try:
         if info is not None:

@@ -33,7 +33,8 @@ from pipeline.store.codecs import fidelity, log_softmax, make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, Store
-from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.views.records import ViewRecords
 from tests.stores import ANY_DATASET
 

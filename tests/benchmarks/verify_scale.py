@@ -30,7 +30,8 @@ from pipeline.precomputing.verification import sample_batches, verify_split
 from pipeline.store.layout import EVAL_DIRECTORY, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, publish_metadata
 from pipeline.store.reader import Store
-from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import Batch
 from pipeline.views.records import ViewRecords

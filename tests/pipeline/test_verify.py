@@ -22,7 +22,8 @@ from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.files import sha256_of
 from pipeline.store.metadata import load_manifest, publish_metadata
 from pipeline.store.reader import Store
-from pipeline.store.shards import serialize, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import write_shard
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
 from tests import stores

@@ -20,7 +20,8 @@ from pipeline.store.metadata import (
     publish_metadata,
     published_lengths,
 )
-from pipeline.store.shards import MAX_SHARDS, ShardInfo, serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import MAX_SHARDS, ShardInfo, shard_name, write_shard
 from pipeline.views.records import ViewRecords
 from tests.stores import ANY_DATASET, CODECS
 

@@ -18,7 +18,8 @@ from pipeline.storage.files import sha256_of
 from pipeline.store import openers
 from pipeline.store.metadata import load_manifest
 from pipeline.store.reader import Store
-from pipeline.store.shards import serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import ViewInput
 from pipeline.views.records import SampledViews

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.store.codecs import Codec, make_codec
+from pipeline.store.serialization import parse, record_features, serialize
 from pipeline.store.shards import (
     PENDING,
     ShardInfo,
@@ -20,10 +21,7 @@ from pipeline.store.shards import (
     adopt_shard,
     estimated_bytes,
     open_shard,
-    parse,
     parse_shard_name,
-    record_features,
-    serialize,
     shard_name,
     write_note,
     write_shard,
@@ -106,7 +104,7 @@ def test_a_record_of_another_kind_is_refused(codec: Codec, records: list[bytes] 
     if records is None:
         made = make_records(3)
         records = serialize(made, CODEC.encode(made.logits))
-    with pytest.raises(DataError, match=f"not a record of {codec.num_classes} {codec.name} logits"):
+    with pytest.raises(DataError, match=f"{codec.num_classes} {codec.name} logits"):
         parse(records, codec)
 
 
@@ -148,11 +146,11 @@ def test_nothing_is_published_when_the_records_end_in_an_error(tmp_path: Path) -
 
 def test_open_shard_refuses_missing_truncated_and_longer_files(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with pytest.raises(DataError, match="no such shard"):
+    with pytest.raises(DataError, match=str(path)):
         open_shard(path, 20)
     write(path)
     open_shard(path, 20).close()
-    with pytest.raises(DataError, match="20 readable records, expected 21; the file is damaged"):
+    with pytest.raises(DataError, match=r"\b20\b.*\b21\b"):
         open_shard(path, 21)
     whole = path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
@@ -180,7 +178,7 @@ def test_other_names_are_no_shard_s(name: str) -> None:
 )
 def test_an_impossible_shard_is_refused(changes: dict[str, Any]) -> None:
     fields = {"records": 1, "bytes": 1, "sha256": "0" * 64, "kl": 0.0, "max_error": 0.0}
-    with pytest.raises(ValueError, match="impossible shard"):
+    with pytest.raises(ValueError, match=r"ShardInfo\("):
         ShardInfo(**(fields | changes))
 
 

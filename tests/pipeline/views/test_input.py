@@ -16,7 +16,8 @@ from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader
-from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.views.batches import plan_batch
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix

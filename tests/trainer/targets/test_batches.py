@@ -15,7 +15,8 @@ from pipeline.errors.causes import find_error
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.metadata import SplitManifest, publish_metadata
 from pipeline.store.reader import SplitReader, Store
-from pipeline.store.shards import ShardInfo, serialize, shard_name, write_shard
+from pipeline.store.serialization import serialize
+from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE
 from pipeline.views.batches import partner_views
 from pipeline.views.render import fingerprint32
