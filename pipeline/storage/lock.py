@@ -1,7 +1,7 @@
 """Exclusive lock of a directory that one process writes. The kernel releases it when its owner ends.
 
-The library filelock does not fit: it empties the file that it locks, where the owner's name is; it has no shared locks, by which
-readers look without keeping a writer out; and where flock is missing, it falls back to a file that outlives its owner.
+The library filelock does not fit: its file locks are exclusive only (its shared locks are SQLite databases), while readers here take a
+shared lock to look without keeping a writer out. Where flock is missing, it falls back to a file that outlives its owner by default.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from pipeline.storage.checked_json import Positive, build, parse_json
 LOCK_FILE = ".lock"
 LOCK_LIMIT = 1 << 16  # largest size of a lock's text in bytes
 _ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held holds it for microseconds
+
+
+class LockedError(UserError):
+    """Another process holds the lock."""
 
 
 def flock(file: IO[str] | IO[bytes] | int, *, shared: bool = False, wait: bool = True) -> bool:
@@ -120,8 +124,8 @@ def writer_lock(directory: Path, *, flag: str = "--store") -> Iterator[None]:
       flag: flag that names it, for errors.
 
     Raises:
-      UserError: another process holds the lock; the message names the process, its host and how to break the lock. Or the
-        directory cannot be written, or its file system has no locks.
+      LockedError: another process holds the lock; the message names the process, its host and how to break the lock.
+      UserError: the directory cannot be written, or its file system has no locks.
     """
     with _locked_file(directory, flag) as file:
         file.truncate(0)
@@ -177,9 +181,9 @@ def _is_at(path: Path, file: IO[str]) -> bool:
         return False
 
 
-def _held(file: IO[str], path: Path, place: str) -> UserError:
+def _held(file: IO[str], path: Path, place: str) -> LockedError:
     """The error that names the holder of a lock, as recorded in its file."""
     file.seek(0)
     owner = read_owner(file.read(LOCK_LIMIT))
     how = f"run `kill {owner['pid']}` on that host" if "pid" in owner else f"end it (`fuser {path}` shows it)"
-    return UserError(f"{place}: locked by {owner_text(owner)}; wait for it to finish, or {how}")
+    return LockedError(f"{place}: locked by {owner_text(owner)}; wait for it to finish, or {how}")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, Interrupted, UserError
 from pipeline.storage.checked_json import Count, build, parse_json
-from pipeline.storage.lock import writer_lock
+from pipeline.storage.lock import LockedError, writer_lock
 from trainer.config.run_files import METRICS_FILE
 from trainer.run.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
 
@@ -181,9 +181,9 @@ def _wait_for_lock(job: Job) -> None:
         try:
             with writer_lock(job.workdir, flag="--workdir"):
                 return
-        except UserError as error:
-            if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() > deadline:
-                raise  # the directory cannot be written, or the other process does not end
+        except LockedError:
+            if time.monotonic() > deadline:
+                raise
             if not announced:
                 print(f"{job.name}: waiting for another process that is writing it", flush=True)
             announced = True

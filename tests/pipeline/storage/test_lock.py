@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.errors.text import is_printable
-from pipeline.storage.lock import LOCK_FILE, owner_text, read_owner, writer_lock
+from pipeline.storage.lock import LOCK_FILE, LockedError, owner_text, read_owner, writer_lock
 from tests.mutations import FAST, dumps, mutations
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,7 +51,7 @@ def another_writer(store: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_second_writer_is_refused_with_the_owner_and_the_lock_ends_with_it(tmp_path: Path) -> None:
     with another_writer(tmp_path) as owner:
-        with pytest.raises(UserError) as caught, writer_lock(tmp_path):
+        with pytest.raises(LockedError) as caught, writer_lock(tmp_path):
             pass
         message = str(caught.value)
         for text in (
@@ -126,6 +126,7 @@ def test_a_file_system_without_locks_is_refused(
     with pytest.raises(UserError, match=os.strerror(code)) as caught, writer_lock(tmp_path, flag="--workdir"):
         pass
     assert caught.value.exit_code == 2
+    assert not isinstance(caught.value, LockedError)
     assert str(tmp_path) in str(caught.value)
 
 
