@@ -159,11 +159,7 @@ def _subclasses(cls: type) -> list[type]:
 
 
 def run_pipeline(
-    tasks: list[ShardTask],
-    job: PrecomputeJob,
-    *,
-    shared: Shared,
-    options: PipelineOptions,
+    tasks: list[ShardTask], job: PrecomputeJob, *, shared: Shared, options: PipelineOptions
 ) -> dict[str, int] | None:
     """Runs the Beam graph.
 

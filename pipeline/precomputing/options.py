@@ -75,7 +75,6 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
     """
     check_flags(flags)
     recipe = view_recipe_of(flags)
-    temperature = recipe.temperature if flags.temperature is None else flags.temperature
     dataset_name, data_dir, teacher = flags.dataset, flags.data_dir, flags.teacher
     if is_demo:
         dataset_name, data_dir = embedded.DATASET, str(embedded.prepare_dataset())
@@ -89,9 +88,6 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         signature=flags.teacher_signature,
         batch_size=flags.teacher_batch_size,
     )
-    provenance = _provenance(data_dir=data_dir, teacher=teacher, is_demo=is_demo, recipe=flags.recipe)
-    if flags.assume_logits:
-        provenance["assume_logits"] = True
     spec = Spec(
         dataset=dataset.identity(),
         seed=flags.seed,
@@ -100,9 +96,9 @@ def resolve(flags: argparse.Namespace, *, is_demo: bool) -> PrecomputeOptions:
         teacher=loaded.identity(batch_size=flags.teacher_batch_size),
         num_classes=dataset.num_classes,
         codec=flags.codec,
-        temperature=temperature,
+        temperature=recipe.temperature if flags.temperature is None else flags.temperature,
         render_probe=render_probe(),
-        provenance=provenance,
+        provenance=_provenance(flags, data_dir=data_dir, teacher=teacher, is_demo=is_demo),
     )
     return PrecomputeOptions(
         is_demo=is_demo,
@@ -151,15 +147,18 @@ def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
     return found
 
 
-def _provenance(*, data_dir: str | None, teacher: str, is_demo: bool, recipe: str | None) -> Provenance:
-    return {
+def _provenance(
+    flags: argparse.Namespace, *, data_dir: str | None, teacher: str, is_demo: bool
+) -> Provenance:
+    out: Provenance = {
         "command": f"python -m pipeline.precompute {shlex.join(sys.argv[1:])}".strip(),
         # Relative paths are relative to this directory.
         "directory": str(Path.cwd()),
         "data_dir": data_dir,
         "teacher": teacher,
         "embedded_default": is_demo,
-        "recipe": recipe,
+        "recipe": flags.recipe,
         "versions": environment.versions(),
         "processor": environment.processor(),
     }
+    return {**out, "assume_logits": True} if flags.assume_logits else out

@@ -186,6 +186,25 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:,.1f} min"
 
 
+def _codec_lines(plan: dict[str, Any]) -> list[str]:
+    """Table of the codecs."""
+    lines = [f"{'codec':10} {'bytes/view':>12} {'store':>10} {'mean KL':>9} {'worst logit':>12}"]
+    for name, cost in plan["codecs"].items():
+        kl = kl_text(cost["mean_kl"]) if "mean_kl" in cost else "-"
+        # The error of `topk` is that of the logits that it drops on purpose.
+        shown = "mean_kl" in cost and kept_logits(name) is None
+        error = error_text(cost["max_logit_error"]) if shown else "-"
+        chosen = "  <- --codec" if name == plan["codec"] else ""
+        lines.append(
+            f"{name:10} {cost['bytes_a_view']:>12,.0f} {bytes_text(cost['bytes']):>10} {kl:>9} {error:>12}{chosen}"
+        )
+    lines.append(
+        f"KL(teacher || decoded) at T = {plan['temperature']:g}; sizes are without compression of the logits, which saves "
+        "up to a quarter"
+    )
+    return lines
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as a table for the terminal."""
     rates, shards = plan["rates"], plan["shards"]
@@ -196,25 +215,12 @@ def plan_text(plan: dict[str, Any]) -> str:
             f"{counted(plan['eval_views'], 'evaluation crop')}"
         ),
         "",
-        f"{'codec':10} {'bytes/view':>12} {'store':>10} {'mean KL':>9} {'worst logit':>12}",
+        *_codec_lines(plan),
+        "",
     ]
-    for name, cost in plan["codecs"].items():
-        kl = kl_text(cost["mean_kl"]) if "mean_kl" in cost else "-"
-        # The error of `topk` is that of the logits that it drops on purpose.
-        shown = "mean_kl" in cost and kept_logits(name) is None
-        error = error_text(cost["max_logit_error"]) if shown else "-"
-        chosen = "  <- --codec" if name == plan["codec"] else ""
-        lines.append(
-            f"{name:10} {cost['bytes_a_view']:>12,.0f} {bytes_text(cost['bytes']):>10} {kl:>9} {error:>12}{chosen}"
-        )
     how = "measured here" if rates["measured"] else "as given"
     workers = f"{plan['workers']:,} workers" if plan["workers"] > 1 else "one worker"
     lines += [
-        (
-            f"KL(teacher || decoded) at T = {plan['temperature']:g}; sizes are without compression of the logits, which saves "
-            "up to a quarter"
-        ),
-        "",
         f"rates per worker, {how}: teacher alone {rates['teacher']:,.1f} views/s, precompute {rates['precompute']:,.1f}",
         (
             f"shards: {shards['count']:,} of {min(shards['views_per_shard'], plan['views']):,} views, "

@@ -50,7 +50,7 @@ def publish_results(
     """
     check = check or LocalShardSink(store, spec).check
     by_split: dict[str, list[ShardResult]] = {}
-    for result in sorted(results, key=lambda r: r.task.number):
+    for result in sorted(results, key=lambda result: result.task.number):
         if not result.task.sha256:
             by_split.setdefault(result.task.split, []).append(result)
     directories: dict[Path, dict[str, SplitManifest]] = {}
@@ -61,23 +61,31 @@ def publish_results(
         before = directories[directory].get(split)
         shards = list(before.shards) if before else []
         for result in finished:
-            task, place = result.task, directory / result.task.name
-            if task.number > len(shards):
-                raise DataError(f"{place}: is shard {task.number}, but only {len(shards)} shards precede it")
-            if task.number == len(shards):
-                check(task, result.info)
+            if _is_next(result, shards, directory):
+                check(result.task, result.info)
                 shards.append(result.info)
-            elif shards[task.number] != result.info:
-                raise DataError(
-                    f"{place}: is published with sha256 {shards[task.number].sha256[:16]}, but computed with "
-                    f"{result.info.sha256[:16]}"
-                )
         directories[directory][split] = SplitManifest(dataset=identities[split], shards=tuple(shards))
     # The store's own directory last: its metadata make the store visible.
     changed = sorted(directories, key=lambda directory: directory == store)
     for directory in changed:
         publish_metadata(directory, directories[directory], digest=spec.digest(), codec=spec.make_codec())
     return changed
+
+
+def _is_next(result: ShardResult, shards: list[ShardInfo], directory: Path) -> bool:
+    """Whether a shard follows the published ones; otherwise it is one of them.
+
+    Raises:
+      DataError: an earlier shard is missing, or the shard is published with other content.
+    """
+    number, place = result.task.number, directory / result.task.name
+    if number > len(shards):
+        raise DataError(f"{place}: is shard {number}, but only {len(shards)} shards precede it")
+    if number < len(shards) and shards[number] != result.info:
+        raise DataError(
+            f"{place}: is published with sha256 {shards[number].sha256[:16]}, but computed with {result.info.sha256[:16]}"
+        )
+    return number == len(shards)
 
 
 class Publisher:
