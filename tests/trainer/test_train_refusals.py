@@ -106,9 +106,8 @@ def test_changed_spec_is_refused(
     before, after = change_spec(store, temperature=3.0)
     code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
-    assert (
-        f"{store / SPEC_FILE}: digest is {after[:16]} for what it says, {before[:16]} as written" in message
-    )
+    for text in (str(store / SPEC_FILE), before[:16], after[:16]):
+        assert text in message
 
 
 def test_spec_of_another_store_is_refused(
@@ -119,7 +118,8 @@ def test_spec_of_another_store_is_refused(
     path.write_text(path.read_text().replace(before, after))
     code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
-    assert f"belongs to spec {before[:16]}, this store's spec is {after[:16]}" in message
+    assert before[:16] in message
+    assert after[:16] in message
 
 
 def test_machine_that_renders_differently_is_refused(
