@@ -20,7 +20,7 @@ from trainer import models
 from trainer.config.recipes import train_recipe
 from trainer.step.distiller import Distiller
 from trainer.step.loss import DistillationLoss
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant, WarmupCosine
 
 BENCHMARK = runs.ROOT / "tests/benchmarks/seed_example.py"
@@ -40,16 +40,7 @@ def random_crops(count: int) -> tf.Tensor:
 def optimizer() -> Any:
     """The example's optimizer, at its peak rate from the first step."""
     recipe = train_recipe("keras_example")
-    return make_optimizer(
-        recipe.learning_rate,
-        schedule=WarmupConstant(0),
-        weight_decay=recipe.weight_decay,
-        decay_mode=recipe.decay_mode,
-        decay_kernels_only=recipe.decay_kernels_only,
-        clip=recipe.clip,
-        clip_norm=recipe.clip_norm,
-        epsilon=recipe.epsilon,
-    )
+    return recipe_optimizer(recipe, WarmupConstant(0))
 
 
 def student() -> tf.keras.Model:

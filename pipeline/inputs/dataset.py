@@ -126,6 +126,7 @@ class Dataset:
         try:
             split_info = info.splits[split]
             instructions = split_info.file_instructions
+        # TFDS raises all of these for names and slices that it cannot resolve.
         except (LookupError, ValueError, AssertionError, NotImplementedError) as error:
             reason = f"{first_line(error)} " if "[" in split else ""
             raise UserError(

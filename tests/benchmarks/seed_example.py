@@ -50,7 +50,7 @@ from trainer.run.evaluation import Evaluation
 from trainer.run.options import resolve
 from trainer.run.training import Run
 from trainer.step.distiller import Distiller
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupCosine
 
 PUBLISHED = WarmupCosine(SCHEDULE_STEPS, WARMUP_STEPS)
@@ -141,18 +141,7 @@ class Bench:
 
     def _side(self, distiller: tf.keras.Model, batches: tf.data.Dataset, schedule: WarmupCosine) -> Side:
         recipe = self.run.options.recipe
-        distiller.compile(
-            optimizer=make_optimizer(
-                recipe.learning_rate,
-                schedule=schedule,
-                weight_decay=recipe.weight_decay,
-                decay_mode=recipe.decay_mode,
-                decay_kernels_only=recipe.decay_kernels_only,
-                clip=recipe.clip,
-                clip_norm=recipe.clip_norm,
-                epsilon=recipe.epsilon,
-            )
-        )
+        distiller.compile(optimizer=recipe_optimizer(recipe, schedule))
         step = distiller.make_train_function()
         return Side(student=distiller.student, step=step, batches=iter(batches), schedule=schedule)
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from pipeline import open_store
 from tests import runs, stores
 from trainer import DistillationLoss, Distiller, build_student
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.targets.batches import Targets
 from trainer.train import main
 
@@ -73,16 +73,7 @@ def test_fit_of_a_built_in_student_matches_the_command(
     recipe = options.recipe
     tf.keras.utils.set_random_seed(0)
     student = build_student("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
-    optimizer = make_optimizer(
-        recipe.learning_rate,
-        schedule=options.schedule.multiplier(),
-        weight_decay=recipe.weight_decay,
-        decay_mode=recipe.decay_mode,
-        decay_kernels_only=recipe.decay_kernels_only,
-        clip=recipe.clip,
-        clip_norm=recipe.clip_norm,
-        epsilon=recipe.epsilon,
-    )
+    optimizer = recipe_optimizer(recipe, options.schedule.multiplier())
     student.compile(
         optimizer, loss=DistillationLoss(options.temperature, temperature_squared=recipe.temperature_squared)
     )

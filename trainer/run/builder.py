@@ -31,7 +31,7 @@ from trainer.run.preemption import Preemption
 from trainer.run.training import Run
 from trainer.run.write_back import TeacherPass
 from trainer.step.distiller import Distiller
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import Scaled
 from trainer.targets.batches import Targets
 from trainer.targets.online_teacher import BatchedTeacher
@@ -173,16 +173,7 @@ def _make_distiller(
         teacher=teacher,
         round_trip=spec.make_codec().round_trip,
     )
-    optimizer = make_optimizer(
-        recipe.learning_rate,
-        schedule=options.schedule.multiplier(),
-        weight_decay=recipe.weight_decay,
-        decay_mode=recipe.decay_mode,
-        decay_kernels_only=recipe.decay_kernels_only,
-        clip=recipe.clip,
-        clip_norm=recipe.clip_norm,
-        epsilon=recipe.epsilon,
-    )
+    optimizer = recipe_optimizer(recipe, options.schedule.multiplier())
     distiller.compile(
         optimizer=optimizer, steps_per_execution=flags.steps_per_execution, jit_compile=flags.jit_compile
     )

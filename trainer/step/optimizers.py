@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from trainer.config.choices import Clip, DecayMode
+from trainer.config.recipes import TrainRecipe
 from trainer.step.schedules import Multiplier, Scaled, WarmupConstant
 
 with warnings.catch_warnings():
@@ -102,3 +103,22 @@ def make_optimizer(
 def _check_choice(name: str, value: str, *, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"`{name}`={value}: expected one of {', '.join(choices)}")
+
+
+def recipe_optimizer(recipe: TrainRecipe, schedule: Multiplier) -> tf.keras.optimizers.legacy.Optimizer:
+    """Creates the optimizer of a recipe; see `make_optimizer`.
+
+    Args:
+      recipe: Base rate, decay, clipping and epsilon.
+      schedule: Multiplier of the base rate, 0..1.
+    """
+    return make_optimizer(
+        recipe.learning_rate,
+        schedule=schedule,
+        weight_decay=recipe.weight_decay,
+        decay_mode=recipe.decay_mode,
+        decay_kernels_only=recipe.decay_kernels_only,
+        clip=recipe.clip,
+        clip_norm=recipe.clip_norm,
+        epsilon=recipe.epsilon,
+    )

@@ -12,7 +12,7 @@ from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer.config.recipes import DOCUMENTATION, TRAIN_RECIPES, train_recipe
 from trainer.models import STUDENTS
 from trainer.run.options import check_views, default_recipe
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant
 
 
@@ -22,15 +22,7 @@ def test_every_recipe_names_a_student_views_and_a_source(name: str):
     assert recipe.views is None or recipe.views in VIEW_RECIPES
     assert recipe.student in STUDENTS
     assert recipe.source
-    make_optimizer(
-        recipe.learning_rate,
-        schedule=WarmupConstant(0),
-        weight_decay=recipe.weight_decay,
-        decay_mode=recipe.decay_mode,
-        decay_kernels_only=recipe.decay_kernels_only,
-        clip=recipe.clip,
-        clip_norm=recipe.clip_norm,
-    )
+    recipe_optimizer(recipe, WarmupConstant(0))
 
 
 def test_unknown_recipe_is_refused_with_the_choices():
