@@ -44,7 +44,7 @@ test: install ## Run the tests, without the slow ones and the benchmarks
 	$(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install ## Run the slow tests
-	$(PYTHON) -m pytest -m slow --timeout=1800
+	$(PYTHON) -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --timeout=1800
 
 bench: install ## Run the benchmarks (tests/benchmarks)
 	$(PYTHON) -m pytest -m benchmark tests/benchmarks

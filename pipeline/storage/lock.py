@@ -25,7 +25,10 @@ from pipeline.storage.checked_json import Positive, build, parse_json
 
 LOCK_FILE = ".lock"
 LOCK_LIMIT = 1 << 16  # largest size of a lock's text in bytes
-_ATTEMPTS, _PAUSE = 5, 0.05  # a reader that looks whether the lock is held holds it for microseconds
+_ATTEMPTS, _PAUSE = (
+    20,
+    0.05,
+)  # a reader holds the lock while it looks: microseconds, milliseconds on a loaded machine
 
 
 class LockedError(UserError):
