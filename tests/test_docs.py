@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.flags import beam
 from pipeline.flags import precompute as precompute_flags
-from tests import messages
+from tests import messages, recipes
 from tests.documents import PAGES, ROOT, anchors, blocks, command_lines, links, python_commands
 
 # Module of each command to the one that has its parser.
@@ -156,3 +156,8 @@ def check(path, sizes):
 def test_errors_page_is_current() -> None:
     current = (ROOT / "docs" / "errors.md").read_text()
     assert current == messages.page(), "run `python -m tests.messages > docs/errors.md`"
+
+
+def test_recipes_page_is_current() -> None:
+    current = (ROOT / "docs" / "recipes.md").read_text()
+    assert current == recipes.page(), "run `python -m tests.recipes > docs/recipes.md`"

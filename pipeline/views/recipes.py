@@ -32,7 +32,7 @@ class ViewRecipe:
     source: str
 
 
-# Beyer et al. 2021, section 3 and appendix; big_vision's configs/proj/distill/bigsweep_flowers_pet.py:
+# Beyer et al. 2021, section 3 and appendix; big_vision's configs/proj/distill/bigsweep_flowers_pet.py and bigsweep_food_sun.py:
 # Inception crops of 5-100 %, flips, one ratio per batch of 512, folded to 0.5..1, evaluation on the central 128 pixels of a short
 # side of 160.
 _BIT = Inception(image_size=128, area_range=(0.05, 1.0), mixup=True, mixup_fold=True, mixup_block=512)
@@ -50,6 +50,14 @@ VIEW_RECIPES: dict[str, ViewRecipe] = {
     ),
     "bit": ViewRecipe(
         policy=_BIT, eval_crop=_BIT_EVAL, temperature=10.0, source="Beyer et al. 2021 (arXiv 2106.05237)"
+    ),
+    # big_vision's configs/proj/distill/bit_i1k.py: the same crops at 224 pixels, one ratio per batch of 4,096, folded by
+    # u.get_mixup, evaluation on the central 224 pixels of a short side of 256.
+    "bit_i1k": ViewRecipe(
+        policy=dataclasses.replace(_BIT, image_size=224, mixup_block=4096),
+        eval_crop=EvalCrop(kind="resize_small", scale=256 / 224),
+        temperature=1.0,
+        source="Beyer et al. 2021 (arXiv 2106.05237), ImageNet; big_vision configs/proj/distill/bit_i1k.py",
     ),
     # Chosen for 28 x 28 digits: no flips, which change characters, and no boxes below half of the image, which miss the digit.
     "demo": ViewRecipe(

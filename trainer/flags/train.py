@@ -196,7 +196,11 @@ def add_shared_flags(parser: Parser) -> None:
 def _add_recipe_flags(parser: Parser) -> None:
     add = parser.group("recipe").add_argument
     names = ", ".join(TRAIN_RECIPES)
-    add("--recipe", help=f"Recipe, one of {names}; the flags below override it (default: by the store).")
+    add(
+        "--recipe",
+        help=f"Recipe, one of {names}; the flags below override it. docs/recipes.md has the numbers, cost and expected result "
+        "of each (default: by the store).",
+    )
     add(
         "--allow_recipe_mismatch", action="store_true", help="Allow a store whose views are not the recipe's."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pipeline.errors import UserError
@@ -17,6 +19,14 @@ def test_bit_is_as_in_the_paper() -> None:
     assert (policy.mixup, policy.mixup_fold, policy.mixup_block) == (True, True, 512)
     assert policy.flip_probability == 0.5
     assert recipe.eval_crop == EvalCrop(kind="resize_small", scale=160 / 128)
+
+
+def test_bit_i1k_has_the_crops_of_bit_at_224_pixels() -> None:
+    """big_vision's bit_i1k.py: batches of 4,096, evaluation on the central 224 pixels of a short side of 256."""
+    bit, recipe = view_recipe("bit").policy, view_recipe("bit_i1k")
+    assert recipe.policy == dataclasses.replace(bit, image_size=224, mixup_block=4096)
+    assert round(recipe.eval_crop.scale * 224) == 256
+    assert recipe.temperature == 1
 
 
 def test_keras_example_is_as_published() -> None:
@@ -38,5 +48,5 @@ def test_every_recipe_has_a_source() -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"`recipe`=vit: .*keras_example, bit, demo"):
+    with pytest.raises(UserError, match=r"`recipe`=vit: .*keras_example, bit, bit_i1k, demo"):
         view_recipe("vit")

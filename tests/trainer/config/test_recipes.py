@@ -62,13 +62,20 @@ def test_other_views_are_refused_with_every_difference_and_the_remedy(spec: Spec
 
 @pytest.mark.parametrize(
     ("name", "epochs", "learning_rate", "weight_decay", "temperature"),
-    [  # Beyer et al. 2021, table of hyper-parameters
+    [  # Beyer et al. 2021, table of hyper-parameters; big_vision configs/proj/distill
         ("bit_flowers_fast", 10_000, 0.003, 3e-4, 10),
         ("bit_flowers_medium", 100_000, 0.001, 1e-4, 1),
         ("bit_flowers_long", 1_000_000, 0.0003, 1e-5, 1),
         ("bit_pet_fast", 1_000, 0.01, 1e-3, 5),
         ("bit_pet_medium", 3_000, 0.003, 3e-4, 10),
         ("bit_pet_long", 30_000, 0.003, 1e-5, 2),
+        ("bit_food_fast", 100, 0.01, 1e-3, 10),
+        ("bit_food_medium", 1_000, 0.001, 3e-4, 10),
+        ("bit_food_long", 3_000, 0.01, 1e-4, 5),
+        ("bit_sun_fast", 100, 0.01, 1e-3, 10),
+        ("bit_sun_medium", 1_000, 0.001, 1e-4, 10),
+        ("bit_sun_long", 3_000, 0.01, 3e-5, 10),
+        ("bit_i1k", 1_200, 0.03, 3e-4, 1),
     ],
 )
 def test_paper_recipes_have_the_papers_numbers(
@@ -76,7 +83,10 @@ def test_paper_recipes_have_the_papers_numbers(
 ):
     recipe = train_recipe(name)
     assert (recipe.epochs, recipe.learning_rate, recipe.weight_decay) == (epochs, learning_rate, weight_decay)
-    assert (recipe.temperature, recipe.batch_size, recipe.student) == (temperature, 512, "bit_r50x1")
+    assert (recipe.temperature, recipe.student) == (temperature, "bit_r50x1")
+    views, batch_size, warmup_steps = ("bit_i1k", 4096, 5000) if name == "bit_i1k" else ("bit", 512, 1500)
+    assert (recipe.views, recipe.batch_size, recipe.warmup_steps) == (views, batch_size, warmup_steps)
+    assert view_recipe(views).policy.mixup_block == batch_size
     assert (recipe.temperature_squared, recipe.decay_mode, recipe.clip) == (True, "scaled", "global")
     assert recipe.decay_kernels_only
 
