@@ -27,7 +27,7 @@ from pipeline.precomputing.shard_tasks import cut_shards
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.storage.files import write_text
 from pipeline.store.layout import VIEWS_SPLIT
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.input import ViewInput
 from pipeline.views.policies.inception import Inception
@@ -90,7 +90,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
 
 def replay(store: Path, data_dir: Path) -> int:
     """Renders every view of the store and returns their number. Raises DataError if a fingerprint differs."""
-    opened = Store(store)
+    opened = StoreReader(store)
     opened.check_files()
     source = ImageSource(Dataset("health", "train", data_dir=data_dir), opened.spec.policy.renderer())
     views = opened.views.num_records

@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Store, View, open_store, sample_views
+    from pipeline.api import Store, open_store, sample_views
     from pipeline.errors import DataError, UserError
     from pipeline.inputs.teacher import Teacher
+    from pipeline.pages.views import View
     from pipeline.views.policies.base import ViewPolicy
     from pipeline.views.policies.inception import Inception
     from pipeline.views.policies.light import Light
@@ -23,7 +24,7 @@ _MODULES = {
     "Store": "pipeline.api",
     "Teacher": "pipeline.inputs.teacher",
     "UserError": "pipeline.errors",
-    "View": "pipeline.api",
+    "View": "pipeline.pages.views",
     "ViewPolicy": "pipeline.views.policies.base",
     "open_store": "pipeline.api",
     "sample_views": "pipeline.api",

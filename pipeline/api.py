@@ -12,7 +12,6 @@ A view is never rendered unverified: the fingerprints of its crop and of its sou
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Iterable, Iterator
@@ -25,117 +24,21 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.inputs import embedded
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.labels import UNLABELED
 from pipeline.inputs.locate import open_dataset
 from pipeline.pages.template import report_extra
+from pipeline.pages.views import View, ViewImages
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
-from pipeline.store import reader
-from pipeline.store.codecs import log_softmax
-from pipeline.views.batches import partner_views
+from pipeline.store.reader import StoreReader
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.policies.inception import Inception
-from pipeline.views.records import RecordSource, SampledViews, ViewRecords
+from pipeline.views.records import SampledViews
 from pipeline.views.source import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from pipeline.pages.view_figure import Row
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class View:
-    """One view: its parameters and the teacher's logits. Pixels and label are read when they are first used.
-
-    Attributes:
-      index: view index, `epoch * N + position`.
-      example: index of its image in the split.
-      box: y, x, height and width of the crop in pixels of the source image (`light`: of the resized image).
-      flip: whether the crop is mirrored.
-      ratio: weight of the view's own crop in the mixed view, 0..1.
-      partner: index of the view that is mixed in.
-      logits: teacher logits of the mixed view, float32 [C]; None if the view is not stored.
-    """
-
-    index: int
-    example: int
-    box: tuple[int, ...]
-    flip: bool
-    ratio: float
-    partner: int
-    logits: np.ndarray | None
-    _images: _Images = dataclasses.field(repr=False)
-
-    @functools.cached_property
-    def label(self) -> int | None:
-        """Class of the image; None if it has no label."""
-        label = int(self._images.dataset.labels(np.array([self.example]))[0])
-        return None if label == UNLABELED else label
-
-    @functools.cached_property
-    def _pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._images.render(self.index)
-
-    @property
-    def crop(self) -> np.ndarray:
-        """The view's own crop, uint8 [S, S, 3]."""
-        return self._pixels[0]
-
-    @property
-    def partner_crop(self) -> np.ndarray:
-        """The crop that is mixed in, uint8 [S, S, 3]."""
-        return self._pixels[1]
-
-    @property
-    def mixed(self) -> np.ndarray:
-        """The mixed view that teacher and student see, float32 [S, S, 3] in 0..255."""
-        return self._pixels[2]
-
-    @property
-    def source(self) -> np.ndarray:
-        """The image that `box` refers to, uint8 [H, W, 3]."""
-        return self._images.source(self.example)
-
-
-class _Images:
-    """Renders single views of a data set."""
-
-    def __init__(self, records: RecordSource, dataset: Dataset, policy: ViewPolicy) -> None:
-        self.dataset = dataset
-        self._renderer = policy.renderer()
-        self._input = ViewInput(records, ImageSource(dataset, self._renderer), 1)
-
-    def render(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Crop, partner's crop and mixed view of one view."""
-        (batch,) = self._input.batches(np.array([index]), threads=1)
-        mixed = mix(batch["crops"], batch["partner"], batch["ratio"][:1])[0]
-        return batch["crops"][0].numpy(), batch["crops"][int(batch["partner"][0])].numpy(), mixed.numpy()
-
-    def source(self, example: int) -> np.ndarray:
-        """The image that an example's boxes refer to, uint8 [H, W, 3]."""
-        (encoded,) = self.dataset.read(np.array([example]))
-        pixels: np.ndarray = self._renderer.prepare(tf.constant(encoded)).numpy()
-        return pixels
-
-    def views(self, indices: np.ndarray, records: ViewRecords) -> list[View]:
-        """One `View` per record; without logits where they are not stored."""
-        partners = partner_views(indices, num_examples=self.dataset.num_examples)
-        return [
-            View(
-                index=int(indices[row]),
-                example=int(records.example[row]),
-                box=tuple(records.box[row].tolist()),
-                flip=bool(records.flip[row]),
-                ratio=float(records.ratio[row]),
-                partner=int(partners[row]),
-                logits=records.logits[row] if records.stored[row] else None,
-                _images=self,
-            )
-            for row in range(len(indices))
-        ]
 
 
 class NumpyBatches:
@@ -173,7 +76,7 @@ class Store:
       reader: the records without the images, evaluation splits included.
     """
 
-    def __init__(self, records: reader.Store, dataset: Dataset) -> None:
+    def __init__(self, records: StoreReader, dataset: Dataset) -> None:
         self.reader = records
         self.spec = records.spec
         self.epochs = records.epochs
@@ -182,8 +85,8 @@ class Store:
         self.dataset = dataset
 
     @functools.cached_property
-    def _images(self) -> _Images:
-        return _Images(self.reader.views, self.dataset, self.spec.policy)
+    def _images(self) -> ViewImages:
+        return ViewImages(self.reader.views, self.dataset, self.spec.policy)
 
     def __len__(self) -> int:
         """Number of views."""
@@ -227,7 +130,7 @@ class Store:
 
     def _views(self, indices: Iterable[int]) -> list[View]:
         numbers = np.fromiter(indices, np.int64)
-        return self._images.views(numbers, self.reader.views.read(numbers)) if len(numbers) else []
+        return list(self._images.views(numbers, self.reader.views.read(numbers))) if len(numbers) else []
 
     def show(self, views: SupportsIndex | Iterable[SupportsIndex]) -> Figure:
         """Draws views: image with box, crop, partner's crop, mixed view, and the teacher's five likeliest classes.
@@ -246,25 +149,7 @@ class Store:
         with report_extra("show"):
             from pipeline.pages.view_figure import draw_views
         indices = views if isinstance(views, Iterable) else [views]
-        return draw_views([self._row(self[index]) for index in indices])
-
-    def _row(self, view: View) -> Row:
-        from pipeline.pages.view_figure import Row
-
-        label = "no label" if view.label is None else self.class_names[view.label]
-        probability = np.exp(log_softmax(np.asarray(view.logits, np.float64), 1.0))
-        likeliest = np.argsort(-probability, kind="stable")[:5].tolist()
-        return Row(
-            title=f"view {view.index}: {label}",
-            source=view.source,
-            box=view.box,
-            crop=view.crop,
-            flipped=view.flip,
-            partner=view.partner_crop,
-            mixed=view.mixed,
-            ratio=view.ratio,
-            likely=[(self.class_names[number], float(probability[number])) for number in likeliest],
-        )
+        return draw_views([self[index] for index in indices], self.class_names)
 
     def as_dataset(
         self,
@@ -369,7 +254,7 @@ def open_store(
       DataError: the store is damaged, or does not match the data set or this machine; the message shows both sides.
     """
     place = str(location) if is_url(location) else Path(location).expanduser()
-    records = reader.Store(place, shard_cache_bytes=shard_cache_bytes)
+    records = StoreReader(place, shard_cache_bytes=shard_cache_bytes)
     if verify:
         records.check_files()
         records.spec.check_renderer()
@@ -415,4 +300,4 @@ def sample_views(
         policy=policy, seed=seed, num_examples=opened.num_examples, num_classes=opened.num_classes
     )
     records, _ = drawn.fetch(numbers, ImageSource(opened, policy.renderer()))
-    return _Images(drawn, opened, policy).views(numbers, records)
+    return list(ViewImages(drawn, opened, policy).views(numbers, records))

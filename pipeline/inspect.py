@@ -21,13 +21,13 @@ from pipeline.inputs.locate import open_dataset
 from pipeline.pages.summary import contents_text, find_contents, find_problems
 from pipeline.pages.template import report_extra
 from pipeline.storage.files import write_json
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; see the module docstring."""
     flags = parse(argv)
-    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
+    store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     contents = find_contents(store)
     problems = find_problems(store, checksums=flags.checksums)
     contents |= {"whole": not problems, "checksums": flags.checksums, "problems": problems}

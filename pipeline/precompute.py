@@ -50,7 +50,7 @@ from pipeline.precomputing.reports import eval_splits_text, summary_text
 from pipeline.precomputing.services import service_failure
 from pipeline.precomputing.store_session import open_session, prepare_directory
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
 
 _METRICS = "precompute"
@@ -240,7 +240,7 @@ def main(argv: list[str]) -> int:
             session.remove_leftovers()
         seconds = time.monotonic() - start
         accuracy = record_accuracy(
-            Store(session.location, in_order=False),
+            StoreReader(session.location, in_order=False),
             {name: options.datasets[name] for name in options.eval_splits},
             before=session.check_lock,
         )

@@ -20,13 +20,13 @@ from pipeline.flags.verify import parse
 from pipeline.inputs.locate import find_data_dir, find_teacher
 from pipeline.precomputing.verification import verify_store
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; see the module docstring."""
     flags = parse(argv)
-    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
+    store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes, in_order=False)
     job = PrecomputeJob(
         store=flags.store,
         spec=store.spec.to_json(),

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipeline.cli.main import run_command
 from pipeline.store.metadata import MANIFEST_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import shard_name, write_shard
 from trainer.flags.train import make_parser
@@ -37,7 +37,7 @@ def arguments(store: Path, workdir: Path, data_dir: Path | None, *extra: str) ->
     return [f"--store={store}", f"--workdir={workdir}", *found, "--student=tiny", "--batch_size=5", *extra]
 
 
-def options(argv: list[str], store: Store) -> TrainOptions:
+def options(argv: list[str], store: StoreReader) -> TrainOptions:
     """Resolves arguments to options, like `main`."""
     return resolve(make_parser().parse_strictly(argv), store)
 
@@ -45,7 +45,7 @@ def options(argv: list[str], store: Store) -> TrainOptions:
 def start_run(argv: list[str]) -> Run:
     """Builds a run like the command, with initial weights."""
     flags = make_parser().parse_strictly(argv)
-    store = Store(flags.store)
+    store = StoreReader(flags.store)
     Path(flags.workdir).mkdir(parents=True, exist_ok=True)
     tf.keras.utils.set_random_seed(flags.seed)
     previous = previous_schedule(Path(flags.workdir), needed=False)
@@ -146,7 +146,7 @@ def checkpoint_weights(workdir: Path, name: str = "checkpoints") -> dict[str, np
 
 def forge_records(path: Path, view: int, **columns: Any) -> None:
     """Rewrites columns of one record of a store and the checksum in its manifest."""
-    store = Store(path)
+    store = StoreReader(path)
     codec = store.spec.make_codec()
     lengths = [shard.records for shard in store.views.manifest.shards]
     ends = np.cumsum(lengths)
@@ -165,6 +165,6 @@ def forge_records(path: Path, view: int, **columns: Any) -> None:
 
 def forge_smallest_logit(store: Path, factor: float) -> None:
     """Scales the smallest logit of view 16."""
-    logits = Store(store).views.read(np.array([16])).logits[0]
+    logits = StoreReader(store).views.read(np.array([16])).logits[0]
     logits[int(np.argmin(np.abs(logits)))] *= factor
     forge_records(store, 16, logits=logits)

@@ -23,7 +23,7 @@ from pipeline.storage.files import write_text
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import PENDING, VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE, load_manifest
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies.inception import Inception
@@ -221,7 +221,7 @@ def assert_same_store(got: Path, expected: Path) -> None:
 
 def assert_whole(store: Path, expected: Path) -> int:
     """Asserts that a store is a verified prefix of a longer one; returns its number of epochs."""
-    opened, longer = Store(store), Store(expected)
+    opened, longer = StoreReader(store), StoreReader(expected)
     opened.check_files()
     for number in range(len(opened.views.manifest.shards)):
         opened.views.verify(number)

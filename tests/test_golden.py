@@ -22,7 +22,7 @@ import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline import dataset, precompute
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer import train
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -77,7 +77,7 @@ def keys(tree: Any, prefix: str = "") -> set[str]:
 
 def observe_store(path: Path) -> dict[str, Any]:
     """What is compared of a store."""
-    store = Store(path)
+    store = StoreReader(path)
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     names = {str(file.relative_to(path)): file for file in files}
     shards = {name: file for name, file in names.items() if ".array_record-" in name}

@@ -35,7 +35,7 @@ from pipeline.inputs.locate import check_teacher_exists, find_data_dir, find_tea
 from pipeline.storage.checked_json import build, read_json
 from pipeline.storage.files import remove_temporaries, write_json
 from pipeline.storage.lock import LOCK_FILE, writer_lock
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import differences
 from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.comparison.result_file import RESULT_LIMIT, CostFile, load_result
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     _check_workdir(workdir, earlier=flags.earlier)
     if flags.earlier is not None:
         return _compare_earlier(flags, workdir)
-    store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+    store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
     store.check_files()
     planned = plan_runs(flags, store)
     _check_same(flags, store, workdir)
@@ -120,7 +120,7 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     make_directory(workdir, flag="--workdir")
     with writer_lock(workdir, flag="--workdir"):
         if runs:
-            store = Store(flags.store or FinishedRun.load(runs[0]).config["flags"]["store"])
+            store = StoreReader(flags.store or FinishedRun.load(runs[0]).config["flags"]["store"])
             measured = next(filter(None, map(_read_cost, flags.earlier)), None)
             results.insert(0, _make_result(store, runs, workdir, measured))
         for directory in flags.earlier:
@@ -130,7 +130,7 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     return 0
 
 
-def plan_runs(flags: argparse.Namespace, store: Store) -> list[Job]:
+def plan_runs(flags: argparse.Namespace, store: StoreReader) -> list[Job]:
     """Plans a job for each arm, seed and length.
 
     Raises:
@@ -158,7 +158,7 @@ def _is_done(job: Job) -> bool:
         return False
 
 
-def _lengths(flags: argparse.Namespace, store: Store) -> list[int]:
+def _lengths(flags: argparse.Namespace, store: StoreReader) -> list[int]:
     """Lengths of the runs in epochs: `--epochs`, or those of the first command, even if the store has grown."""
     shared = _read_comparison(Path(flags.workdir)) or {}
     recipe = train_recipe(flags.recipe or default_recipe(store.spec))
@@ -167,7 +167,7 @@ def _lengths(flags: argparse.Namespace, store: Store) -> list[int]:
 
 
 def _plan_run(
-    flags: argparse.Namespace, store: Store, *, arm: str, seed: int, epochs: int, teacher: str | None
+    flags: argparse.Namespace, store: StoreReader, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> Job:
     argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teacher=teacher)
     # The directory of the comparison stands for the run's, which does not affect the options.
@@ -225,13 +225,13 @@ def _check_workdir(workdir: Path, *, earlier: Sequence[Path] | None) -> None:
         )
 
 
-def _shared_settings(flags: argparse.Namespace, store: Store) -> dict[str, Any]:
+def _shared_settings(flags: argparse.Namespace, store: StoreReader) -> dict[str, Any]:
     """Settings that all runs of a comparison share."""
     common = {name: value for name, value in shared_flags(flags).items() if name not in _FREE}
     return {"spec": store.spec.digest(), **common}
 
 
-def _check_same(flags: argparse.Namespace, store: Store, workdir: Path) -> None:
+def _check_same(flags: argparse.Namespace, store: StoreReader, workdir: Path) -> None:
     """Checks that the settings are those of the existing runs.
 
     Raises:
@@ -333,7 +333,7 @@ def _report_run(job: Job) -> None:
 
 
 def _make_result(
-    store: Store, directories: Sequence[Path], workdir: Path, measured: dict[str, Any] | None
+    store: StoreReader, directories: Sequence[Path], workdir: Path, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The result of the finished runs in these directories."""
     runs = [FinishedRun.load(path) for path in directories]

@@ -25,7 +25,7 @@ from pipeline.errors import Interrupted
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.config.run_files import RESULT_FILE
 from trainer.distribution.strategy import make_strategy
 from trainer.distribution.workers import SAME_WORKERS, Workers
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.Strategy) -> None:
+def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distribute.Strategy) -> None:
     """Checks the store, resolves the options, and trains."""
     store.check_files()
     store.spec.check_renderer()
@@ -86,7 +86,7 @@ def _train_on(store: Store, flags: argparse.Namespace, strategy: tf.distribute.S
         _print_result(result, workdir)
 
 
-def _complete(run: Run, options: TrainOptions, store: Store) -> dict[str, Any]:
+def _complete(run: Run, options: TrainOptions, store: StoreReader) -> dict[str, Any]:
     """Trains and evaluates unless the run is finished; returns the content of result.json."""
     try:
         result = run.finished_result()

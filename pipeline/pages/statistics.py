@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.codecs import log_softmax
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.views.headers import image_sizes
 from pipeline.views.stratified import stratified_sample
 
@@ -62,7 +62,7 @@ def _chunks(views: np.ndarray) -> list[np.ndarray]:
     return np.array_split(views, -(-len(views) // _CHUNK))
 
 
-def record_statistics(store: Store, views: list[np.ndarray], *, on_views: OnViews) -> dict[str, Any]:
+def record_statistics(store: StoreReader, views: list[np.ndarray], *, on_views: OnViews) -> dict[str, Any]:
     """Histograms of the mixup ratio and of the teacher's entropy, at T = 1 and at the store's temperature.
 
     Args:
@@ -94,7 +94,7 @@ def record_statistics(store: Store, views: list[np.ndarray], *, on_views: OnView
 
 
 def area_statistics(
-    store: Store, dataset: Dataset, views: list[np.ndarray], *, seed: int, on_views: OnViews
+    store: StoreReader, dataset: Dataset, views: list[np.ndarray], *, seed: int, on_views: OnViews
 ) -> dict[str, Any]:
     """Histogram of the share of the image that the box covers.
 

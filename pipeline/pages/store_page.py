@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.labels import UNLABELED
 from pipeline.pages.charts import histogram
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.statistics import IMAGES, area_statistics, record_statistics, sample_views
 from pipeline.pages.svg import inline_svg
 from pipeline.pages.template import breakable, render_page, trusted
-from pipeline.pages.views import ReplayedView, ShownCrop, replay_views
+from pipeline.pages.views import View, replay_views
 from pipeline.precomputing.reports import kept_logits
 from pipeline.storage.files import write_text
 from pipeline.store.codecs import log_softmax
-from pipeline.store.reader import Store
-from pipeline.views.render import Renderer
+from pipeline.store.reader import StoreReader
 from pipeline.views.stratified import stratified_sample
 
 _TEMPLATE = Path(__file__).parent / "templates" / "store.html"
@@ -91,28 +88,28 @@ def _picture(pixels: np.ndarray, *, most: int | None = None) -> Picture:
     return Picture(f"data:image/{kind};base64,{data}", *pixels.shape[:2])
 
 
-def _crop_facts(crop: ShownCrop, dataset: Dataset, label: int, *, num_examples: int) -> Facts:
+def _crop_facts(view: View, dataset: Dataset) -> Facts:
     return {
-        "view": crop.view,
-        "epoch": crop.view // num_examples + 1,  # counted from 1
-        "example": crop.example,
-        "label": "no label" if label == UNLABELED else dataset.class_names[label],
-        "box": crop.box.tolist(),
-        "flip": crop.flipped,
+        "view": view.index,
+        "epoch": view.index // dataset.num_examples + 1,  # counted from 1
+        "example": view.example,
+        "label": "no label" if view.label is None else dataset.class_names[view.label],
+        "box": list(view.box),
+        "flip": view.flip,
     }
 
 
-def _facts(view: ReplayedView, dataset: Dataset, *, num_examples: int, temperature: float) -> Facts:
+def _facts(own: View, partner: View, dataset: Dataset, *, temperature: float) -> Facts:
     """Facts of a view: `own` and `partner` (view, epoch, example, label, box, flip), `ratio`, `teacher` (the top classes with
     their probabilities at T = 1 and at the store's temperature), and both entropies.
     """
-    labels = dataset.labels(np.array([view.own.example, view.partner.example]))
-    at_one, at_temperature = (log_softmax(view.logits, at) for at in (1.0, temperature))
-    top = np.argsort(-view.logits, kind="stable")[:_TOP_CLASSES]
+    logits = np.asarray(own.logits)
+    at_one, at_temperature = (log_softmax(logits, at) for at in (1.0, temperature))
+    top = np.argsort(-logits, kind="stable")[:_TOP_CLASSES]
     return {
-        "own": _crop_facts(view.own, dataset, int(labels[0]), num_examples=num_examples),
-        "partner": _crop_facts(view.partner, dataset, int(labels[1]), num_examples=num_examples),
-        "ratio": view.ratio,
+        "own": _crop_facts(own, dataset),
+        "partner": _crop_facts(partner, dataset),
+        "ratio": own.ratio,
         "teacher": [
             {
                 "class": dataset.class_names[number],
@@ -127,7 +124,7 @@ def _facts(view: ReplayedView, dataset: Dataset, *, num_examples: int, temperatu
 
 
 def make_gallery(
-    store: Store, dataset: Dataset, views: np.ndarray, *, on_views: Callable[[int], Any]
+    store: StoreReader, dataset: Dataset, views: np.ndarray, *, on_views: Callable[[int], Any]
 ) -> list[GalleryView]:
     """Replays views and checks their fingerprints.
 
@@ -140,26 +137,20 @@ def make_gallery(
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
     """
-    renderer, spec, out = store.spec.policy.renderer(), store.spec, []
-    for view in replay_views(store, dataset, views):
-        out.append(
+    gallery = []
+    for own, partner in replay_views(store, dataset, views):
+        gallery.append(
             GalleryView(
-                _facts(view, dataset, num_examples=spec.num_examples, temperature=spec.temperature),
-                own=_picture(view.own.pixels),
-                partner=_picture(view.partner.pixels),
-                mixed=_picture(view.mixed),
-                own_source=_source(dataset, renderer, view.own.example),
-                partner_source=_source(dataset, renderer, view.partner.example),
+                _facts(own, partner, dataset, temperature=store.spec.temperature),
+                own=_picture(own.crop),
+                partner=_picture(own.partner_crop),
+                mixed=_picture(own.mixed.round().astype(np.uint8)),
+                own_source=_picture(own.source, most=_SOURCE_SIDE),
+                partner_source=_picture(partner.source, most=_SOURCE_SIDE),
             )
         )
         on_views(1)
-    return out
-
-
-def _source(dataset: Dataset, renderer: Renderer, example: int) -> Picture:
-    """The image of an example in the pixels of its boxes."""
-    (encoded,) = dataset.read(np.array([example]))
-    return _picture(renderer.prepare(tf.constant(encoded)).numpy(), most=_SOURCE_SIDE)
+    return gallery
 
 
 def _draw_charts(contents: Facts) -> dict[str, str]:
@@ -207,7 +198,7 @@ def render_store(contents: Facts, gallery: list[GalleryView]) -> str:
 
 
 def write_store_page(
-    store: Store, dataset: Dataset, contents: Facts, path: Path, *, views: int, seed: int
+    store: StoreReader, dataset: Dataset, contents: Facts, path: Path, *, views: int, seed: int
 ) -> None:
     """Samples and replays views, adds `sample` and `gallery` to `contents`, and writes the page.
 

@@ -13,7 +13,7 @@ from pipeline.precomputing.reports import codec_error_text
 from pipeline.storage.files import TEMPORARY
 from pipeline.store.accuracy import SplitAccuracy, read_accuracy
 from pipeline.store.layout import below
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.shards import parse_shard_name, shard_name
 from pipeline.store.splits import file_split
 
@@ -38,7 +38,7 @@ def _split_contents(reader: SplitReader, accuracy: SplitAccuracy | None) -> dict
     }
 
 
-def _unpublished(store: Store) -> dict[str, int]:
+def _unpublished(store: StoreReader) -> dict[str, int]:
     """Number and size of unpublished shard files: a run is writing them, or has died."""
     published = {file_split(reader.split): len(reader.manifest.shards) for reader in store.readers()}
     found = []
@@ -52,7 +52,7 @@ def _unpublished(store: Store) -> dict[str, int]:
     return {"files": len(found), "bytes": sum(found)}
 
 
-def find_contents(store: Store) -> Contents:
+def find_contents(store: StoreReader) -> Contents:
     """Summarizes a store from its metadata alone.
 
     Returns:
@@ -76,7 +76,7 @@ def find_contents(store: Store) -> Contents:
     }
 
 
-def find_problems(store: Store, *, checksums: bool) -> list[str]:
+def find_problems(store: StoreReader, *, checksums: bool) -> list[str]:
     """One line for each published shard that does not match the manifest.
 
     Args:

@@ -1,8 +1,8 @@
-"""Matplotlib figures as SVG, inline in a page or as a file.
+"""Matplotlib figures as SVG inline in a page.
 
-An inline figure takes its colors from the CSS variables of the page (`--ink`, `--blue`, ...), so it follows the light or
+A figure takes its colors from the CSS variables of the page (`--ink`, `--blue`, ...), so it follows the light or
 dark theme and prints in black. Matplotlib cannot draw with CSS variables, so figures are drawn with one placeholder color
-per variable. A file has fixed colors on a white background. Text stays text.
+per variable. Text stays text.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import html
 import io
 import re
-from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipeline.errors.text import printable
-from pipeline.storage.files import write_text
 
 # CSS variable to color on white: the palette of Okabe and Ito, darkened to a contrast of 4.5:1.
 COLORS = {
@@ -65,11 +63,6 @@ def _draw(figure: Figure, name: str) -> tuple[str, str]:
     return box[1], re.sub(r"\n\s*", "\n", svg)
 
 
-def _element(box: str, content: str, attributes: str) -> str:
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {names} viewBox="{box}" style="stroke-linejoin: round" {attributes}>{content}</svg>'
-
-
 def inline_svg(figure: Figure, name: str, *, title: str) -> str:
     """A figure as an element of an HTML page, as wide as its box.
 
@@ -81,23 +74,6 @@ def inline_svg(figure: Figure, name: str, *, title: str) -> str:
     box, content = _draw(figure, name)
     for variable, drawn in DRAWN.items():
         content = content.replace(drawn, f"var(--{variable})")
-    return _element(box, content, f'role="img" aria-label="{html.escape(printable(title))}"')
-
-
-def save_svg(figure: Figure, path: Path, *, name: str) -> None:
-    """Writes a figure as a file that is readable on light and dark pages. The same figure gives the same bytes.
-
-    Args:
-      figure: figure drawn with the colors of `DRAWN`.
-      path: path of the file.
-      name: name of the figure.
-    """
-    box, content = _draw(figure, name)
-    for variable, drawn in DRAWN.items():
-        content = content.replace(drawn, COLORS[variable])
-    _, _, width, height = box.split()
-    background = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
-    head = '<?xml version="1.0" encoding="utf-8"?>\n'
-    write_text(
-        path, head + _element(box, background + content, f'width="{width}pt" height="{height}pt"') + "\n"
-    )
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    label = f'role="img" aria-label="{html.escape(printable(title))}"'
+    return f'<svg {names} viewBox="{box}" style="stroke-linejoin: round" {label}>{content}</svg>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -12,34 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from pipeline.pages.views import View
+from pipeline.store.codecs import log_softmax
+
 _BLUE, _ORANGE = "#0067b0", "#c75000"
 _ROW, _WIDTH = 2.1, 11.0  # inches
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is drawn of one view.
-
-    Attributes:
-      title: names the view.
-      source: image that the box refers to, uint8 [H, W, 3].
-      box: y, x, height, width in pixels of it.
-      crop, partner: uint8 [S, S, 3].
-      flipped: whether the crop is mirrored.
-      mixed: float32 [S, S, 3] in 0..255.
-      ratio: weight of the crop in it.
-      likely: names of the likeliest classes with their probabilities, likeliest first.
-    """
-
-    title: str
-    source: np.ndarray
-    box: tuple[int, ...]
-    crop: np.ndarray
-    flipped: bool
-    partner: np.ndarray
-    mixed: np.ndarray
-    ratio: float
-    likely: Sequence[tuple[str, float]]
 
 
 class ViewFigure(Figure):
@@ -51,37 +27,39 @@ class ViewFigure(Figure):
             return file.getvalue()
 
 
-def draw_views(rows: Sequence[Row]) -> Figure:
-    """Draws one row per view."""
-    figure = ViewFigure(figsize=(_WIDTH, _ROW * max(len(rows), 1)), layout="constrained")
-    grid = figure.subplots(max(len(rows), 1), 5, squeeze=False, width_ratios=[1, 1, 1, 1, 1.2])
-    for row, axes in zip(rows, grid, strict=False):
-        _draw_row(row, axes)
+def draw_views(views: Sequence[View], class_names: Sequence[str]) -> Figure:
+    """Draws one row per stored view."""
+    figure = ViewFigure(figsize=(_WIDTH, _ROW * max(len(views), 1)), layout="constrained")
+    grid = figure.subplots(max(len(views), 1), 5, squeeze=False, width_ratios=[1, 1, 1, 1, 1.2])
+    for view, axes in zip(views, grid, strict=False):
+        _draw_view(view, axes, class_names)
     return figure
 
 
-def _draw_row(row: Row, axes: Sequence[Axes]) -> None:
+def _draw_view(view: View, axes: Sequence[Axes], class_names: Sequence[str]) -> None:
+    label = "no label" if view.label is None else class_names[view.label]
     pictures = {
-        row.title: row.source,
-        "crop, mirrored" if row.flipped else "crop": row.crop,
-        "partner": row.partner,
-        f"{row.ratio:.2f} crop + {1 - row.ratio:.2f} partner": row.mixed / 255,
+        f"view {view.index}: {label}": view.source,
+        "crop, mirrored" if view.flip else "crop": view.crop,
+        "partner": view.partner_crop,
+        f"{view.ratio:.2f} crop + {1 - view.ratio:.2f} partner": view.mixed / 255,
     }
     for place, (title, pixels) in zip(axes, pictures.items(), strict=False):
         place.imshow(pixels, interpolation="nearest")
         place.set_title(title, fontsize=9, parse_math=False)
         place.set_axis_off()
-    y, x, height, width = row.box
+    y, x, height, width = view.box
     axes[0].add_patch(
         Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=_ORANGE, linewidth=2)
     )
-    _draw_classes(row.likely, axes[-1])
+    probability = np.exp(log_softmax(np.asarray(view.logits), 1.0))
+    likeliest = np.argsort(-probability, kind="stable")[:5].tolist()
+    _draw_classes({class_names[number]: float(probability[number]) for number in likeliest}, axes[-1])
 
 
-def _draw_classes(likely: Sequence[tuple[str, float]], axes: Axes) -> None:
-    places = range(len(likely))
-    axes.barh(places, [probability for _, probability in likely], color=_BLUE, alpha=0.4)
-    for place, (name, _) in zip(places, likely, strict=True):
+def _draw_classes(likely: dict[str, float], axes: Axes) -> None:
+    axes.barh(range(len(likely)), list(likely.values()), color=_BLUE, alpha=0.4)
+    for place, name in enumerate(likely):
         axes.text(0.02, place, name, va="center", fontsize=9, parse_math=False)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))

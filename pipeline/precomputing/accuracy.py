@@ -13,13 +13,13 @@ from pipeline.storage.bucket import BucketDirectory, is_url
 from pipeline.storage.files import write_text
 from pipeline.store.accuracy import SAMPLE, SplitAccuracy, accuracy_json, read_accuracy
 from pipeline.store.layout import ACCURACY_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.stratified import stratified_sample
 
 _CHUNK = 256  # examples in memory
 
 
-def measure_accuracy(store: Store, split: str, dataset: Dataset) -> SplitAccuracy:
+def measure_accuracy(store: StoreReader, split: str, dataset: Dataset) -> SplitAccuracy:
     """Compares stored logits with labels, on a seeded sample of a large split: reading a label reads its image.
 
     Raises:
@@ -41,7 +41,7 @@ def measure_accuracy(store: Store, split: str, dataset: Dataset) -> SplitAccurac
 
 
 def record_accuracy(
-    store: Store, datasets: Mapping[str, Dataset], *, before: Callable[[], None] | None = None
+    store: StoreReader, datasets: Mapping[str, Dataset], *, before: Callable[[], None] | None = None
 ) -> dict[str, SplitAccuracy]:
     """Measures and records the accuracy on splits for which it is not recorded; the caller holds the store's lock.
 

@@ -10,7 +10,7 @@ from pipeline.precomputing.options import PrecomputeOptions
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import VIEWS_SPLIT, split_directory
 from pipeline.store.metadata import load_manifest
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import differences
 from pipeline.store.splits import file_split
@@ -44,7 +44,7 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
     ]
 
 
-def damaged_shards(store: Store) -> list[tuple[ShardTask, str]]:
+def damaged_shards(store: StoreReader) -> list[tuple[ShardTask, str]]:
     """Reads every published shard; returns a repair task and a description for each that is missing or damaged.
 
     A shard is a function of (spec, first view, number of views), so a lost shard can be computed again, and its checksum

@@ -28,7 +28,7 @@ from pipeline.store.layout import (
 )
 from pipeline.store.metadata import published_lengths
 from pipeline.store.metadata_copy import MetadataCopy, naming
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask, estimated_bytes, parse_shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 
@@ -104,9 +104,9 @@ class StoreSession:
             if not repair:
                 self.open_store().check_files()
 
-    def open_store(self) -> Store:
+    def open_store(self) -> StoreReader:
         """Opens what is published, which may be evaluation splits without a whole epoch of views."""
-        return Store(self.location, in_order=False, unfinished=True)
+        return StoreReader(self.location, in_order=False, unfinished=True)
 
     def check_lock(self) -> None:
         """Checks that this process still holds the lock. Only the lock of a bucket can be lost.

@@ -18,7 +18,7 @@ from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.store.codecs import Codec
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.openers import DOWNLOADS
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.views.input import Batch
 from pipeline.views.keys import stream_key
 from pipeline.views.order import permute
@@ -71,7 +71,7 @@ class Findings:
 
 
 def verify_store(
-    store: Store,
+    store: StoreReader,
     worker: ShardWorker,
     *,
     fraction: float,

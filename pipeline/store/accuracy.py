@@ -14,7 +14,7 @@ from typing import TypedDict
 from pipeline.errors import DataError, UserError
 from pipeline.storage.checked_json import build, is_whole, read_json
 from pipeline.store.layout import ACCURACY_FILE, NOTE_LIMIT
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 
 SAMPLE = 50_000  # largest number of examples per split
 
@@ -58,7 +58,7 @@ class _File(TypedDict):
     splits: dict[str, SplitAccuracy]
 
 
-def read_accuracy(store: Store) -> dict[str, SplitAccuracy]:
+def read_accuracy(store: StoreReader) -> dict[str, SplitAccuracy]:
     """Recorded accuracy per evaluated split; empty if nothing is recorded.
 
     Raises:
@@ -79,7 +79,7 @@ def read_accuracy(store: Store) -> dict[str, SplitAccuracy]:
     return {name: one for name, one in found["splits"].items() if name in store.eval_splits}
 
 
-def accuracy_json(store: Store, accuracy: Mapping[str, SplitAccuracy]) -> str:
+def accuracy_json(store: StoreReader, accuracy: Mapping[str, SplitAccuracy]) -> str:
     """Text of `eval/accuracy.json`."""
     splits = {name: dataclasses.asdict(accuracy[name]) for name in sorted(accuracy)}
     tree = {"spec": store.spec.digest(), "splits": splits}

@@ -141,7 +141,7 @@ class SplitReader:
         return records, source.load(records.example)
 
 
-class Store:
+class StoreReader:
     """A published store, on a file system of this machine or in a bucket.
 
     Args:

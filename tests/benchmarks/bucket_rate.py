@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import number, positive
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.benchmarks.alternate import measure, median, ratio
 from tests.buckets import BUCKET, Fault, FaultyLink, environment, s3_server, upload_tree
 from trainer.flags.train import make_parser
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--link_rate", type=number, default=2e6)
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
-        local = Store(flags.store)
+        local = StoreReader(flags.store)
         run = build_run(resolve(flags, local), local)
     with (
         s3_server() as server,
@@ -49,17 +49,17 @@ def main(argv: list[str]) -> int:
         upload_tree(server, Path(flags.store), "store")
         os.environ.update(environment(link.port))
         shard_bytes = max(shard.bytes for shard in local.views.manifest.shards)
-        remote = Store(f"s3://{BUCKET}/store", shard_cache_bytes=4 * shard_bytes)
+        remote = StoreReader(f"s3://{BUCKET}/store", shard_cache_bytes=4 * shard_bytes)
         _compare(run, {"local": local, "bucket": remote}, flags)
         print(f"{link.count('GET', 'views.array_record')} shards of {shard_bytes:,} bytes came over the link")
     return 0
 
 
-def _compare(run: Run, stores: dict[str, Store], flags: Any) -> None:
+def _compare(run: Run, stores: dict[str, StoreReader], flags: Any) -> None:
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round
 
-    def batches(store: Store) -> Iterator[Any]:
+    def batches(store: StoreReader) -> Iterator[Any]:
         targets = Targets(store, run.dataset, batch_size=size, image_cache_bytes=flags.image_cache_bytes)
         return iter(targets.batches(0, store.views.num_records // size).repeat())
 

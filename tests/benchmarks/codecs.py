@@ -32,7 +32,7 @@ from pipeline.cli.parser import Parser, positive
 from pipeline.store.codecs import fidelity, log_softmax, make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.views.records import ViewRecords
@@ -216,7 +216,7 @@ def main(argv: list[str]) -> int:
     if flags.store is None:
         logits, temperature, title = synthetic_logits(flags.views, flags.classes), 10.0, "Synthetic logits"
     else:
-        store = Store(flags.store)
+        store = StoreReader(flags.store)
         count = min(flags.views, store.views.num_records)
         logits = store.views.read(np.arange(count)).logits
         temperature, title = (

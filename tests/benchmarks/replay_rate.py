@@ -17,7 +17,7 @@ from alternate import measure, median, ratio
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser
 from pipeline.inputs.locate import open_dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.render import Window, fingerprint32
 from trainer.targets.batches import Targets
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=8, help="Batches per round and contender.")
     flags = parser.parse_strictly(argv)
-    store = Store(flags.store)
+    store = StoreReader(flags.store)
     dataset = open_dataset(store, "views", data_dir=flags.data_dir)
     size, threads = flags.batch_size, flags.threads
     plain = Targets(store, dataset, batch_size=size).input

@@ -21,7 +21,7 @@ from alternate import measure, median
 
 from pipeline.cli.main import run_command
 from pipeline.inputs.locate import load_teacher, open_dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.mix import mix
 from trainer import models
 from trainer.flags.train import make_parser
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps_a_round", type=int, default=8)
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
-        store = Store(flags.store)
+        store = StoreReader(flags.store)
         path, flags.teacher = flags.teacher, None  # the run itself is offline
         run = build_run(resolve(flags, store), store)
     size, count, spec = run.options.recipe.batch_size, flags.steps_a_round, store.spec

@@ -37,7 +37,7 @@ from pipeline.precomputing.shard_tasks import missing_shards
 from pipeline.precomputing.store_session import StoreSession
 from pipeline.precomputing.worker import VIEWS_SPLIT, PrecomputeJob, ShardResult
 from pipeline.store.identity import DatasetIdentity, TeacherIdentity
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardInfo, ShardTask, shard_name
 from pipeline.store.spec import Spec
 from pipeline.views.eval_crop import EvalCrop
@@ -173,7 +173,7 @@ def resume(options: PrecomputeOptions) -> None:
         "resuming: spec, sizes of all files", lambda: StoreSession(options.store, store).check(options.spec)
     )
     tasks, _ = measured("resuming: pending shards of one more epoch", lambda: missing_shards(longer, store))
-    found = measured("a reader: opening the store", lambda: Store(store))
+    found = measured("a reader: opening the store", lambda: StoreReader(store))
     contents = measured("inspect: contents", lambda: find_contents(found))
     problems = measured("inspect: sizes of all files", lambda: find_problems(found, checksums=False))
     sampled = measured("inspect: choosing a sample", lambda: sample_views(found.views, seed=0))

@@ -42,7 +42,7 @@ from pipeline.cli.parser import positive
 from pipeline.errors import UserError
 from pipeline.inputs.locate import find_teacher, load_teacher
 from pipeline.inputs.teacher import Teacher
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer import models
 from trainer.flags.train import make_parser
 from trainer.run.builder import build_run
@@ -234,7 +234,7 @@ def measure_accuracy(bench: Bench, schedules: dict[str, WarmupCosine], *, second
 def main(argv: list[str]) -> int:
     """Runs the benchmark."""
     flags = parse(argv)
-    store = Store(flags.store)
+    store = StoreReader(flags.store)
     teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher, store=flags.store))
     flags.teacher, flags.epochs = None, store.epochs  # an offline run of the whole store
     tf.keras.utils.set_random_seed(flags.seed)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from alternate import measure, median, ratio
 
 from pipeline.cli.main import run_command
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.flags.train import make_parser
 from trainer.run.builder import build_run
 from trainer.run.options import resolve
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps_a_round", type=int, default=8)
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
-        store = Store(flags.store)
+        store = StoreReader(flags.store)
         run = build_run(resolve(flags, store), store)
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round

@@ -29,7 +29,7 @@ from pipeline.cli.parser import Parser, number, positive
 from pipeline.precomputing.verification import sample_batches, verify_split
 from pipeline.store.layout import EVAL_DIRECTORY, VIEWS_SPLIT
 from pipeline.store.metadata import SplitManifest, publish_metadata
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as scratch:
         make_store(Path(scratch), spec, records, flags.shards)
-        store = measured("opening the store", lambda: Store(scratch))
+        store = measured("opening the store", lambda: StoreReader(scratch))
         worker = KnownRecords(spec, records)
         lengths = [shard.records for shard in store.views.manifest.shards]
         sample = {"batch_size": spec.teacher.batch_size, "fraction": flags.fraction, "seed": 0}

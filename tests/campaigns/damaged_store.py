@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser, file_path, positive
 from pipeline.errors import DataError, UserError
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.records import ViewRecords
 
 Records = dict[str, ViewRecords]
@@ -29,7 +29,7 @@ Records = dict[str, ViewRecords]
 
 def read_all(path: Path) -> Records:
     """All records of a store by split, with the training views as `views`."""
-    store = Store(path)
+    store = StoreReader(path)
     store.check_files()
     readers = {"views": store.views} | {split: store.eval_reader(split) for split in store.eval_splits}
     return {split: reader.read(np.arange(reader.num_records)) for split, reader in readers.items()}

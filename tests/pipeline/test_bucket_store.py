@@ -20,7 +20,7 @@ from pipeline.precompute import main
 from pipeline.precomputing import store_session as session
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.lock import LOCK_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.buckets import BUCKET, Fault, FaultyLink, get_object, point_at, put_object, upload_tree
 from tests.runs import fail
 from tests.stores import Asked
@@ -78,7 +78,7 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(
     for epochs in (1, 3):
         assert main(asked.flags(f"--epochs={epochs}")) == 0
     assert content(url, s3_port) == files(asked.store)
-    assert Store(url).spec.provenance["data_dir"] == places["data_dir"]
+    assert StoreReader(url).spec.provenance["data_dir"] == places["data_dir"]
     capsys.readouterr()
     # Finds the data set by the spec.
     assert verify.main([f"--store={url}", f"--teacher={places['teacher']}", "--fraction=1"]) == 0
@@ -94,7 +94,7 @@ def test_repair_of_a_shard_in_a_bucket(
     flags = remote.flags("--eval_splits=train[12:]")
     assert main(flags) == 0
     before = content(str(remote.store), s3_port)
-    assert Store(remote.store).eval_reader("train[12:]").read(np.array([4])).example == 4
+    assert StoreReader(remote.store).eval_reader("train[12:]").read(np.array([4])).example == 4
     name = f"{str(remote.store).removeprefix(f's3://{BUCKET}/')}/views.array_record-00001"
     put_object(s3_port, name, b"x" + before["views.array_record-00001"][1:])
     assert main([*flags, "--repair"]) == 0
@@ -146,10 +146,10 @@ def test_damaged_metadata_are_named_by_their_url(remote: Asked) -> None:
     assert main(remote.flags("--epochs=1")) == 0
     BucketDirectory(str(remote.store)).write("manifest.json", b"{")
     with pytest.raises(DataError, match=rf"{remote.store}/manifest.json: "):
-        Store(str(remote.store))
+        StoreReader(str(remote.store))
     BucketDirectory(str(remote.store)).remove("spec.json")
     with pytest.raises(UserError, match=rf"{remote.store}: .*spec.json"):
-        Store(str(remote.store))
+        StoreReader(str(remote.store))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError, UserError
 from pipeline.inspect import main
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 
 
 def test_the_summary_needs_only_metadata(
@@ -19,7 +19,7 @@ def test_the_summary_needs_only_metadata(
     assert main([f"--store={published_store}", f"--json={tmp_path / 'all.json'}"]) == 0
     out = capsys.readouterr().out
     contents = json.loads((tmp_path / "all.json").read_text())
-    store = Store(published_store)
+    store = StoreReader(published_store)
     assert (contents["epochs"], contents["views"], contents["shards"]) == (3, 51, 4)
     files = list(published_store.rglob("*.array_record-*"))
     assert contents["bytes"] == sum(path.stat().st_size for path in files)

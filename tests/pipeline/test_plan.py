@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.plan import main
 from pipeline.precomputing.planning import Rates, Workload, make_plan, plan_text
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 
 WORKLOAD = Workload(
@@ -134,7 +134,7 @@ def test_rates_and_fidelity_are_measured(
     assert plan["rates"]["teacher"] >= plan["rates"]["precompute"] > 0
     assert (plan["views"], plan["eval_views"]) == (51, 7)
     assert not (tmp_path / "none").exists()  # nothing is written but the plan
-    cost = Store(published_store).views.manifest.fidelity()
+    cost = StoreReader(published_store).views.manifest.fidelity()
     assert plan["codecs"]["float16"]["mean_kl"] == pytest.approx(cost["mean_kl"], rel=0.7)
     assert plan["codecs"]["float32"]["mean_kl"] == 0
     assert plan["codecs"]["topk:3"]["mean_kl"] > plan["codecs"]["int8"]["mean_kl"]

@@ -23,7 +23,7 @@ from pipeline.precomputing.preflight import make_job
 from pipeline.precomputing.store_session import open_session
 from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import published_lengths
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import shard_name
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -187,7 +187,7 @@ def test_evaluated_slices_have_names_that_tfds_reads(
     assert main(flags) == 0
     assert len(opened) == 1
     assert "train[12:] (5 examples); test (7 examples)" in capsys.readouterr().out
-    store = Store(asked.store)
+    store = StoreReader(asked.store)
     assert store.eval_splits == store.held_out_splits == ["test", "train[12:]"]
     assert store.eval_reader("train[12:]").read(np.arange(5)).example.tolist() == [0, 1, 2, 3, 4]
     source = tfds.builder_from_directory(str(asked.store / "eval")).as_data_source("train_from_12")
@@ -209,7 +209,7 @@ def test_evaluated_slices_have_names_that_tfds_reads(
     # What overlaps the training split is named, and is not held out.
     assert main([*flags, "--eval_splits=train[10:]"]) == 0
     assert "2 of them in --split=train[:12]" in capsys.readouterr().out
-    assert Store(asked.store).held_out_splits == ["test", "train[12:]"]
+    assert StoreReader(asked.store).held_out_splits == ["test", "train[12:]"]
 
 
 def test_workers_get_absolute_paths_and_input_buffer_bytes(

@@ -24,7 +24,7 @@ from pipeline.pages.views import replay_views
 from pipeline.precompute import main
 from pipeline.precomputing.options import resolve
 from pipeline.precomputing.reports import work_text
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE
 from tests.images import TRAIN_IMAGES, encoded_images
@@ -139,13 +139,13 @@ def test_an_image_of_one_pixel_is_its_only_box(asked: Asked, tmp_path: Path) -> 
     data_dir = prepare_dataset(tmp_path / "data", {"train": [*images[:5], pixel, *images[6:]]})
     asked = dataclasses.replace(asked, data_dir=data_dir)
     assert main(asked.flags("--eval_splits=train")) == 0
-    store = Store(asked.store)
+    store = StoreReader(asked.store)
     records = store.views.read(np.arange(store.views.num_records))
     (of_pixel,) = np.nonzero(records.example == 5)
     assert records.box[of_pixel].tolist() == [[0, 0, 1, 1]] * len(of_pixel) == [[0, 0, 1, 1]] * 3
     views = of_pixel[:1]
-    (shown,) = replay_views(store, open_dataset(store, "views", data_dir=str(data_dir)), views)
-    assert (shown.own.pixels == [250, 30, 7]).all()
+    ((shown, _),) = replay_views(store, open_dataset(store, "views", data_dir=str(data_dir)), views)
+    assert (shown.crop == [250, 30, 7]).all()
 
 
 # --- time and room

@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.precompute import main
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests.stores import Asked, N, assert_whole, job_for, make_spec, shard_files, write_store
 
@@ -126,7 +126,7 @@ def check_killed_and_continued(store: Path, undisturbed: Path, resume: Iterator[
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in finished} == finished
     assert not list(store.glob(".tmp-*"))
     assert not (store / "pending").exists()
-    Store(store).views.read(np.arange(EPOCHS * N))
+    StoreReader(store).views.read(np.arange(EPOCHS * N))
 
 
 def test_a_run_killed_in_the_middle_continues_to_the_same_bytes(asked: Asked, undisturbed: Path) -> None:

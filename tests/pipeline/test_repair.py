@@ -17,7 +17,7 @@ from pipeline.precomputing.shard_tasks import damaged_shards
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.lock import writer_lock
 from pipeline.store.metadata import MANIFEST_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
 from tests.stores import Asked, job_for, shard_files
 
@@ -41,12 +41,12 @@ def metadata(store: Path) -> dict[str, bytes]:
 
 
 def test_damaged_shards_are_found_and_described(store: Path) -> None:
-    assert damaged_shards(Store(store)) == []
-    shards = Store(store).views.manifest.shards
+    assert damaged_shards(StoreReader(store)) == []
+    shards = StoreReader(store).views.manifest.shards
     (store / "views.array_record-00000").unlink()
     flip_a_byte(store / "views.array_record-00001")
     (store / "eval/test.array_record-00000").write_bytes(b"cut")
-    found = damaged_shards(Store(store))
+    found = damaged_shards(StoreReader(store))
     assert [task for task, _ in found[:2]] == [
         ShardTask(split="views", number=0, first=0, records=20, sha256=shards[0].sha256),
         ShardTask(split="views", number=1, first=20, records=20, sha256=shards[1].sha256),
@@ -82,8 +82,8 @@ def test_repaired_shards_have_the_same_bytes(
     (repair.store / "views.array_record-00001").unlink()
     assert main(repair.flags("--repair", "--epochs=4")) == 0
     assert shard_files(published_store).items() <= shard_files(repair.store).items()
-    assert Store(repair.store).epochs == 4
-    assert damaged_shards(Store(repair.store)) == []
+    assert StoreReader(repair.store).epochs == 4
+    assert damaged_shards(StoreReader(repair.store)) == []
 
 
 def test_without_repair_a_lost_shard_is_refused(repair: Asked) -> None:
@@ -117,8 +117,8 @@ def test_an_interrupted_repair_changes_nothing(
     """A shard gets its name only when it is verified."""
     path = repair.store / "views.array_record-00000"
     path.write_bytes(b"damaged")
-    ((task, _),) = damaged_shards(Store(repair.store))
-    worker = ShardWorker(job_for(repair.store, Store(repair.store).spec, data_dir, teacher_path))
+    ((task, _),) = damaged_shards(StoreReader(repair.store))
+    worker = ShardWorker(job_for(repair.store, StoreReader(repair.store).spec, data_dir, teacher_path))
 
     def die(*args: Any, **names: Any) -> np.ndarray:
         assert path.read_bytes() == b"damaged"
@@ -131,7 +131,7 @@ def test_an_interrupted_repair_changes_nothing(
     assert path.read_bytes() == b"damaged"
     result = worker.run(task)
     assert not result.adopted
-    assert damaged_shards(Store(repair.store)) == []
+    assert damaged_shards(StoreReader(repair.store)) == []
 
 
 def test_a_repair_holds_the_stores_lock(repair: Asked) -> None:
@@ -143,4 +143,4 @@ def test_a_repair_holds_the_stores_lock(repair: Asked) -> None:
 
 def test_there_is_nothing_to_repair_in_a_new_store(asked: Asked) -> None:
     assert main(asked.flags("--repair", "--epochs=1")) == 0
-    assert Store(asked.store).epochs == 1
+    assert StoreReader(asked.store).epochs == 1

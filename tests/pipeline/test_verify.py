@@ -21,7 +21,7 @@ from pipeline.precomputing.verification import Findings, sample_batches, verifie
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.files import sha256_of
 from pipeline.store.metadata import load_manifest, publish_metadata
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import write_shard
 from pipeline.store.spec import Spec
@@ -39,7 +39,7 @@ def run_verify(store: Path, data_dir: Path, teacher: Path, *flags: str) -> int:
 
 def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
     """Changes the first shard and its checksum, so that only the teacher can reveal it."""
-    opened = Store(store)
+    opened = StoreReader(store)
     codec, digest = opened.spec.make_codec(), opened.spec.digest()
     manifest = load_manifest(store, digest=digest)
     info = manifest["views"].shards[0]
@@ -57,7 +57,7 @@ def forge(store: Path, change: Callable[[ViewRecords], ViewRecords]) -> None:
 
 def first_batch(worker: ShardWorker, store: Path) -> Findings:
     """Findings over the first teacher batch of a store."""
-    reader = Store(store).views
+    reader = StoreReader(store).views
     samples = [np.arange(0 if number else 1) for number in range(len(reader.manifest.shards))]
     return verify_split(worker, reader, samples, lambda count: None)
 
@@ -76,7 +76,7 @@ def test_an_intact_store_passes(
 ) -> None:
     assert run_verify(published_store, data_dir, teacher_path) == 0
     out = capsys.readouterr().out
-    views = Store(published_store).views.num_records
+    views = StoreReader(published_store).views.num_records
     assert f"views: {views} computed again, 0 with other parameters, 0 differing crops" in out
     assert "evaluation crops: 7 computed again" in out
 
@@ -94,7 +94,7 @@ def test_tolerance_follows_the_codec(
     spec = dataclasses.replace(spec, codec=codec)
     worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=1)
-    cost = Store(store).views.manifest.fidelity()
+    cost = StoreReader(store).views.manifest.fidelity()
     assert 0 < cost["mean_kl"] < 0.1
     assert cost["max_logit_error"] > 1e-3
     assert run_verify(store, data_dir, teacher_path) == 0
@@ -218,7 +218,7 @@ def test_each_shard_is_hashed_once(
 def test_shards_are_read_ahead_as_far_as_there_is_room(
     published_store: Path, monkeypatch: pytest.MonkeyPatch, fitting: float, at_once: int
 ) -> None:
-    reader = Store(published_store).views
+    reader = StoreReader(published_store).views
     shard = reader.manifest.shards[0]
     manifest = dataclasses.replace(reader.manifest, shards=(shard,) * 10)
     monkeypatch.setattr(reader, "manifest", manifest)
@@ -272,6 +272,6 @@ def test_an_evaluation_crop_is_not_named_as_a_view(
 
     named: list[str] = []
     monkeypatch.setattr(worker.teacher, "logits", name_first)
-    reader = Store(published_store).eval_reader("test")
+    reader = StoreReader(published_store).eval_reader("test")
     verify_split(worker, reader, [np.arange(1)], lambda count: None)
     assert named == ["example 0 of test"]

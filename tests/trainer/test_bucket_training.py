@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.buckets import BUCKET, Fault, FaultyLink, point_at, upload_tree
 from tests.runs import arguments, fail
 from tests.trainer.conftest import MakeStore
@@ -35,7 +35,7 @@ def test_weights_and_losses_are_those_of_a_local_store(
     prefix = s3.removeprefix(f"s3://{BUCKET}/")
     upload_tree(s3_port, local, f"{prefix}/store")
     upload_tree(s3_port, data_dir, f"{prefix}/data")
-    capacity = 3 * Store(local).views.manifest.shards[0].bytes
+    capacity = 3 * StoreReader(local).views.manifest.shards[0].bytes
     more = ["--deterministic", "--log_every=1"]
     with FaultyLink(s3_port, lambda m, p, n: Fault(drop=m == "GET" and n % 4 == 1, latency=0.01)) as link:
         point_at(link.port, monkeypatch)

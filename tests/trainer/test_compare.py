@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests import stores
 from tests.runs import ROOT, checkpoint_weights, environment, fail, losses
@@ -83,7 +83,7 @@ class Compared:
 
 def test_lengths_of_a_comparison_stay_when_the_store_has_grown(compared_store: Path, tmp_path: Path):
     flags = make_parser().parse_strictly(arguments(compared_store, tmp_path))
-    store = Store(compared_store)
+    store = StoreReader(compared_store)
     (tmp_path / COMPARISON_FILE).write_text(json.dumps({EPOCHS_KEY: [2, 4]}))
     planned = plan_runs(flags, store)
     assert [job.steps for job in planned] == [n * stores.N // BATCH for n in (2, 2, 4, 4)]
@@ -140,7 +140,7 @@ def test_result_has_the_figures_of_its_runs(compared: Compared):
 
 
 def test_result_has_store_student_teacher_and_recipe(compared: Compared, compared_store: Path):
-    result, store = compared.result, Store(compared_store)
+    result, store = compared.result, StoreReader(compared_store)
     assert result["format"] == 1
     assert result["store"]["digest"] == store.spec.digest()
     assert (result["store"]["views"], result["store"]["examples"]) == (EPOCHS * stores.N, stores.N)

@@ -19,7 +19,7 @@ from pipeline.cli.main import run_command
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR, DataError
 from pipeline.inputs.dataset import Dataset
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.mix import mix
 from tests import stores
 from tests.runs import (
@@ -174,7 +174,7 @@ def test_online_logit_outside_the_codec_is_refused_like_in_the_precompute(
 ):
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
     views = 3 * stores.N
-    view_input = Targets(Store(published_store), dataset, batch_size=views).input
+    view_input = Targets(StoreReader(published_store), dataset, batch_size=views).input
     batch = next(view_input.batches(np.array([0])))
     brightness = tf.reduce_mean(mix(batch["crops"], batch["partner"], batch["ratio"][:views]), [1, 2, 3])
     limit = float(tf.reduce_min(brightness[: stores.N])) - 0.1

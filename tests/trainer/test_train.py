@@ -22,7 +22,7 @@ from pipeline.inputs.teacher import Teacher
 from pipeline.inputs.teacher_checks import trial_crops
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.lock import writer_lock
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from tests.runs import (
@@ -81,7 +81,7 @@ def test_process_never_imports_beam_nor_the_precompute(finished: Finished):
 
 def test_result_has_training_and_evaluation(finished: Finished, published_store: Path):
     result = finished.read("result.json")
-    store = Store(published_store)
+    store = StoreReader(published_store)
     assert result["steps"] == STEPS
     assert result["first_step"] == 0
     assert result["epochs"] == STEPS * 5 / stores.N
@@ -268,7 +268,7 @@ def test_checkpoint_of_another_store_is_refused(
     workdir = Path(shutil.copytree(finished.workdir, tmp_path / "run"))
     code, message = fail(arguments(other, workdir, data_dir, "--seed=4", "--steps=3"), capsys)
     assert code == EXIT_DATA_ERROR
-    assert f"spec: {Store(other).spec.digest()} asked for, " in message
+    assert f"spec: {StoreReader(other).spec.digest()} asked for, " in message
     assert f"{finished.read('result.json')['spec']} in the checkpoint" in message
 
 

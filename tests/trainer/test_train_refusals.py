@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR
 from pipeline.store.metadata import MANIFEST_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.runs import (
     ROOT,
@@ -28,7 +28,7 @@ from tests.runs import (
 def test_data_set_with_other_pixels_is_refused(
     three_epochs: Path, forged_data_dir: Path, tmp_path: Path, cache: str, capsys: pytest.CaptureFixture[str]
 ):
-    record = Store(three_epochs).views.read(np.array([0]))
+    record = StoreReader(three_epochs).views.read(np.array([0]))
     code, message = fail(arguments(three_epochs, tmp_path / "run", forged_data_dir, cache), capsys)
     assert code == EXIT_DATA_ERROR
     assert f"view 0 (example {record.example[0]})" in message
@@ -53,7 +53,7 @@ def test_damaged_view_deep_in_a_run_is_named(
 def test_data_set_with_other_metadata_is_refused(
     published_store: Path, other_data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    stored = Store(published_store).spec.dataset.fingerprint
+    stored = StoreReader(published_store).spec.dataset.fingerprint
     code, message = fail(arguments(published_store, tmp_path, other_data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert str(stored) in message
@@ -67,7 +67,7 @@ def test_swapped_teacher_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
-    stored = Store(published_store).spec.teacher.fingerprint
+    stored = StoreReader(published_store).spec.teacher.fingerprint
     flags = (f"--teacher={keras_teacher_path}", "--epochs=4")
     code, message = fail(arguments(published_store, tmp_path, data_dir, *flags), capsys)
     assert code == EXIT_DATA_ERROR
@@ -81,7 +81,7 @@ def test_flipped_byte_in_a_shard_is_refused(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    stored = Store(store).views.manifest.shards[1].sha256
+    stored = StoreReader(store).views.manifest.shards[1].sha256
     code, message = fail(arguments(store, tmp_path / "run", data_dir), capsys)
     assert code == EXIT_DATA_ERROR
     assert str(shard) in message

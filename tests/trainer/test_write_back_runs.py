@@ -16,7 +16,7 @@ from pipeline import verify
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TERMINATED, EXIT_USER_ERROR
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.lock import writer_lock
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.runs import (
     ROOT,
@@ -70,9 +70,9 @@ def test_shards_are_the_precompute_s_and_the_next_student_needs_no_teacher(
     capsys.readouterr()
     assert losses(tmp_path / "next") == losses(tmp_path / "run")
     # The store can be extended further.
-    worker = ShardWorker(stores.job_for(grown, Store(grown).spec, data_dir, teacher_path))
+    worker = ShardWorker(stores.job_for(grown, StoreReader(grown).spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=8, views_per_shard=20, eval_splits=())
-    assert Store(grown).epochs == 8
+    assert StoreReader(grown).epochs == 8
 
 
 @pytest.mark.slow
@@ -82,12 +82,12 @@ def test_endless_run_that_is_stopped_and_continued_publishes_whole_epochs(
 ):
     flags = [*argv, "--epochs=inf", "--views_per_shard=1000"]
     assert run_until(12, flags, tmp_path / "run") == EXIT_TERMINATED  # 60 views, three epochs and more
-    held = Store(grown).epochs
+    held = StoreReader(grown).epochs
     assert held >= 3
     assert f"which has {held} now" in capsys.readouterr().out
     assert run_until(25, flags, tmp_path / "run") == EXIT_TERMINATED
     assert "running the teacher again on" in capsys.readouterr().out
-    reached = Store(grown).epochs
+    reached = StoreReader(grown).epochs
     assert reached >= 7
     expected = precompute(held, reached, views_per_shard=1000)
     assert_same_store(grown, expected)
@@ -115,7 +115,7 @@ def test_killed_run_continues_and_the_store_is_the_same(
     expected = precompute(12, views_per_shard=2 * N)
     assert assert_whole(grown, expected) < 12
     run_process(flags)
-    if Store(grown).epochs == 12:
+    if StoreReader(grown).epochs == 12:
         assert_whole(grown, expected)
     assert list(losses(tmp_path / "run")) == list(range(1, 12 * N // 5 + 1))
     assert_same_store(grown, expected)

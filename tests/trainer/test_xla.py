@@ -19,7 +19,7 @@ import tensorflow as tf
 from pipeline.errors import EXIT_USER_ERROR, UserError
 from pipeline.inputs.teacher import Teacher
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests import stores
 from tests.runs import (
@@ -268,7 +268,7 @@ def test_teacher_that_xla_cannot_compile_is_refused_before_the_first_step(
 def test_only_one_device_is_compiled_for(published_store: Path, data_dir: Path, tmp_path: Path):
     argv = arguments(published_store, tmp_path, data_dir, "--jit_compile", "--strategy=mirrored")
     with pytest.raises(UserError, match=r"--jit_compile.*--strategy=mirrored"):
-        options(argv, Store(published_store))
+        options(argv, StoreReader(published_store))
 
 
 # At size.

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.cloud.check_store")
 
 from pipeline.cli.parser import positive
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.distribution.strategy import replica_batch_size
 from trainer.flags.train import check_flags, make_parser
 from trainer.run.describe import describe
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse_strictly(argv)
     check_flags(flags)
-    store = Store(flags.store)
+    store = StoreReader(flags.store)
     options = resolve(flags, store)
     replica_batch_size(options.recipe.batch_size, flags.fewest_replicas)
     print(describe(options, store))

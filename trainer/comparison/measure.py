@@ -33,7 +33,7 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.storage.files import write_json
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.mix import mix
 from pipeline.views.source import ImageSource
 from trainer.flags.train import make_parser
@@ -131,7 +131,7 @@ def _wait_until_idle() -> float:
             return since
 
 
-def _run(flags: argparse.Namespace, store: Store, workdir: str, arm: str) -> Run:
+def _run(flags: argparse.Namespace, store: StoreReader, workdir: str, arm: str) -> Run:
     asked = copy.copy(flags)
     asked.arm, asked.workdir, asked.steps_per_execution = arm, workdir, 1
     return build_run(resolve(asked, store), store)
@@ -207,7 +207,7 @@ def main(argv: list[str]) -> int:
             )
         if flags.deterministic:
             tf.config.experimental.enable_op_determinism()
-        store = Store(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+        store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
         tf.keras.utils.set_random_seed(flags.seed)
         offline = _run(argparse.Namespace(**{**vars(flags), "teacher": None}), store, workdir, "offline")
         online = _run(flags, store, workdir, "online")

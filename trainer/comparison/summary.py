@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.cli import environment
 from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import differences
 from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
@@ -26,7 +26,12 @@ _OF_LENGTHS = ("warmup_steps", "epochs", "views", "source")
 
 
 def make_result(
-    store: Store, runs: Sequence[FinishedRun], *, workdir: Path, command: str, measured: dict[str, Any] | None
+    store: StoreReader,
+    runs: Sequence[FinishedRun],
+    *,
+    workdir: Path,
+    command: str,
+    measured: dict[str, Any] | None,
 ) -> Result:
     """Builds the result of a comparison as a JSON tree.
 
@@ -84,7 +89,7 @@ def make_result(
     }
 
 
-def check_comparable(store: Store, runs: Sequence[FinishedRun]) -> None:
+def check_comparable(store: StoreReader, runs: Sequence[FinishedRun]) -> None:
     """Checks that runs differ only in arm, seed and length.
 
     Raises:
@@ -144,7 +149,7 @@ def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
             )
 
 
-def _teacher_passes(store: Store) -> int:
+def _teacher_passes(store: StoreReader) -> int:
     """Images that the teacher processed for the store: views and evaluation crops."""
     return store.views.num_records + sum(store.eval_reader(name).num_records for name in store.eval_splits)
 
@@ -207,7 +212,7 @@ def _values(rows: Sequence[Row], name: str) -> list[float]:
     return [float(row[name]) for row in rows if row.get(name) is not None]
 
 
-def _cost(store: Store, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> Row:
+def _cost(store: StoreReader, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> Row:
     """`cost` of a result: counts, and with measured seconds the figures for the longest online run."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)

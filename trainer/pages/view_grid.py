@@ -19,7 +19,7 @@ from pipeline.pages.views import replay_views
 from pipeline.storage.checked_json import build, parse_json
 from pipeline.storage.files import atomic_file
 from pipeline.store.codecs import log_softmax
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.comparison.result_file import ShownFacts
 
 VIEWS_FILE = "views.png"
@@ -42,7 +42,7 @@ class ShownView:
     facts: dict[str, Any]
 
 
-def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
+def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
     """Replays evenly spaced views of a store, with both fingerprints checked, and draws them.
 
     Args:
@@ -58,16 +58,16 @@ def save_views(store: Store, dataset: Dataset, path: Path, *, views: int = 9) ->
 
     wanted = np.unique(np.linspace(0, store.views.num_records - 1, views).round().astype(np.int64))
     rows, facts = [], []
-    for shown in replay_views(store, dataset, wanted):
-        rows.append(shown.tiles())
-        probability = np.exp(log_softmax(shown.logits, 1.0))
+    for own, partner in replay_views(store, dataset, wanted):
+        rows.append(np.concatenate([own.crop, own.partner_crop, own.mixed.round().astype(np.uint8)], axis=1))
+        probability = np.exp(log_softmax(np.asarray(own.logits), 1.0))
         likely = int(probability.argmax())
         facts.append(
             {
-                "view": shown.own.view,
-                "example": shown.own.example,
-                "partner_example": shown.partner.example,
-                "ratio": shown.ratio,
+                "view": own.index,
+                "example": own.example,
+                "partner_example": partner.example,
+                "ratio": own.ratio,
                 "teacher": {"class": dataset.class_names[likely], "probability": float(probability[likely])},
             }
         )

@@ -18,7 +18,7 @@ from pipeline.inputs.locate import (
     select_split,
 )
 from pipeline.inputs.teacher import Teacher
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer import models
 from trainer.distribution.strategy import replica_batch_size
 from trainer.distribution.workers import Workers
@@ -39,7 +39,7 @@ from trainer.targets.online_teacher import BatchedTeacher
 
 def build_run(
     options: TrainOptions,
-    store: Store,
+    store: StoreReader,
     *,
     strategy: tf.distribute.Strategy | None = None,
     preemption: Preemption | None = None,
@@ -121,7 +121,7 @@ def build_run(
     )
 
 
-def _load_teacher(options: TrainOptions, store: Store) -> Teacher | None:
+def _load_teacher(options: TrainOptions, store: StoreReader) -> Teacher | None:
     """The online teacher; None if every step trains on stored logits."""
     path = options.flags.teacher
     if options.arm.live:
@@ -135,7 +135,7 @@ def _load_teacher(options: TrainOptions, store: Store) -> Teacher | None:
     return load_teacher(store.spec, path)
 
 
-def _batched_teacher(teacher: Teacher | None, store: Store, size: int) -> BatchedTeacher | None:
+def _batched_teacher(teacher: Teacher | None, store: StoreReader, size: int) -> BatchedTeacher | None:
     """The teacher in batches of the precompute's size, for `size` views per replica."""
     if teacher is None:
         return None
@@ -150,7 +150,7 @@ def _batched_teacher(teacher: Teacher | None, store: Store, size: int) -> Batche
 
 
 def _make_distiller(
-    options: TrainOptions, store: Store, *, teacher: BatchedTeacher | None, replicas: int
+    options: TrainOptions, store: StoreReader, *, teacher: BatchedTeacher | None, replicas: int
 ) -> Distiller:
     """Student, loss and optimizer, compiled; to be called in the strategy's scope."""
     flags, recipe, spec = options.flags, options.recipe, store.spec
@@ -180,7 +180,7 @@ def _make_distiller(
     return distiller
 
 
-def _make_evaluator(options: TrainOptions, store: Store, dataset: Dataset, split: str) -> Evaluator:
+def _make_evaluator(options: TrainOptions, store: StoreReader, dataset: Dataset, split: str) -> Evaluator:
     return Evaluator(
         store,
         select_split(store, split, dataset),

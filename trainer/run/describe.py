@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.splits import may_overlap
 from trainer import models
 from trainer.config.run_length import count_text
@@ -13,7 +13,7 @@ from trainer.run.run_schedule import Schedule
 from trainer.targets.arms import OFFLINE
 
 
-def describe(options: TrainOptions, store: Store, *, previous: Schedule | None = None) -> str:
+def describe(options: TrainOptions, store: StoreReader, *, previous: Schedule | None = None) -> str:
     """Describes a run before it starts, in one or more lines.
 
     Args:
@@ -56,7 +56,7 @@ def describe(options: TrainOptions, store: Store, *, previous: Schedule | None =
     return "\n".join(lines)
 
 
-def _length_notes(options: TrainOptions, store: Store, *, previous: Schedule | None) -> list[str]:
+def _length_notes(options: TrainOptions, store: StoreReader, *, previous: Schedule | None) -> list[str]:
     """Notes on a length that differs from the store's, a student that is slow at this size, and skipped views."""
     length, recipe, flags = options.length, options.recipe, options.flags
     lines: list[str] = []
@@ -79,7 +79,7 @@ def _length_notes(options: TrainOptions, store: Store, *, previous: Schedule | N
     return lines
 
 
-def describe_missing_split(store: Store, split_names: Sequence[str]) -> str:
+def describe_missing_split(store: StoreReader, split_names: Sequence[str]) -> str:
     """Explains, before a run, that no accuracy will be reported, and how to get one.
 
     Args:

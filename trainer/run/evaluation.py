@@ -18,7 +18,7 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.labels import UNLABELED, top1
 from pipeline.storage.files import atomic_file
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
 from pipeline.views.render import eval_renderer
@@ -78,7 +78,7 @@ class Evaluator:
 
     def __init__(
         self,
-        store: Store,
+        store: StoreReader,
         dataset: Dataset,
         *,
         batch_size: int,

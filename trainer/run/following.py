@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pipeline.errors import TryAgainError, UnpublishedError, UserError
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.writer_watch import WriterWatch
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.config.run_length import RunLength
 from trainer.distribution.workers import Workers
 
 POLL_SECONDS = 2.0
 
 
-def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES) -> Store:
+def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES) -> StoreReader:
     """Opens a store once its first epoch is published.
 
     Raises:
@@ -30,7 +30,7 @@ def wait_for_store(location: str, *, shard_cache_bytes: int = SHARD_CACHE_BYTES)
     while True:
         written = watch.is_written()  # before opening, which then sees everything that the writer published
         try:
-            return Store(location, shard_cache_bytes=shard_cache_bytes)
+            return StoreReader(location, shard_cache_bytes=shard_cache_bytes)
         except UnpublishedError as error:
             if not written and announced:
                 raise TryAgainError(
@@ -59,7 +59,13 @@ class Following:
     """
 
     def __init__(
-        self, store: Store, *, length: RunLength, steps_per_execution: int, interval: int, workers: Workers
+        self,
+        store: StoreReader,
+        *,
+        length: RunLength,
+        steps_per_execution: int,
+        interval: int,
+        workers: Workers,
     ) -> None:
         self._store, self._length, self._workers = store, length, workers
         self._execution, self._interval = steps_per_execution, interval

@@ -12,7 +12,7 @@ from pipeline.cli.units import counted
 from pipeline.errors import UserError
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import DATA_CACHE_BYTES
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec, differences
 from pipeline.views.recipes import view_recipe
 from trainer.config.choices import check_student
@@ -131,7 +131,9 @@ def _spell_infinity(tree: Any) -> Any:
     return "inf" if tree == math.inf else tree
 
 
-def resolve(flags: argparse.Namespace, store: Store, *, previous: Schedule | None = None) -> TrainOptions:
+def resolve(
+    flags: argparse.Namespace, store: StoreReader, *, previous: Schedule | None = None
+) -> TrainOptions:
     """Resolves flags against a store.
 
     Args:
@@ -182,7 +184,7 @@ def resolve(flags: argparse.Namespace, store: Store, *, previous: Schedule | Non
 
 
 def _length(
-    flags: argparse.Namespace, recipe: TrainRecipe, store: Store, *, previous: Schedule | None
+    flags: argparse.Namespace, recipe: TrainRecipe, store: StoreReader, *, previous: Schedule | None
 ) -> RunLength:
     if flags.follow:
         _check_follow(flags, recipe, store)
@@ -213,7 +215,7 @@ def _warmup_steps(recipe: TrainRecipe, length: RunLength) -> int:
     return steps
 
 
-def _check_effects(flags: argparse.Namespace, store: Store, *, eval_split: str | None) -> None:
+def _check_effects(flags: argparse.Namespace, store: StoreReader, *, eval_split: str | None) -> None:
     """Refuses flags that have no effect with this store."""
     data_dir = flags.data_dir or store.spec.provenance.get("data_dir")
     if flags.data_cache_bytes != DATA_CACHE_BYTES and not is_url(str(data_dir)):
@@ -255,7 +257,7 @@ def check_views(name: str, spec: Spec) -> None:
         )
 
 
-def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: Store) -> None:
+def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: StoreReader) -> None:
     """Refuses `--follow` without a length: the store grows, and the schedule needs the final number of steps."""
     if flags.steps is None and recipe.epochs in (None, math.inf):
         given = "--epochs=inf" if recipe.epochs else "neither --epochs nor --steps"
@@ -265,7 +267,7 @@ def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: Store) 
         )
 
 
-def _check_stored(length: RunLength, store: Store) -> None:
+def _check_stored(length: RunLength, store: StoreReader) -> None:
     """Refuses a run without a teacher that is longer than the store."""
     teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
     stored = counted(store.epochs, "epoch")
@@ -282,7 +284,7 @@ def _check_stored(length: RunLength, store: Store) -> None:
         )
 
 
-def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: Store) -> RunLength:
+def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: StoreReader) -> RunLength:
     """The length of a run of an arm other than `offline`, which trains on stored views only.
 
     Raises:
@@ -306,7 +308,7 @@ def _eval_every(length: RunLength) -> int:
     return ENDLESS_EVAL_EVERY if length.endless else -(-int(length.steps) // 10)
 
 
-def _eval_split(asked: str | None, store: Store) -> str | None:
+def _eval_split(asked: str | None, store: StoreReader) -> str | None:
     """The split to evaluate on: the one asked for, or validation, test, or another held-out split; None if there is none."""
     if asked is not None:
         store.eval_reader(asked)

@@ -15,7 +15,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.teacher import Teacher
 from pipeline.storage.files import atomic_directory, remove_directory, write_json
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from trainer.config.run_files import CONFIG_FILE, RESULT_FILE
 from trainer.config.run_length import Segment, count_text, segments
 from trainer.distribution.workers import SAME_WORKERS, Workers
@@ -67,7 +67,7 @@ class Run:
     """
 
     options: TrainOptions
-    store: Store
+    store: StoreReader
     dataset: Dataset
     distiller: Distiller
     learning_rate: Scaled

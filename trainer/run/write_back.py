@@ -45,7 +45,7 @@ from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
 from pipeline.store.layout import VIEWS_SPLIT
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
 from pipeline.store.spec import Spec
 from pipeline.views.input import ViewInput
@@ -71,7 +71,7 @@ class WriteBack:
       UserError: the store is full.
     """
 
-    def __init__(self, store: Store, *, views_per_shard: int) -> None:
+    def __init__(self, store: StoreReader, *, views_per_shard: int) -> None:
         self._store, self._spec = store, store.spec
         self._codec = store.spec.make_codec()
         self._digest = store.spec.digest()
@@ -235,7 +235,7 @@ class TeacherPass:
             yield start, rendered_records(batch, logits[: stop - start])
 
 
-def check_machine(store: Store, teacher_pass: TeacherPass) -> str | None:
+def check_machine(store: StoreReader, teacher_pass: TeacherPass) -> str | None:
     """Runs the teacher on the last stored batch again, and compares its logits with the store.
 
     Returns:
@@ -303,7 +303,7 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 
     def __init__(
         self,
-        store: Store,
+        store: StoreReader,
         teacher_pass: TeacherPass,
         *,
         batch_size: int,
@@ -377,7 +377,7 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 @contextlib.contextmanager
 def opened_store(
     path: str, *, write_back: bool, follow: bool = False, shard_cache_bytes: int = SHARD_CACHE_BYTES
-) -> Iterator[Store]:
+) -> Iterator[StoreReader]:
     """Context with an open store.
 
     Args:
@@ -391,7 +391,7 @@ def opened_store(
       DataError: the store is damaged.
     """
     if not write_back:
-        opened = wait_for_store if follow else Store
+        opened = wait_for_store if follow else StoreReader
         yield opened(path, shard_cache_bytes=shard_cache_bytes)
         return
     if is_url(path):
@@ -401,4 +401,4 @@ def opened_store(
         )
     Spec.load(path)  # before creating a lock where there is no store
     with writer_lock(Path(path)):
-        yield Store(path)
+        yield StoreReader(path)

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.errors import DataError, UserError
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.order import example_of_view, examples_at
 from pipeline.views.records import RecordSource, ViewRecords
@@ -39,20 +39,20 @@ class Arm:
     summary: ClassVar[str]
     live: ClassVar[bool] = False
 
-    def check(self, store: Store) -> None:
+    def check(self, store: StoreReader) -> None:
         """Checks that a store has what the arm needs.
 
         Raises:
           UserError: it does not; the message names what to precompute.
         """
 
-    def records(self, store: Store) -> RecordSource:
+    def records(self, store: StoreReader) -> RecordSource:
         """The records of the arm's views."""
         return store.views
 
     def view_input(
         self,
-        store: Store,
+        store: StoreReader,
         records: RecordSource,
         source: ImageSource,
         *,
@@ -100,16 +100,16 @@ class Fixed(Arm):
     name = "fixed"
     summary = "one stored logit vector per image, for its evaluation crop; the student sees augmented crops without mixup"
 
-    def check(self, store: Store) -> None:
+    def check(self, store: StoreReader) -> None:
         """Implements `Arm`."""
         self._reader(store)
 
-    def records(self, store: Store) -> RecordSource:
+    def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
         return FixedTargets(store.views, self._reader(store))
 
     @staticmethod
-    def _reader(store: Store) -> SplitReader:
+    def _reader(store: StoreReader) -> SplitReader:
         """Evaluation logits of the split that the views are drawn from, or of the whole split that it begins.
 
         Raises:
@@ -136,7 +136,7 @@ class Consistent(Arm):
     )
     live = True
 
-    def records(self, store: Store) -> RecordSource:
+    def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
         return UnmixedViews(store.views)
 
@@ -152,7 +152,7 @@ class Independent(Arm):
     summary = "teacher and student see different crops of an image, without mixup"
     live = True
 
-    def check(self, store: Store) -> None:
+    def check(self, store: StoreReader) -> None:
         """Implements `Arm`."""
         if store.epochs < 2:
             raise UserError(
@@ -160,13 +160,13 @@ class Independent(Arm):
                 "precompute --epochs=2 or more"
             )
 
-    def records(self, store: Store) -> RecordSource:
+    def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
         return PairedViews(store.views)
 
     def view_input(
         self,
-        store: Store,
+        store: StoreReader,
         records: RecordSource,
         source: ImageSource,
         *,

@@ -11,7 +11,7 @@ import math
 import tensorflow as tf
 
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.input import Batch
 from pipeline.views.source import ImageSource
 from trainer.distribution.strategy import replica_batch_size, replica_starts
@@ -60,7 +60,7 @@ class Targets:
 
     def __init__(
         self,
-        store: Store,
+        store: StoreReader,
         dataset: Dataset,
         arm: Arm = OFFLINE,
         *,

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.views.records import SampledViews, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
@@ -26,7 +26,7 @@ class ContinuedViews:
     first_sampled: int
 
     @classmethod
-    def of(cls, store: Store, *, first_sampled: int) -> ContinuedViews:
+    def of(cls, store: StoreReader, *, first_sampled: int) -> ContinuedViews:
         """The views of a store, continued without end.
 
         Args:

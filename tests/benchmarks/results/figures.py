@@ -10,12 +10,15 @@ directories of the machine, so that each figure can be recomputed.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser
-from pipeline.pages.svg import save_svg
+from pipeline.pages.svg import COLORS, inline_svg
 from pipeline.storage.files import write_text
 from trainer.comparison.findings import main_epochs
 from trainer.comparison.result_file import load_result
@@ -79,6 +82,17 @@ def pairs_table(result: dict[str, Any]) -> str:
             f"{100 * pair['top1_difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) points |"
         )
     return "\n".join(lines)
+
+
+def save_svg(figure: Figure, path: Path, *, name: str) -> None:
+    """Writes a figure as a file with fixed colors, readable on light and dark pages."""
+    element = inline_svg(figure, name, title=name)
+    element = re.sub(r"var\(--([\w-]+)\)", lambda found: COLORS[found[1]], element)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    ground = '<rect width="100%" height="100%" rx="6" fill="#ffffff"/>'
+    head, content = element.split(">", 1)
+    head = f'<?xml version="1.0" encoding="utf-8"?>\n{head} width="{width:g}pt" height="{height:g}pt">'
+    write_text(path, f"{head}{ground}{content}\n")
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.inputs import embedded
 from pipeline.inputs import locate as provenance
 from pipeline.precompute import main
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from pipeline.verify import main as verify
 from tests.stores import Asked
@@ -46,7 +46,7 @@ def test_relative_paths_are_found_from_another_directory(
     assert (recorded["data_dir"], recorded["teacher"]) == ("data", "teacher")  # as given
     assert recorded["directory"] == str(home)
     assert verify([f"--store={store}"]) == 0
-    assert provenance.open_dataset(Store(store), "views", data_dir=None).num_examples == 17
+    assert provenance.open_dataset(StoreReader(store), "views", data_dir=None).num_examples == 17
     # The whole tree was moved: relative to where one is now.
     home.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
@@ -107,7 +107,7 @@ def test_a_wrong_data_dir_for_the_embedded_default_is_told_to_be_left_out(
 
 def test_another_data_set_is_refused_with_both_sides(published_store: Path, other_data_dir: Path) -> None:
     with pytest.raises(DataError, match=r"fingerprint: \w+ here, \w+ in the store"):
-        provenance.open_dataset(Store(published_store), "views", data_dir=str(other_data_dir))
+        provenance.open_dataset(StoreReader(published_store), "views", data_dir=str(other_data_dir))
 
 
 def test_another_teacher_is_refused_with_both_sides(spec: Spec, keras_teacher_path: Path) -> None:

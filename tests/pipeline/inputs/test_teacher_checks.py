@@ -19,7 +19,7 @@ from pipeline.inputs.teacher_checks import TOLERANCE, TOLERANCES, check_logits, 
 from pipeline.precompute import main
 from pipeline.precomputing.options import resolve
 from pipeline.precomputing.worker import ShardWorker, row_name
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests.runs import fail
 from tests.stores import (
@@ -231,7 +231,7 @@ def test_the_flag_goes_with_the_store(
     assert "--assume_logits" in line
     assert not (asked.store / SPEC_FILE).exists()
     assert main(asked.flags("--assume_logits", "--epochs=1")) == 0
-    assert Store(asked.store).spec.provenance["assume_logits"] is True
+    assert StoreReader(asked.store).spec.provenance["assume_logits"] is True
     arguments = [f"--store={asked.store}", f"--data_dir={asked.data_dir}"]
     assert verify.main(arguments) == 0
 
@@ -261,7 +261,7 @@ def test_one_class_is_refused_wherever_it_is_seen(
 ) -> None:
     with pytest.raises(UserError, match="one class"):
         Teacher(teacher_path, image_size=SIZE, num_classes=1)
-    store = Store(published_store)
+    store = StoreReader(published_store)
     store.spec = dataclasses.replace(store.spec, num_classes=1)
     flags = train_parser().parse_strictly([f"--store={published_store}", f"--workdir={tmp_path}"])
     with pytest.raises(UserError, match="one class"):

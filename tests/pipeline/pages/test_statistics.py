@@ -12,7 +12,7 @@ from pipeline.pages.statistics import area_statistics, record_statistics, sample
 from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.shards import ShardInfo
 from pipeline.views.headers import image_sizes
 from tests import stores
@@ -66,7 +66,7 @@ def test_the_lengths_of_a_hostile_manifest_take_no_memory() -> None:
 
 
 def test_statistics_match_the_records(published_store: Path, data_dir: Path) -> None:
-    store = Store(published_store)
+    store = StoreReader(published_store)
     views = sample_views(store.views, seed=0)
     done: list[int] = []
     counted = record_statistics(store, views, on_views=done.append)

@@ -22,7 +22,7 @@ from pipeline.pages.figures import look_up
 from pipeline.pages.store_page import GalleryView, Picture, make_gallery, render_store
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.codecs import log_softmax
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.policies.light import Light
 from tests import results, stores
 from tests.browser import CUT, find_chromium, open_browser
@@ -77,7 +77,7 @@ def test_every_figure_of_the_page_is_in_json(name: str, pages: dict[str, Page]) 
 
 
 def test_the_gallery_matches_the_store(pages: dict[str, Page], published_store: Path, data_dir: Path) -> None:
-    store = Store(published_store)
+    store = StoreReader(published_store)
     dataset = open_dataset(store, "views", data_dir=str(data_dir))
     gallery = pages["published"].contents["gallery"]
     views = np.array([facts["own"]["view"] for facts in gallery])
@@ -102,7 +102,7 @@ def test_an_example_without_a_label_has_none_on_the_page(published_store: Path, 
     images = {"train": encoded_images(TRAIN_IMAGES)}
     stores.prepare_dataset(tmp_path, images, unlabeled=range(stores.N))
     dataset = Dataset(stores.DATASET, "train", data_dir=tmp_path)
-    (shown,) = make_gallery(Store(published_store), dataset, np.array([3]), on_views=int)
+    (shown,) = make_gallery(StoreReader(published_store), dataset, np.array([3]), on_views=int)
     assert shown.facts["own"]["label"] == shown.facts["partner"]["label"] == "no label"
 
 

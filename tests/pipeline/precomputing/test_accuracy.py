@@ -11,7 +11,7 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.pages.summary import contents_text, find_contents
 from pipeline.precomputing.accuracy import record_accuracy
 from pipeline.store.accuracy import SplitAccuracy
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images
 
@@ -22,13 +22,13 @@ def test_unlabeled_examples_are_counted_and_left_out(
 ) -> None:
     images = {"test": encoded_images(TEST_IMAGES, seed=50)}
     data_dir = stores.prepare_dataset(tmp_path / "data", images, unlabeled=unlabeled)
-    opened = Store(store)
+    opened = StoreReader(store)
     choices = opened.eval_reader("test").read(np.arange(7)).logits.argmax(axis=1)
     labeled = [example for example in range(7) if example not in unlabeled]
     right = sum(choices[example] == example % stores.CLASSES for example in labeled)
     found = record_accuracy(opened, {"test": Dataset(stores.DATASET, "test", data_dir=data_dir)})
     assert found["test"] == SplitAccuracy(labeled=len(labeled), correct=int(right), unlabeled=len(unlabeled))
     assert found["test"].top1 == (right / len(labeled) if labeled else None)
-    contents = find_contents(Store(store)) | {"whole": True, "checksums": False, "problems": []}
+    contents = find_contents(StoreReader(store)) | {"whole": True, "checksums": False, "problems": []}
     assert [split["unlabeled"] for split in contents["splits"]] == [None, len(unlabeled)]
     assert (f"test: {len(unlabeled)} examples" in contents_text(contents)) == bool(unlabeled)

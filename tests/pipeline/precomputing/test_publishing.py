@@ -20,7 +20,7 @@ from pipeline.precomputing.store_session import StoreSession, open_session
 from pipeline.precomputing.worker import ShardResult, ShardWorker
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.store.metadata import load_manifest, published_lengths
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import Spec
 from tests.buckets import Fault, FaultyLink, point_at
@@ -57,7 +57,7 @@ def test_results_are_published_in_order(store: Path) -> None:
     unpublish(store)
     publish_results(store, spec, results, {"views": spec.dataset})
     assert published_lengths(store) == {"views": [20, 20, 11]}
-    Store(store).views.read(np.arange(51))
+    StoreReader(store).views.read(np.arange(51))
 
 
 def test_publishing_twice_is_publishing_once(store: Path) -> None:
@@ -121,7 +121,7 @@ class Session:
 def epochs_of(location: str) -> int:
     """Number of epochs that readers see."""
     try:
-        return Store(location).epochs
+        return StoreReader(location).epochs
     except UserError:
         return 0
 
@@ -143,8 +143,8 @@ def test_epochs_are_published_as_they_are_completed(
             seen.append(epochs_of(location))
             if task == test:
                 assert published_lengths(held.path) == {"views": [20, 20]}
-                assert Store(location).eval_splits == ["test"]
-                Store(location).views.read(np.arange(34))
+                assert StoreReader(location).eval_splits == ["test"]
+                StoreReader(location).views.read(np.arange(34))
         assert seen == [0, 0, 2, 3]
         if not remote:
             held.remove_leftovers()
@@ -231,7 +231,7 @@ def test_readers_use_the_first_epochs_while_the_rest_is_computed(asked: Asked) -
     def read() -> None:
         while not ended.wait(0.05):
             if (epochs := epochs_of(str(asked.store))) > (seen[-1] if seen else 0):
-                store = Store(asked.store)
+                store = StoreReader(asked.store)
                 store.check_files()
                 store.views.read(np.arange(store.views.num_records))
                 seen.append(epochs)

@@ -12,7 +12,7 @@ from pipeline.precompute import main
 from pipeline.precomputing.shard_tasks import cut_shards
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.metadata import published_lengths
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import MAX_SHARDS, ShardTask
 from pipeline.store.spec import Spec
 from pipeline.store.splits import file_split
@@ -87,11 +87,11 @@ def test_growing_keeps_the_old_shards_and_gives_the_store_of_one_run(
         files = shard_files(store)
         assert old.items() <= files.items()
         old = files
-        seen.append(Store(store).epochs)
+        seen.append(StoreReader(store).epochs)
     assert seen == [1, 1, 3, 3]
     assert published_lengths(store) == {"views": [17, 20, 14]}
     # Cut elsewhere, but the same views.
-    ours, theirs = (Store(path).views.read(np.arange(3 * N)) for path in (store, published_store))
+    ours, theirs = (StoreReader(path).views.read(np.arange(3 * N)) for path in (store, published_store))
     np.testing.assert_array_equal(ours.crop_hash, theirs.crop_hash)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=2.0**-9, atol=1e-3)
 
@@ -99,7 +99,7 @@ def test_growing_keeps_the_old_shards_and_gives_the_store_of_one_run(
 def test_evaluation_splits_added_later_stand_beside_the_old_ones(worker: ShardWorker, data_dir: Path) -> None:
     write_store(worker, epochs=1, eval_splits=("test",))
     write_store(worker, epochs=1, eval_splits=("test", "train"))
-    store = Store(worker.job.store)
+    store = StoreReader(worker.job.store)
     assert store.eval_splits == ["test", "train"]
     assert store.eval_reader("train").read(np.arange(N)).example.tolist() == list(range(N))
     assert store.eval_reader("test").num_records == 7

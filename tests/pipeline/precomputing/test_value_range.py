@@ -15,7 +15,7 @@ from pipeline.precompute import main
 from pipeline.precomputing.value_range import RangeFigures, check_value_range
 from pipeline.store.accuracy import read_accuracy
 from pipeline.store.layout import ACCURACY_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.runs import fail
 from tests.stores import BATCH, SIZE, save_teacher
 from tests.teachers import COLORS, COLORS_TEST, COLORS_TRAIN, prepare_colors
@@ -70,7 +70,7 @@ def test_the_wrong_range_is_refused_and_the_right_one_is_measured(
     out = capsys.readouterr().out
     assert "0..1 100.0%" in out
     assert f"test 100.00% of {COLORS_TEST} images, train 100.00% of {COLORS_TRAIN} images" in out
-    found = read_accuracy(Store(store))
+    found = read_accuracy(StoreReader(store))
     assert {name: (one.correct, one.labeled) for name, one in found.items()} == {
         "test": (COLORS_TEST, COLORS_TEST),
         "train": (COLORS_TRAIN, COLORS_TRAIN),

@@ -20,7 +20,7 @@ from pipeline.precomputing.progress import progress_name
 from pipeline.precomputing.worker import ShardResult, ShardWorker
 from pipeline.store.layout import PENDING
 from pipeline.store.openers import DiskOpener
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.shards import ShardTask, check_shard, open_shard, shard_name
 from pipeline.store.spec import Spec
 from pipeline.views.batches import partner_views
@@ -80,7 +80,7 @@ def test_shards_in_any_order_and_one_at_a_time_are_the_same(
 
 def test_logits_are_those_of_the_mixed_views(published_store: Path, worker: ShardWorker) -> None:
     """Compared with a teacher that was not saved, on crops mixed in NumPy, within float16."""
-    views = Store(published_store).views
+    views = StoreReader(published_store).views
     count = 3 * N
     crops = {}
     for batch in worker.input_of("views").batches(np.arange(0, count, BATCH)):
@@ -106,12 +106,12 @@ def test_evaluation_logits_are_those_of_unmixed_crops(
         y, x = (height - SIZE) // 2, (width - SIZE) // 2
         crops.append(renderer.prepare(encoded).numpy()[y : y + SIZE, x : x + SIZE])
     expected = PlainTeacher()(np.stack(crops).astype(np.float32)).numpy()
-    found = Store(published_store).eval_reader("test").read(np.arange(7)).logits
+    found = StoreReader(published_store).eval_reader("test").read(np.arange(7)).logits
     assert (np.abs(found - expected) <= np.abs(expected) * 2.0**-10 + 1e-4).all()
 
 
 def test_every_epoch_holds_every_example_once(published_store: Path) -> None:
-    examples = Store(published_store).views.read(np.arange(3 * N)).example.reshape(3, N)
+    examples = StoreReader(published_store).views.read(np.arange(3 * N)).example.reshape(3, N)
     np.testing.assert_array_equal(np.sort(examples, axis=1), np.tile(np.arange(N), (3, 1)))
     assert len({tuple(epoch) for epoch in examples}) == 3
 
@@ -126,7 +126,7 @@ def test_a_view_does_not_depend_on_how_shards_are_cut(
         ShardTask(split="views", number=1, first=9, records=42),
     ]
     infos = tuple(moved.run(task).info for task in tasks)
-    published = Store(published_store).views
+    published = StoreReader(published_store).views
     manifest = dataclasses.replace(published.manifest, shards=infos)
     reader = SplitReader(
         "views",

@@ -16,7 +16,7 @@ from pipeline.storage import retry
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.copies import copied_dataset, copied_teacher
 from pipeline.storage.lock import LOCK_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.buckets import Fault, FaultyLink, point_at_gcs
 from tests.stores import DATASET, Asked
 
@@ -101,6 +101,6 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_on_a_disk(gcs: str, asked: Ask
     names = set(stored.objects()) - {"spec.json", LOCK_FILE}
     there = {name: stored.read(name, limit=1 << 30) for name in names}
     assert there == here
-    store = Store(f"{gcs}/store")
+    store = StoreReader(f"{gcs}/store")
     store.check_files()
     assert store.views.read(np.arange(51)).logits.shape == (51, 5)

@@ -21,7 +21,7 @@ from pipeline.precomputing.store_session import open_session
 from pipeline.storage.lock import LOCK_FILE, writer_lock
 from pipeline.store.layout import PENDING, SPEC_LIMIT
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask, adopt_shard
 from pipeline.store.spec import SPEC_FILE, Spec
 from tests import stores
@@ -51,7 +51,7 @@ def rewrite_spec(store: Path, change: Change) -> None:
 
 
 def read_everything(store: Path) -> None:
-    opened = Store(store)
+    opened = StoreReader(store)
     opened.check_files()
     for reader in (opened.views, *map(opened.eval_reader, opened.eval_splits)):
         reader.read(np.array([0]))
@@ -115,7 +115,7 @@ def test_a_split_name_that_could_be_a_path_is_refused(store: Path, name: Any) ->
         store / "eval" / MANIFEST_FILE, lambda whole: whole.update(splits={name: whole["splits"].pop("test")})
     )
     with pytest.raises(DataError, match=r"eval/dataset_info\.json: "):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_split_name_that_could_be_a_path_is_refused(store: Path, name: Any) ->
 def test_a_template_that_leads_elsewhere_is_refused(store: Path, template: Any) -> None:
     rewrite(store / INFO_FILE, lambda info: info["splits"][0].update(filepathTemplate=template))
     with pytest.raises(DataError, match=r"dataset_info\.json: .*(file names|filepathTemplate)"):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_link_out_of_the_store_is_refused_by_readers_and_writers(
     path.symlink_to(outside)
     expected = rf"{path}: .*{outside}"
     with pytest.raises(DataError, match=expected):
-        Store(store)
+        StoreReader(store)
     with pytest.raises(DataError, match=expected), open_session(str(store)) as session:
         session.check(spec)
     path.unlink()
@@ -196,7 +196,7 @@ def test_a_manifest_of_a_million_million_records_takes_no_memory(store: Path) ->
     rewrite(
         store / INFO_FILE, lambda i: i["splits"][0]["shardLengths"].__setitem__(2, str(open_session - 40))
     )
-    opened = Store(store)
+    opened = StoreReader(store)
     assert opened.epochs == 10**10
     opened.views.read(np.array([0, 39]))  # of the shards that are as they say
     for view in (40, open_session - 1):
@@ -257,7 +257,7 @@ def test_a_spec_with_impossible_numbers_is_refused(store: Path, change: dict[str
 
     rewrite_spec(store, merge)
     with pytest.raises(DataError, match=r"spec\.json: "):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize("name", ["dataset", "teacher", "policy", "eval_crop", "num_classes", "codec"])
@@ -265,7 +265,7 @@ def test_a_spec_that_lacks_something_or_has_another_type_is_refused(store: Path,
     for change in (lambda identity: identity.pop(name), lambda identity: identity.update({name: []})):
         rewrite_spec(store, lambda identity, change=change: (change(identity), None)[1])
         with pytest.raises(DataError, match=r"spec\.json: not a store's spec"):
-            Store(store)
+            StoreReader(store)
 
 
 @pytest.mark.parametrize("part", ["dataset", "teacher"])
@@ -275,7 +275,7 @@ def test_a_nested_key_that_is_missing_is_named(store: Path, spec: Spec, part: st
         before = copy.read_text()
         rewrite_spec(store, lambda identity, name=field.name: (identity[part].pop(name), None)[1])
         with pytest.raises(DataError, match=rf"spec\.json: .*identity\.{part}\.{field.name}: missing"):
-            Store(store)
+            StoreReader(store)
         copy.write_text(before)
 
 
@@ -295,7 +295,7 @@ def test_a_store_without_provenance_opens(store: Path) -> None:
 def test_a_provenance_of_another_shape_is_refused(store: Path, provenance: Any) -> None:
     rewrite(store / SPEC_FILE, lambda whole: whole.update(provenance=provenance))
     with pytest.raises(DataError, match=r"spec\.json: not a store's spec"):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_provenance_of_another_shape_is_refused(store: Path, provenance: Any) 
 def test_a_manifest_with_impossible_numbers_is_refused(store: Path, change: dict[str, Any]) -> None:
     rewrite(store / MANIFEST_FILE, lambda m: m["splits"]["views"]["shards"][0].update(change))
     with pytest.raises(DataError, match=r"manifest\.json"):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_manifest_with_impossible_numbers_is_refused(store: Path, change: dict
 def test_impossible_shard_lengths_are_refused(store: Path, lengths: Any) -> None:
     rewrite(store / INFO_FILE, lambda info: info["splits"][0].update(shardLengths=lengths))
     with pytest.raises(DataError, match=r"dataset_info\.json"):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.parametrize("name", [SPEC_FILE, MANIFEST_FILE, INFO_FILE])
@@ -369,7 +369,7 @@ def test_impossible_shard_lengths_are_refused(store: Path, lengths: Any) -> None
 def test_json_of_another_shape_is_refused(store: Path, name: str, content: bytes) -> None:
     (store / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
-        Store(store)
+        StoreReader(store)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -378,7 +378,7 @@ def test_json_without_end_is_not_read_to_its_end(store: Path, name: str) -> None
     with (store / name).open("r+b") as file:
         file.truncate(1 << 40)  # takes no room on disk
     with pytest.raises(DataError, match=rf"{name}: .*longer than [\d,]+ bytes"):
-        Store(store)
+        StoreReader(store)
     assert SPEC_LIMIT < 2 << 20
 
 

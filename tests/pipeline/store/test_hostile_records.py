@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.input import ViewInput
 from pipeline.views.source import ImageSource
 from tests import stores
@@ -21,7 +21,7 @@ from tests.runs import forge_records
 
 def source_of(store: Path, data_dir: Path, *, cache_bytes: int = 0) -> ImageSource:
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    return ImageSource(dataset, Store(store).spec.policy.renderer(), cache_bytes=cache_bytes)
+    return ImageSource(dataset, StoreReader(store).spec.policy.renderer(), cache_bytes=cache_bytes)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_record_that_no_precompute_writes_is_refused(
 ) -> None:
     forge_records(store, 2, **{column: value})
     with pytest.raises(DataError, match=message):
-        Store(store).views.fetch(np.arange(4), source_of(store, data_dir))
+        StoreReader(store).views.fetch(np.arange(4), source_of(store, data_dir))
 
 
 @pytest.mark.parametrize("box", [(0, 0, 2**31 - 1, 2**31 - 1), (0, 0, 0, 0)])
@@ -52,7 +52,7 @@ def test_a_box_outside_of_its_image_is_refused(
     forge_records(store, 2, box=box)
     source = source_of(store, data_dir, cache_bytes=cache_bytes)
     with pytest.raises(DataError):
-        list(ViewInput(Store(store).views, source, stores.BATCH).batches(np.array([0])))
+        list(ViewInput(StoreReader(store).views, source, stores.BATCH).batches(np.array([0])))
 
 
 def summary(counts: collections.Counter[tuple[str, str, str]]) -> dict[str, int]:

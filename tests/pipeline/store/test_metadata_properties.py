@@ -19,7 +19,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.inputs.locate import find_teacher, open_dataset
 from pipeline.store.layout import PENDING
 from pipeline.store.metadata import INFO_FILE, MANIFEST_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, note_text
 from pipeline.store.spec import SPEC_FILE, Spec
 from pipeline.views.records import ViewRecords
@@ -38,7 +38,7 @@ class Victim:
     def __init__(self, store: Path, data_dir: Path) -> None:
         self.store, self.data_dir = store, data_dir
         self.trees = {name: json.loads((store / name).read_text()) for name in FILES}
-        self.records = Store(store).views.read(VIEWS)
+        self.records = StoreReader(store).views.read(VIEWS)
 
     def write(self, trees: dict[str, Any], *, consistent: bool) -> None:
         """Writes all files; consistent ones state the digest of the identity as it is now."""
@@ -52,7 +52,7 @@ class Victim:
         """Opens the store as every command does; `refused` or `read`."""
         with printable_output():
             try:
-                store = Store(self.store)
+                store = StoreReader(self.store)
                 _read_like(store, self.records)
                 assert inspect.main([f"--store={self.store}"]) == 0
                 print(store.held_out_splits)
@@ -88,7 +88,7 @@ def _in_the_users_words(call: Any) -> None:
         print(error)
 
 
-def _read_like(store: Store, expected: ViewRecords) -> None:
+def _read_like(store: StoreReader, expected: ViewRecords) -> None:
     """Records are the ones that were written, or refused."""
     found = store.views.read(VIEWS[store.views.num_records > VIEWS])
     for name in ("example", "box", "crop_hash"):

@@ -21,7 +21,7 @@ from pipeline.storage.bucket import BucketDirectory
 from pipeline.store import openers
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DOWNLOADS, BucketOpener, ShardCache
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardInfo, shard_name
 from pipeline.store.spec import Spec
 from tests import stores
@@ -51,7 +51,7 @@ def uploaded(s3: str, s3_port: int, many_shards: Path) -> str:
 
 
 def shard_bytes(store: Path) -> int:
-    return Store(store).views.manifest.shards[0].bytes
+    return StoreReader(store).views.manifest.shards[0].bytes
 
 
 def nameless_files(directory: str) -> int:
@@ -76,10 +76,10 @@ def test_a_store_larger_than_the_cache_is_replayed_whole(
         return kinds[number % len(kinds)] if is_shard and number % 3 == 0 else Fault()
 
     capacity = 3 * shard_bytes(many_shards)
-    local = Store(many_shards).views
+    local = StoreReader(many_shards).views
     with FaultyLink(s3_port, faults) as link:
         point_at(link.port, monkeypatch)
-        store = Store(uploaded, shard_cache_bytes=capacity)
+        store = StoreReader(uploaded, shard_cache_bytes=capacity)
         held = []
         for start in range(0, EPOCHS * N, 5):
             views = np.arange(start, min(start + 5, EPOCHS * N))
@@ -98,7 +98,7 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for(
 ) -> None:
     with FaultyLink(s3_port, lambda *_: Fault()) as link:
         point_at(link.port, monkeypatch)
-        store = Store(uploaded)
+        store = StoreReader(uploaded)
         store.views.read(np.arange(3))
         for number in range(4):  # waits for those under way
             store.views.opener.open(number)
@@ -114,7 +114,7 @@ def test_each_shard_is_fetched_once_where_all_fit(
 ) -> None:
     with FaultyLink(s3_port, lambda *_: Fault()) as link:
         point_at(link.port, monkeypatch)
-        store = Store(uploaded)
+        store = StoreReader(uploaded)
         for _ in range(3):
             for start in range(0, EPOCHS * N, 7):
                 store.views.read(np.arange(start, min(start + 7, EPOCHS * N)))
@@ -127,7 +127,7 @@ def test_open_files_are_bounded_where_all_fit(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(openers, "_KEPT_SHARDS", 5)
-    store = Store(uploaded)
+    store = StoreReader(uploaded)
     for number in range(SHARDS):
         store.views.opener.open(number)
         assert nameless_files(str(tmp_path)) <= 5 + DOWNLOADS  # some may be on their way out
@@ -136,7 +136,7 @@ def test_open_files_are_bounded_where_all_fit(
 def test_a_cache_that_three_shards_do_not_fit_into_is_refused(uploaded: str, many_shards: Path) -> None:
     size = shard_bytes(many_shards)
     with pytest.raises(UserError, match=rf"`shard_cache_bytes`={3 * size - 1}: .*\b{size} .*\b{3 * size}\b"):
-        Store(uploaded, shard_cache_bytes=3 * size - 1)
+        StoreReader(uploaded, shard_cache_bytes=3 * size - 1)
 
 
 def test_a_missing_and_a_damaged_shard_are_fatal_with_both_sides(
@@ -147,17 +147,17 @@ def test_a_missing_and_a_damaged_shard_are_fatal_with_both_sides(
     content = (many_shards / name).read_bytes()
     put_object(s3_port, f"{prefix}/{name}", content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match=rf"{uploaded}/{name}: .*sha256 \w+"):
-        Store(uploaded).views.read(np.array([25]))
+        StoreReader(uploaded).views.read(np.array([25]))
     put_object(s3_port, f"{prefix}/{name}", content[:-1])
     with pytest.raises(
         DataError, match=rf"{name}: {len(content) - 1} bytes here, {len(content)} in the manifest"
     ):
-        Store(uploaded).check_files()
+        StoreReader(uploaded).check_files()
     delete_object(s3_port, f"{prefix}/{name}")
     with pytest.raises(DataError, match=f"{name}: no "):
-        Store(uploaded).check_files()
+        StoreReader(uploaded).check_files()
     with pytest.raises(DataError, match=f"{uploaded}/{name}: .*manifest"):
-        Store(uploaded).views.read(np.array([25]))
+        StoreReader(uploaded).views.read(np.array([25]))
 
 
 def test_a_shard_that_could_not_be_fetched_is_tried_again(
@@ -165,7 +165,7 @@ def test_a_shard_that_could_not_be_fetched_is_tried_again(
 ) -> None:
     prefix, name = uploaded.removeprefix(f"s3://{BUCKET}/"), shard_name("views", 1)
     delete_object(s3_port, f"{prefix}/{name}")
-    store = Store(uploaded)
+    store = StoreReader(uploaded)
     store.views.read(np.array([0]))
     with pytest.raises(DataError, match=name):
         store.views.read(np.array([15]))
@@ -175,8 +175,8 @@ def test_a_shard_that_could_not_be_fetched_is_tried_again(
 
 def test_threads_that_take_each_others_room_all_get_what_they_want(uploaded: str, many_shards: Path) -> None:
     """Eight threads all over a store of which three shards fit: what one waits for, another may have to evict."""
-    local = Store(many_shards).views
-    store = Store(uploaded, shard_cache_bytes=3 * shard_bytes(many_shards))
+    local = StoreReader(many_shards).views
+    store = StoreReader(uploaded, shard_cache_bytes=3 * shard_bytes(many_shards))
 
     def read(seed: int) -> None:
         for view in np.random.default_rng(seed).integers(0, EPOCHS * N, 12):
@@ -194,7 +194,7 @@ def test_nothing_is_fetched_ahead_of_a_sample(
 ) -> None:
     with FaultyLink(s3_port, lambda *_: Fault()) as link:
         point_at(link.port, monkeypatch)
-        store = Store(uploaded, in_order=False)
+        store = StoreReader(uploaded, in_order=False)
         store.views.read(np.array([3, 55]))
         gets = [name for method, name in link.requests if method == "GET" and "array_record" in name]
         assert sorted(name[-5:] for name in gets) == ["00000", "00005"]
@@ -252,7 +252,7 @@ def test_nothing_is_left_when_the_store_is_closed(
     uploaded: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = Store(uploaded)
+    store = StoreReader(uploaded)
     store.views.read(np.arange(12))
     for number in range(SHARDS):
         store.views.opener.open(number)

@@ -17,7 +17,7 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.storage.files import sha256_of
 from pipeline.store import openers
 from pipeline.store.metadata import load_manifest
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE, Spec
@@ -46,14 +46,14 @@ print(json.dumps({
 
 
 def test_coverage(published_store: Path) -> None:
-    store = Store(published_store)
+    store = StoreReader(published_store)
     assert (store.views.num_records, store.epochs, store.eval_splits) == (VIEWS, 3, ["test"])
     assert [shard.records for shard in store.views.manifest.shards] == [20, 20, 11]
 
 
 def test_replay_gives_the_drawn_views_again_bit_for_bit(published_store: Path, data_dir: Path) -> None:
     """On the data set, across shard and epoch ends, in shuffled order; a replay draws nothing."""
-    store = Store(published_store)
+    store = StoreReader(published_store)
     spec, dataset = store.spec, Dataset(DATASET, "train", data_dir=data_dir)
     drawn = SampledViews(policy=spec.policy, seed=spec.seed, num_examples=N, num_classes=CLASSES)
     starts = np.array([0, 18, 44, 16, 36])
@@ -70,7 +70,7 @@ def test_replay_gives_the_drawn_views_again_bit_for_bit(published_store: Path, d
 
 
 def test_records_in_any_order_and_repeated(published_store: Path) -> None:
-    views = Store(published_store).views
+    views = StoreReader(published_store).views
     everything = views.read(np.arange(VIEWS))
     wanted = np.array([50, 19, 20, 50, 0, 39, 40])
     some = views.read(wanted)
@@ -81,13 +81,13 @@ def test_records_in_any_order_and_repeated(published_store: Path) -> None:
 @pytest.mark.parametrize("view", [-1, VIEWS])
 def test_views_outside_the_store(published_store: Path, view: int) -> None:
     with pytest.raises(IndexError):
-        Store(published_store).views.read(np.array([0, view]))
+        StoreReader(published_store).views.read(np.array([0, view]))
 
 
 def test_more_shards_than_are_kept_open(published_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.store.openers._OPEN_SHARDS", 1)
-    views = Store(published_store).views
-    expected = Store(published_store).views.read(np.arange(VIEWS))
+    views = StoreReader(published_store).views
+    expected = StoreReader(published_store).views.read(np.arange(VIEWS))
     for _ in range(2):
         np.testing.assert_array_equal(views.read(np.arange(VIEWS)).logits, expected.logits)
     assert len(views.opener._readers) == 1
@@ -121,7 +121,7 @@ def test_readable_by_tfds_without_our_code(published_store: Path, tmp_path: Path
     }
     assert views["array_dtypes"] == {"box": "int32", "logits": "float16"}
     assert views["array_shapes"] == {"box": [4], "logits": [CLASSES]}
-    ours = Store(published_store).views.read(np.arange(17, 34))
+    ours = StoreReader(published_store).views.read(np.arange(17, 34))
     assert sorted(views["example"]) == list(range(17))
     assert views["example"] == ours.example.tolist()
     assert views["crop_hash"] == ours.crop_hash.tolist()
@@ -136,7 +136,7 @@ def test_a_flipped_byte_is_refused_with_both_checksums(store: Path) -> None:
     data = bytearray(path.read_bytes())
     data[66_000] ^= 1
     path.write_bytes(data)
-    views = Store(store).views
+    views = StoreReader(store).views
     views.read(np.arange(20))  # the shard before it is whole
     with pytest.raises(DataError, match=r"00001: sha256 is (\w{16}) here, (?!\1)\w{16} in the manifest"):
         views.read(np.array([25]))
@@ -145,7 +145,7 @@ def test_a_flipped_byte_is_refused_with_both_checksums(store: Path) -> None:
 def test_200_flipped_bytes_are_all_refused(store: Path) -> None:
     path = store / shard_name("views", 0)
     whole = path.read_bytes()
-    views = Store(store).views
+    views = StoreReader(store).views
     generator = np.random.default_rng(1)
     for _ in range(200):
         damaged = bytearray(whole)
@@ -163,13 +163,13 @@ def test_a_truncated_shard_is_refused_with_both_sizes(store: Path, kept: int) ->
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match=f"00002: {kept} bytes here, {size} in the manifest"):
-        Store(store).views.read(np.array([45]))
+        StoreReader(store).views.read(np.array([45]))
 
 
 def test_a_missing_shard_is_refused(store: Path) -> None:
     (store / shard_name("views", 0)).unlink()
     with pytest.raises(DataError, match=r"views\.array_record-00000: "):
-        Store(store).views.read(np.array([0]))
+        StoreReader(store).views.read(np.array([0]))
 
 
 def test_swapped_shards_are_refused(store: Path) -> None:
@@ -178,12 +178,12 @@ def test_swapped_shards_are_refused(store: Path) -> None:
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     with pytest.raises(DataError, match="sha256"):
-        Store(store).views.read(np.array([0]))
+        StoreReader(store).views.read(np.array([0]))
 
 
 def forged(store: Path) -> bytes:
     """The first shard with another logit, and everything else as it was."""
-    opened = Store(store)
+    opened = StoreReader(store)
     codec, info = opened.spec.make_codec(), opened.views.manifest.shards[0]
     records = opened.views.read(np.arange(info.records))
     records.logits[3] += 1
@@ -200,7 +200,7 @@ def test_a_shard_that_is_replaced_after_it_was_verified_is_not_read(
     """Only some shards are kept open; what is opened again may be another file by then."""
     data, path = forged(store), store / shard_name("views", 0)
     monkeypatch.setattr(openers, "_OPEN_SHARDS", 1)
-    views = Store(store).views
+    views = StoreReader(store).views
     before = views.read(np.array([3, 25])).logits
     other = path.with_name("other")
     other.write_bytes(data)
@@ -227,7 +227,7 @@ def test_a_shard_that_is_replaced_while_it_is_verified_is_not_read(
 
     monkeypatch.setattr("pipeline.store.shards.sha256_of", replace)
     with pytest.raises(DataError, match=r"views\.array_record-00000: "):
-        Store(store).views.read(np.array([3]))
+        StoreReader(store).views.read(np.array([3]))
 
 
 def test_a_changed_spec_is_refused_with_both_digests(store: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_changed_spec_is_refused_with_both_digests(store: Path) -> None:
     (store / SPEC_FILE).write_text(text.replace('"seed": 0', '"seed": 1'))
     digest = json.loads(text)["digest"]
     with pytest.raises(DataError, match=digest[:16]):
-        Store(store)
+        StoreReader(store)
 
 
 def test_a_spec_from_another_store_is_refused_with_both_digests(store: Path) -> None:
@@ -243,13 +243,13 @@ def test_a_spec_from_another_store_is_refused_with_both_digests(store: Path) -> 
     other = dataclasses.replace(spec, seed=1)
     (store / SPEC_FILE).write_text(other.to_json())
     with pytest.raises(DataError, match=f"{spec.digest()[:16]}.*{other.digest()[:16]}"):
-        Store(store)
+        StoreReader(store)
 
 
 def test_a_swapped_data_set_is_refused_with_both_sides(
     published_store: Path, data_dir: Path, other_data_dir: Path
 ) -> None:
-    store = Store(published_store)
+    store = StoreReader(published_store)
     store.check_dataset(Dataset(DATASET, "train", data_dir=data_dir).identity())
     other = Dataset(DATASET, "train", data_dir=other_data_dir).identity()
     with pytest.raises(DataError) as caught:
@@ -264,7 +264,7 @@ def test_swapped_pixels_are_refused_though_the_metadata_agree(
     published_store: Path, other_data_dir: Path
 ) -> None:
     """The metadata's fingerprint is cheap; the content is checked view by view, even with the cache."""
-    store = Store(published_store)
+    store = StoreReader(published_store)
     other = Dataset(DATASET, "train", data_dir=other_data_dir)
     for cache_bytes in (0, 1 << 30):
         source = ImageSource(other, store.spec.policy.renderer(), cache_bytes=cache_bytes)
@@ -273,7 +273,7 @@ def test_swapped_pixels_are_refused_though_the_metadata_agree(
 
 
 def test_evaluation_split(published_store: Path, data_dir: Path) -> None:
-    store = Store(published_store)
+    store = StoreReader(published_store)
     reader = store.eval_reader("test")
     records = reader.read(np.arange(7))
     assert records.example.tolist() == list(range(7))
@@ -287,7 +287,7 @@ def test_evaluation_split(published_store: Path, data_dir: Path) -> None:
 def test_an_unfinished_store_says_how_to_finish_it(store: Path) -> None:
     (store / "dataset_info.json").unlink()
     with pytest.raises(UserError, match=r"`store`=.* python -m pipeline\.precompute"):
-        Store(store)
+        StoreReader(store)
 
 
 def test_of_a_store_that_ends_inside_an_epoch_the_whole_epochs_are_read(store: Path) -> None:
@@ -295,7 +295,7 @@ def test_of_a_store_that_ends_inside_an_epoch_the_whole_epochs_are_read(store: P
     info = json.loads((store / "dataset_info.json").read_text())
     info["splits"][0]["shardLengths"] = info["splits"][0]["shardLengths"][:2]
     (store / "dataset_info.json").write_text(json.dumps(info))
-    opened = Store(store)
+    opened = StoreReader(store)
     assert (opened.epochs, opened.views.num_records, opened.views.manifest.records) == (2, 34, 40)
     with pytest.raises(IndexError):
         opened.views.read(np.array([34]))
@@ -305,12 +305,12 @@ def test_of_a_store_that_ends_inside_an_epoch_the_whole_epochs_are_read(store: P
     manifest["splits"]["views"]["shards"][0]["records"] = 13
     (store / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="`store`="):
-        Store(store)
+        StoreReader(store)
 
 
 def test_reading_changes_nothing(published_store: Path) -> None:
     before = shard_files(published_store)
-    store = Store(published_store)
+    store = StoreReader(published_store)
     store.views.read(np.arange(VIEWS))
     assert shard_files(published_store) == before
     assert load_manifest(published_store, digest=store.spec.digest())["views"].records == VIEWS

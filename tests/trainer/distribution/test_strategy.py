@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.replica_runs import BATCH, RUNS, STEPS
 from tests.runs import ROOT, environment, metrics
@@ -38,7 +38,7 @@ def test_batches_of_all_replicas_have_the_views_of_the_step(
     published_store: Path, data_dir: Path, replicas: int, pipelines: int
 ):
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    targets = Targets(Store(published_store), dataset, batch_size=BATCH, replicas=replicas)
+    targets = Targets(StoreReader(published_store), dataset, batch_size=BATCH, replicas=replicas)
     views: list[int] = []
     for number in range(pipelines):
         context = tf.distribute.InputContext(pipelines, number, replicas)

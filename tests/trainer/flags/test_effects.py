@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cli.effects import parse_effective
 from pipeline.errors import UserError
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.runs import arguments, options
 from trainer.cloud.preflight import check_trainer_flags
 from trainer.flags import compare, effects, teacher, train
@@ -115,7 +115,7 @@ def test_flags_that_have_an_effect_are_accepted():
     "flag", ["--teacher=t", "--data_cache_bytes=1", "--eval_batch_size=3"], ids=lambda flag: flag[2:9]
 )
 def test_flag_without_effect_on_this_store_is_refused(three_epochs: Path, flag: str):
-    store = Store(three_epochs)
+    store = StoreReader(three_epochs)
     with pytest.raises(UserError) as error:
         options(arguments(three_epochs, Path("w"), None, flag), store).check_teacher()
     assert str(error.value).startswith(flag)

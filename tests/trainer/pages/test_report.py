@@ -13,7 +13,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.errors.text import printable
 from pipeline.inputs.locate import open_dataset
 from pipeline.pages.figures import look_up
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import results
 from tests.browser import CUT, find_chromium, open_browser
 from tests.pages import Reader
@@ -32,7 +32,7 @@ RESULTS = {
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory, three_epochs: Path, data_dir: Path) -> Path:
     """A grid of views of a small store; read only."""
-    store = Store(three_epochs)
+    store = StoreReader(three_epochs)
     path = tmp_path_factory.mktemp("views") / VIEWS_FILE
     return save_views(store, open_dataset(store, "views", data_dir=str(data_dir)), path, views=3)
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.inputs.locate import open_dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.runs import forge_records
 from trainer.pages.view_grid import read_views, save_views
 
 
 def test_tiles_are_the_views(three_epochs: Path, data_dir: Path, tmp_path: Path) -> None:
-    store = Store(three_epochs)
+    store = StoreReader(three_epochs)
     dataset = open_dataset(store, "views", data_dir=str(data_dir))
     path = save_views(store, dataset, tmp_path / "views.png", views=5)
     shown = read_views(path)
@@ -41,7 +41,7 @@ def test_tiles_are_the_views(three_epochs: Path, data_dir: Path, tmp_path: Path)
 def test_view_with_a_wrong_fingerprint_is_refused(three_epochs: Path, data_dir: Path, tmp_path: Path) -> None:
     forged = Path(shutil.copytree(three_epochs, tmp_path / "store"))
     forge_records(forged, 12, crop_hash=7)
-    store = Store(forged)
+    store = StoreReader(forged)
     with pytest.raises(DataError, match="view 12 "):
         save_views(
             store,

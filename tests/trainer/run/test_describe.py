@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests.runs import arguments, options
 from trainer.models import size_notice
 from trainer.run.describe import describe, describe_missing_split
@@ -13,7 +13,7 @@ from trainer.targets.arms import ARMS
 
 
 def described(store: Path, *extra: str) -> str:
-    opened = Store(store)
+    opened = StoreReader(store)
     return describe(options(arguments(store, Path("run"), None, *extra), opened), opened)
 
 
@@ -27,7 +27,7 @@ def test_left_over_views_and_first_online_step_are_reported(three_epochs: Path) 
 
 
 def test_evaluation_split_with_training_examples_is_reported(published_store: Path) -> None:
-    opened = Store(published_store)
+    opened = StoreReader(published_store)
     asked = options(arguments(published_store, Path("run"), None, "--eval_split=test"), opened)
     assert "not held out" not in describe(asked, opened)
     dataset = dataclasses.replace(opened.spec.dataset, split="train+test[:5]")
@@ -36,7 +36,7 @@ def test_evaluation_split_with_training_examples_is_reported(published_store: Pa
 
 
 def test_missing_held_out_split_is_reported_with_a_remedy(three_epochs: Path) -> None:
-    store = Store(three_epochs)
+    store = StoreReader(three_epochs)
     assert "--eval_splits=test,validation" in describe_missing_split(store, ["train", "test", "validation"])
     text = describe_missing_split(store, ["train"])
     assert "--split=train[:13]" in text

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.views.render import Window, eval_renderer
 from tests import stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
@@ -35,7 +35,7 @@ def make_evaluator(
     squared: bool = False,
 ) -> Evaluator:
     return Evaluator(
-        Store(store),
+        StoreReader(store),
         Dataset(stores.DATASET, "test", data_dir=data_dir),
         batch_size=batch_size,
         temperature=temperature,
@@ -47,7 +47,7 @@ def make_evaluator(
 @pytest.fixture(scope="module")
 def crops(published_store: Path) -> np.ndarray:
     """Evaluation crops, rendered without an input pipeline: uint8 [7, S, S, 3]."""
-    spec = Store(published_store).spec
+    spec = StoreReader(published_store).spec
     renderer = eval_renderer(spec.eval_crop, stores.SIZE)
     out = []
     for encoded in encoded_images(TEST_IMAGES, seed=50):
@@ -205,7 +205,7 @@ def test_unlabeled_images_are_excluded_from_accuracy_and_counted(
 def test_other_pixels_are_refused_with_both_fingerprints(
     published_store: Path, forged_data_dir: Path, student: tf.keras.Model, cache: int
 ):
-    stored = Store(published_store).eval_reader("test").read(np.array([0]))
+    stored = StoreReader(published_store).eval_reader("test").read(np.array([0]))
     with pytest.raises(DataError) as error:
         make_evaluator(published_store, forged_data_dir, cache=cache).evaluate(student)
     assert "view 0 (example 0): source fingerprint is " in str(error.value)

@@ -24,7 +24,7 @@ from pipeline.storage.lease import hold_lease
 from pipeline.storage.lock import LOCK_FILE, writer_lock
 from pipeline.storage.writer_watch import WriterWatch
 from pipeline.store.metadata import INFO_FILE
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests.buckets import BUCKET, put_object, upload_tree
 from tests.runs import (
@@ -192,7 +192,7 @@ def test_conflicting_flags_are_refused(
 
 def test_store_that_loses_its_metadata_while_open_is_refused(tmp_path: Path, one_epoch: Path) -> None:
     store = Path(shutil.copytree(one_epoch, tmp_path / "store"))
-    opened = Store(store)
+    opened = StoreReader(store)
     (store / INFO_FILE).unlink()
     with pytest.raises(DataError) as error:
         opened.refresh()
@@ -287,7 +287,7 @@ class Real:
 
     def epochs(self) -> int:
         try:
-            return Store(self.store).epochs
+            return StoreReader(self.store).epochs
         except UserError:
             return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.runs import arguments, options
 from trainer.config.recipes import train_recipe
@@ -23,16 +23,16 @@ WORKDIR = Path("work")
 
 
 @pytest.fixture(scope="module")
-def opened(published_store: Path) -> Store:
+def opened(published_store: Path) -> StoreReader:
     """51 views of 17 examples."""
-    return Store(published_store)
+    return StoreReader(published_store)
 
 
-def ask(store: Store, *extra: str) -> TrainOptions:
+def ask(store: StoreReader, *extra: str) -> TrainOptions:
     return options(arguments(store.path, WORKDIR, None, *extra), store)
 
 
-def test_default_length_is_that_of_the_store(opened: Store):
+def test_default_length_is_that_of_the_store(opened: StoreReader):
     asked = ask(opened)
     assert asked.length.steps == 3 * stores.N // 5
     assert asked.length.online_from == asked.length.steps
@@ -42,7 +42,7 @@ def test_default_length_is_that_of_the_store(opened: Store):
     assert asked.eval_split == "test"
 
 
-def test_flags_override_the_recipe_also_with_zeros_and_negations(opened: Store):
+def test_flags_override_the_recipe_also_with_zeros_and_negations(opened: StoreReader):
     asked = ask(
         opened, "--weight_decay=0", "--no-temperature_squared", "--no-decay_kernels_only", "--warmup_steps=0"
     )
@@ -59,7 +59,7 @@ def test_flags_override_the_recipe_also_with_zeros_and_negations(opened: Store):
     assert asked.warmup_steps == 0
 
 
-def test_config_is_json_with_flags_and_resolved_values(opened: Store):
+def test_config_is_json_with_flags_and_resolved_values(opened: StoreReader):
     config = json.loads(json.dumps(ask(opened, "--steps=7", "--seed=3").to_json()))
     assert config["flags"]["steps"] == 7
     assert config["flags"]["seed"] == 3
@@ -67,7 +67,7 @@ def test_config_is_json_with_flags_and_resolved_values(opened: Store):
     assert config["recipe"]["student"] == "tiny"
 
 
-def test_more_epochs_than_stored_need_a_teacher(opened: Store):
+def test_more_epochs_than_stored_need_a_teacher(opened: StoreReader):
     with pytest.raises(UserError) as error:
         ask(opened, "--epochs=4")
     message = str(error.value)
@@ -79,20 +79,20 @@ def test_more_epochs_than_stored_need_a_teacher(opened: Store):
     assert (asked.length.steps, asked.length.online_from) == (13, 10)
 
 
-def test_steps_past_the_store_need_a_teacher(opened: Store):
+def test_steps_past_the_store_need_a_teacher(opened: StoreReader):
     assert ask(opened, "--steps=10").length.online_from == 10
     with pytest.raises(UserError, match="55 views"):
         ask(opened, "--steps=11")
 
 
-def test_endless_run_needs_a_teacher(opened: Store):
+def test_endless_run_needs_a_teacher(opened: StoreReader):
     with pytest.raises(UserError, match=r"--epochs=inf.*3 epochs"):
         ask(opened, "--epochs=inf")
     with pytest.raises(UserError, match=r"--epochs.*--steps"):
         ask(opened, "--epochs=inf", "--steps=3", "--teacher=somewhere")
 
 
-def test_endless_run_has_its_own_defaults(opened: Store):
+def test_endless_run_has_its_own_defaults(opened: StoreReader):
     asked = ask(opened, "--epochs=inf", "--teacher=somewhere")
     assert (asked.length.steps, asked.length.online_from) == (math.inf, 10)
     assert (asked.warmup_steps, asked.eval_every) == (ENDLESS_WARMUP_STEPS, ENDLESS_EVAL_EVERY)
@@ -100,7 +100,7 @@ def test_endless_run_has_its_own_defaults(opened: Store):
     assert (asked.warmup_steps, asked.eval_every) == (7, 9)
 
 
-def test_config_of_an_endless_run_is_json(opened: Store):
+def test_config_of_an_endless_run_is_json(opened: StoreReader):
     config = json.loads(json.dumps(ask(opened, "--epochs=inf", "--teacher=t").to_json(), allow_nan=False))
     assert config["flags"]["epochs"] == config["recipe"]["epochs"] == config["length"]["steps"] == "inf"
 
@@ -111,32 +111,32 @@ def test_invalid_numbers_of_epochs_are_refused(text: str):
         make_parser().parse_strictly(["--store=s", "--workdir=w", f"--epochs={text}"])
 
 
-def test_epochs_and_steps_together_are_refused(opened: Store):
+def test_epochs_and_steps_together_are_refused(opened: StoreReader):
     with pytest.raises(UserError, match=r"--epochs.*--steps"):
         ask(opened, "--epochs=1", "--steps=1")
 
 
-def test_batch_larger_than_the_run_is_refused(opened: Store):
+def test_batch_larger_than_the_run_is_refused(opened: StoreReader):
     with pytest.raises(UserError, match=r"--batch_size=52.*3 epochs of 17"):
         ask(opened, "--batch_size=52")
 
 
 @pytest.mark.parametrize("warmup", [10, 11])
-def test_warm_up_as_long_as_the_run_needs_to_be_allowed(opened: Store, warmup: int):
+def test_warm_up_as_long_as_the_run_needs_to_be_allowed(opened: StoreReader, warmup: int):
     with pytest.raises(UserError, match=rf"--warmup_steps={warmup}.*10 steps"):
         ask(opened, f"--warmup_steps={warmup}")
     assert ask(opened, f"--warmup_steps={warmup}", "--allow_short_run").warmup_steps == warmup
     assert ask(opened, "--warmup_steps=9").warmup_steps == 9
 
 
-def test_recipe_mismatch_needs_to_be_allowed(opened: Store):
+def test_recipe_mismatch_needs_to_be_allowed(opened: StoreReader):
     with pytest.raises(UserError, match=r"policy\.image_size: 32 in the recipe, 24 in the store"):
         ask(opened, "--recipe=demo")
     assert ask(opened, "--recipe=demo", "--allow_recipe_mismatch").recipe_name == "demo"
 
 
 def test_temperature_that_a_topk_store_does_not_support_is_refused(make_store: Callable[..., Path]):
-    store = Store(make_store("topk3", epochs=1, codec="topk:3"))
+    store = StoreReader(make_store("topk3", epochs=1, codec="topk:3"))
     assert ask(store).temperature == ask(store, "--temperature=2").temperature == 2.0
     expected = r"--temperature=1:.*topk:3.*--temperature=2"
     with pytest.raises(UserError, match=expected):
@@ -145,12 +145,12 @@ def test_temperature_that_a_topk_store_does_not_support_is_refused(make_store: C
         ask(store, "--recipe=keras_example", "--allow_recipe_mismatch")
 
 
-def test_unknown_student_is_refused_with_the_choices(opened: Store):
+def test_unknown_student_is_refused_with_the_choices(opened: StoreReader):
     with pytest.raises(UserError, match=r"--student=resnet:.*resnet50v2.*tiny"):
         ask(opened, "--student=resnet")
 
 
-def test_evaluation_split_that_is_not_in_the_store_is_refused(opened: Store):
+def test_evaluation_split_that_is_not_in_the_store_is_refused(opened: StoreReader):
     with pytest.raises(UserError, match=r"`eval_split`=train: .*test"):
         ask(opened, "--eval_split=train")
 
@@ -161,7 +161,7 @@ def test_evaluation_split_that_is_not_in_the_store_is_refused(opened: Store):
 def test_training_examples_are_evaluated_only_if_asked_for(
     published_store: Path, trained_on: str, expected: str | None
 ):
-    store = Store(published_store)
+    store = StoreReader(published_store)
     store.spec = dataclasses.replace(
         store.spec, dataset=dataclasses.replace(store.spec.dataset, split=trained_on)
     )
@@ -171,7 +171,7 @@ def test_training_examples_are_evaluated_only_if_asked_for(
 
 
 def test_store_without_evaluation_logits_is_trained_on_without_evaluation(three_epochs: Path):
-    assert ask(Store(three_epochs)).eval_split is None
+    assert ask(StoreReader(three_epochs)).eval_split is None
 
 
 @pytest.mark.parametrize(
@@ -223,14 +223,14 @@ def test_missing_flag_is_named(missing: str):
     "change",
     ["--batch_size=4", "--seed=1", "--temperature=3", "--learning_rate=0.1", "--sync_batch_norm"],
 )
-def test_identity_of_a_run_includes_what_a_checkpoint_depends_on(opened: Store, change: str):
+def test_identity_of_a_run_includes_what_a_checkpoint_depends_on(opened: StoreReader, change: str):
     assert ask(opened, change).identity("digest") != ask(opened).identity("digest")
 
 
 @pytest.mark.parametrize(
     "change", ["--steps=3", "--epochs=1", "--epochs=inf", "--log_every=1", "--warmup_steps=2"]
 )
-def test_identity_of_an_extended_run_is_the_same(opened: Store, change: str):
+def test_identity_of_an_extended_run_is_the_same(opened: StoreReader, change: str):
     asked = ask(opened, change, *(["--teacher=somewhere"] if change == "--epochs=inf" else []))
     assert asked.identity("digest") == ask(opened).identity("digest")
 
@@ -255,12 +255,12 @@ def test_identity_of_an_extended_run_is_the_same(opened: Store, change: str):
         ),
     ],
 )
-def test_workers_must_share_what_a_step_depends_on(opened: Store, change: str):
+def test_workers_must_share_what_a_step_depends_on(opened: StoreReader, change: str):
     length = [] if change == "--steps=3" else ["--epochs=3"]
     assert ask(opened, *length, change).shared("digest") != ask(opened, *length).shared("digest")
 
 
-def test_workers_may_have_paths_and_memory_of_their_own(opened: Store):
+def test_workers_may_have_paths_and_memory_of_their_own(opened: StoreReader):
     own = (
         "--data_dir=elsewhere",
         "--image_cache_bytes=0",

@@ -12,7 +12,7 @@ import pytest
 from pipeline.cli.main import run_command
 from pipeline.errors import UserError
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests import stores
 from tests.runs import arguments, fail, losses
@@ -26,7 +26,7 @@ COSINE = Schedule(steps=100, batch_size=5, warmup_steps=10)
 def grow(store: Path, spec: Spec, data_dir: Path, teacher_path: Path, *, epochs: int) -> None:
     worker = ShardWorker(stores.job_for(store, spec, data_dir, teacher_path))
     stores.write_store(worker, epochs=epochs, eval_splits=())
-    assert Store(store).epochs == epochs
+    assert StoreReader(store).epochs == epochs
 
 
 def begin(workdir: Path, config: str) -> None:

@@ -15,7 +15,7 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.locate import load_teacher
 from pipeline.precomputing.shard_sink import RecordEncoder
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
 from tests import stores
@@ -34,7 +34,7 @@ Precompute = Callable[..., Path]
 @pytest.fixture(scope="module")
 def teacher_pass(one_epoch: Path, data_dir: Path, teacher_path: Path) -> TeacherPass:
     """The teacher outside of training."""
-    store = Store(one_epoch)
+    store = StoreReader(one_epoch)
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
     view_input = Targets(store, dataset, batch_size=stores.BATCH, continued_from=0).input
     return TeacherPass(view_input, load_teacher(store.spec, str(teacher_path)))
@@ -59,7 +59,9 @@ def add_steps(write_back: WriteBack, records: ViewRecords, start: int, stop: int
 def test_bytes_do_not_depend_on_the_student_s_batches(
     grown: Path, records: ViewRecords, precompute: Precompute, batch_size: int
 ):
-    write_back = WriteBack(Store(grown), views_per_shard=60)  # three epochs per shard, not a multiple of 4
+    write_back = WriteBack(
+        StoreReader(grown), views_per_shard=60
+    )  # three epochs per shard, not a multiple of 4
     add_steps(write_back, records, 0, 9 * N - 3, batch_size=batch_size)
     write_back.close()
     assert write_back.published_epochs == 7
@@ -76,7 +78,7 @@ def test_every_codec_is_written_back(
         worker = ShardWorker(stores.job_for(path, spec, data_dir, teacher_path))
         for count in epochs:
             stores.write_store(worker, epochs=count, views_per_shard=3 * N, eval_splits=())
-    write_back = WriteBack(Store(grown), views_per_shard=60)
+    write_back = WriteBack(StoreReader(grown), views_per_shard=60)
     add_steps(write_back, records, N, 4 * N, batch_size=5)
     write_back.close()
     assert_same_store(grown, precomputed)
@@ -85,14 +87,14 @@ def test_every_codec_is_written_back(
 def test_epoch_longer_than_a_shard_is_published_with_its_last_shard(
     grown: Path, records: ViewRecords, precompute: Precompute
 ):
-    write_back = WriteBack(Store(grown), views_per_shard=8)
+    write_back = WriteBack(StoreReader(grown), views_per_shard=8)
     add_steps(write_back, records, N, 2 * N - 1, batch_size=3)
-    assert Store(grown).epochs == 1
+    assert StoreReader(grown).epochs == 1
     add_steps(write_back, records, 2 * N - 1, 4 * N + 9, batch_size=3)
     write_back.close()
     assert_same_store_but_for_pending(grown, precompute(2, 3, 4, views_per_shard=8))
     # The next run adopts the finished shards of the incomplete epoch.
-    again = WriteBack(Store(grown), views_per_shard=8)
+    again = WriteBack(StoreReader(grown), views_per_shard=8)
     assert again.next_view == 4 * N + 8
     add_steps(again, records, 4 * N + 5, 5 * N, batch_size=3)
     assert_same_store(grown, precompute(2, 3, 4, 5, views_per_shard=8))
@@ -105,7 +107,7 @@ def assert_same_store_but_for_pending(got: Path, expected: Path) -> None:
 
 
 def test_gap_before_the_views_is_refused(grown: Path, records: ViewRecords):
-    write_back = WriteBack(Store(grown), views_per_shard=40)
+    write_back = WriteBack(StoreReader(grown), views_per_shard=40)
     with pytest.raises(ValueError, match=r"17\.\.19"):
         write_back.add(20, records.take(np.arange(20, 25)))
 
@@ -146,7 +148,7 @@ def test_crash_at_any_rename_leaves_whole_epochs_and_the_next_run_completes_the_
                 patch.setattr(Path, "replace", crash)
                 try:
                     add_steps(
-                        WriteBack(Store(store), views_per_shard=views_per_shard),
+                        WriteBack(StoreReader(store), views_per_shard=views_per_shard),
                         records,
                         N,
                         3 * N,
@@ -156,7 +158,7 @@ def test_crash_at_any_rename_leaves_whole_epochs_and_the_next_run_completes_the_
                 except CrashError:
                     crashes += 1
             assert_whole(store, expected)
-            write_back = WriteBack(Store(store), views_per_shard=views_per_shard)
+            write_back = WriteBack(StoreReader(store), views_per_shard=views_per_shard)
             add_steps(write_back, records, N, 3 * N, batch_size=4)
             write_back.close()
             assert_same_store(store, expected)
@@ -164,9 +166,9 @@ def test_crash_at_any_rename_leaves_whole_epochs_and_the_next_run_completes_the_
 
 
 def test_machine_that_rounds_differently_is_reported(grown: Path, teacher_pass: TeacherPass):
-    assert check_machine(Store(grown), teacher_pass) is None
+    assert check_machine(StoreReader(grown), teacher_pass) is None
     forge_smallest_logit(grown, 1 + 2**-9)
-    difference = check_machine(Store(grown), teacher_pass)
+    difference = check_machine(StoreReader(grown), teacher_pass)
     assert difference is not None
     assert "1 of 20 logits" in difference
     assert "13..16" in difference
@@ -180,7 +182,7 @@ def test_interrupted_addition_is_not_published(
         raise Interrupted("SIGTERM: a test", exit_code=143)
 
     appending = Appending(
-        Store(grown),
+        StoreReader(grown),
         TeacherPass(None, None),  # type: ignore[arg-type]  # nothing is missing
         batch_size=5,
         views_per_shard=100,
@@ -191,7 +193,7 @@ def test_interrupted_addition_is_not_published(
     monkeypatch.setattr(RecordEncoder, "encode", stop)
     with pytest.raises(Interrupted), appending:
         add_steps(write_back, records, 3 * N, 4 * N, batch_size=5)
-    assert Store(grown).epochs == 1
+    assert StoreReader(grown).epochs == 1
     with appending:  # nor from memory when the context ends
         pass
-    assert Store(grown).epochs == 1
+    assert StoreReader(grown).epochs == 1

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipeline.errors import EXIT_USER_ERROR, DataError
 from pipeline.inputs.locate import load_teacher, open_dataset
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests import stores
 from tests.runs import (
@@ -58,7 +58,7 @@ def unmixed(tmp_path_factory: pytest.TempPathFactory, spec: Spec, data_dir: Path
 
 def open_targets(name: str, path: Path, data_dir: Path, *, cache: int = 0) -> Targets:
     """The targets of an arm."""
-    store = Store(path)
+    store = StoreReader(path)
     dataset = open_dataset(store, "views", data_dir=str(data_dir))
     return Targets(store, dataset, ARMS[name], batch_size=BATCH, image_cache_bytes=cache)
 
@@ -90,7 +90,7 @@ def test_every_arm_shows_the_student_the_stored_crops_in_the_store_s_order(
 
 
 def test_fixed_has_one_logit_vector_per_image_that_of_its_evaluation_crop(mixed: Path, data_dir: Path):
-    store = Store(mixed)
+    store = StoreReader(mixed)
     evaluated = store.eval_reader("train").read(np.arange(stores.N)).logits
     seen: dict[int, np.ndarray] = {}
     for batch in batches_of("fixed", mixed, data_dir):
@@ -105,7 +105,7 @@ def test_fixed_has_one_logit_vector_per_image_that_of_its_evaluation_crop(mixed:
 def test_independent_shows_the_teacher_another_crop_of_the_same_image(
     mixed: Path, data_dir: Path, cache: int
 ):
-    store = Store(mixed)
+    store = StoreReader(mixed)
     crops = {
         int(view): crop
         for batch in batches_of("offline", mixed, data_dir)
@@ -141,7 +141,7 @@ def test_every_arm_s_crops_are_checked(mixed: Path, forged_data_dir: Path):
 
 
 def test_evaluation_logits_of_another_image_are_refused(mixed: Path, data_dir: Path, tmp_path: Path):
-    store = Store(mixed)
+    store = StoreReader(mixed)
     records = ARMS["fixed"].records(store)
     swapped = dataclasses.replace(records, targets=store.eval_reader("test"))  # type: ignore[type-var]
     source = open_targets("fixed", mixed, data_dir).input.source
@@ -220,7 +220,7 @@ def test_logit_that_the_codec_cannot_hold_is_named_by_view(
     )
     assert run.online_teacher is not None
     assert run.explain_divergence(2, 3) is None
-    store = Store(mixed)
+    store = StoreReader(mixed)
     teacher = load_teacher(store.spec, str(teacher_path))
     run.online_teacher = dataclasses.replace(
         run.online_teacher, teacher=lambda views: teacher(views) + tf.constant(np.inf)

@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.errors.causes import find_error
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.metadata import SplitManifest, publish_metadata
-from pipeline.store.reader import SplitReader, Store
+from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import ShardInfo, shard_name, write_shard
 from pipeline.store.spec import SPEC_FILE
@@ -31,7 +31,7 @@ CACHE = 1 << 30
 
 def replay(store: Path, data_dir: Path, *, batch_size: int, cache: int = 0, **arguments: Any) -> Targets:
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    return Targets(Store(store), dataset, batch_size=batch_size, image_cache_bytes=cache, **arguments)
+    return Targets(StoreReader(store), dataset, batch_size=batch_size, image_cache_bytes=cache, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_shapes_are_static_and_only_online_batches_have_stored_and_record(three_
     record = batch.pop("record")
     assert shapes_and_types(batch) == {**expected, "stored": ((5,), "bool")}
     assert batch["stored"].tolist() == [True, True, True, False, False]
-    records = Store(three_epochs).views.read(np.arange(15, 20))
+    records = StoreReader(three_epochs).views.read(np.arange(15, 20))
     assert set(record) == {"example", "box", "flip", "crop_hash", "source_hash"}
     for name, column in record.items():
         np.testing.assert_array_equal(column, getattr(records, name), err_msg=name)
 
 
 def test_logits_and_ratios_are_the_store_s(three_epochs: Path, data_dir: Path):
-    records = Store(three_epochs).views.read(np.arange(VIEWS))
+    records = StoreReader(three_epochs).views.read(np.arange(VIEWS))
     batches = numpy_batches(replay(three_epochs, data_dir, batch_size=VIEWS), 0, 1)
     np.testing.assert_array_equal(batches[0]["logits"], records.logits)
     np.testing.assert_array_equal(batches[0]["ratio"], records.ratio)
@@ -112,7 +112,7 @@ def test_logits_and_ratios_are_the_store_s(three_epochs: Path, data_dir: Path):
 def test_stored_parameters_are_authoritative(store: Path, data_dir: Path, single_views: list[Batch]):
     # No draw yields these values: a replay that drew again would return the old ones.
     mirrored = np.ascontiguousarray(single_views[7]["crops"][0][:, ::-1])
-    record = Store(store).views.read(np.array([7]))
+    record = StoreReader(store).views.read(np.array([7]))
     forge_records(store, 7, ratio=0.125)
     (batch,) = numpy_batches(replay(store, data_dir, batch_size=1), 7, 8)
     assert batch["ratio"].tolist() == [0.125]
@@ -131,7 +131,7 @@ def test_stored_parameters_are_authoritative(store: Path, data_dir: Path, single
 def test_other_pixels_under_the_same_metadata_are_refused_with_both_fingerprints(
     three_epochs: Path, forged_data_dir: Path, cache: int
 ):
-    records = Store(three_epochs).views.read(np.arange(20, 27))
+    records = StoreReader(three_epochs).views.read(np.arange(20, 27))
     with pytest.raises(DataError) as error:
         list(
             replay(three_epochs, forged_data_dir, batch_size=5, cache=cache).input.batches(np.array([20])),
@@ -154,7 +154,7 @@ def test_other_pixels_under_the_same_metadata_are_refused_with_both_fingerprints
 def test_another_crop_than_the_teacher_s_is_refused_with_both_fingerprints(
     store: Path, data_dir: Path, cache: int
 ):
-    before = Store(store).views.read(np.array([22]))
+    before = StoreReader(store).views.read(np.array([22]))
     forge_records(store, 22, crop_hash=0xDEADBEEF)
     with pytest.raises(DataError) as error:
         list(replay(store, data_dir, batch_size=4, cache=cache).input.batches(np.array([16, 20, 24])))
@@ -185,7 +185,7 @@ def open_files(directory: Path) -> set[str]:
     return {link for link in links if link.startswith(str(directory.resolve()))}
 
 
-def write_single_record_shards(source: Store, path: Path) -> None:
+def write_single_record_shards(source: StoreReader, path: Path) -> None:
     """Writes the same store with one shard per view."""
     (path / "eval").mkdir(parents=True)
     shutil.copy(source.path / SPEC_FILE, path)
@@ -205,7 +205,7 @@ def test_store_of_many_shards_is_read_with_a_bounded_number_of_open_files(
 ):
     epochs, batch_size = 6, 6
     source = make_store("six_epochs", epochs=epochs)
-    write_single_record_shards(Store(source), tmp_path / "store")
+    write_single_record_shards(StoreReader(source), tmp_path / "store")
     views = epochs * stores.N
     assert len(list((tmp_path / "store").glob("views.array_record-*"))) == views == 102
     view_input = replay(tmp_path / "store", data_dir, batch_size=batch_size).input

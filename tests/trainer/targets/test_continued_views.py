@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.runs import assert_same_batches, forge_records, numpy_batches
 from trainer.targets.batches import Targets
@@ -23,7 +23,7 @@ def open_targets(
     store: Path, data_dir: Path, *, continued_from: int | None = None, cache: int = 0
 ) -> Targets:
     return Targets(
-        Store(store),
+        StoreReader(store),
         Dataset(stores.DATASET, "train", data_dir=data_dir),
         batch_size=BATCH,
         image_cache_bytes=cache,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.locate import load_teacher
 from pipeline.inputs.teacher import Teacher
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 from tests import stores
 from trainer import models
 from trainer.step.distiller import Distiller
@@ -28,7 +28,7 @@ STEPS = 3 * stores.N // BATCH
 
 def open_targets(store: Path, data_dir: Path, *, continued_from: int | None = None) -> Targets:
     dataset = Dataset(stores.DATASET, "train", data_dir=data_dir)
-    return Targets(Store(store), dataset, batch_size=BATCH, continued_from=continued_from)
+    return Targets(StoreReader(store), dataset, batch_size=BATCH, continued_from=continued_from)
 
 
 class SyntheticTeacher:
@@ -39,7 +39,7 @@ class SyntheticTeacher:
         return rows - 2.0 * tf.range(stores.CLASSES, dtype=tf.float32)
 
 
-def make_distiller(store: Store, teacher: object, *, rate: float) -> Distiller:
+def make_distiller(store: StoreReader, teacher: object, *, rate: float) -> Distiller:
     tf.keras.utils.set_random_seed(0)
     student = models.build_student("tiny", num_classes=stores.CLASSES, image_size=stores.SIZE)
     distiller = Distiller(
@@ -75,13 +75,13 @@ def fit(distiller: Distiller, batches: tf.data.Dataset) -> list[float]:
 def test_straddling_batch_trains_on_stored_logits_for_stored_views_and_online_ones_for_the_rest(
     one_epoch: Path, data_dir: Path
 ):
-    distiller = make_distiller(Store(one_epoch), SyntheticTeacher(), rate=0.0)
+    distiller = make_distiller(StoreReader(one_epoch), SyntheticTeacher(), rate=0.0)
     (batch,) = open_targets(one_epoch, data_dir, continued_from=stores.N).batches(2, 3)
     crops = tf.cast(batch["crops"], tf.float32)
     ratio = batch["ratio"][:, tf.newaxis, tf.newaxis, tf.newaxis]
     views = ratio * crops[:BATCH] + (1 - ratio) * tf.gather(crops, batch["partner"])
     targets = SyntheticTeacher()(views).numpy()
-    targets[0] = Store(one_epoch).views.read(np.array([16])).logits[0]
+    targets[0] = StoreReader(one_epoch).views.read(np.array([16])).logits[0]
     loss_of = DistillationLoss(2.0, temperature_squared=True)
     losses = loss_of.call(targets, distiller.student(views)).numpy()
     (loss,) = fit(distiller, open_targets(one_epoch, data_dir, continued_from=stores.N).batches(2, 3))
@@ -99,7 +99,7 @@ def train(targets: Targets, distiller: Distiller) -> list[float]:
     return losses
 
 
-def batched(store: Store, teacher_path: Path) -> BatchedTeacher:
+def batched(store: StoreReader, teacher_path: Path) -> BatchedTeacher:
     """The teacher as a run wraps it."""
     return BatchedTeacher(load_teacher(store.spec, str(teacher_path)), store.spec.teacher.batch_size)
 
@@ -137,7 +137,7 @@ def test_teacher_of_a_fixed_batch_size_runs_on_any_batch(teacher_path: Path, tmp
 def test_offline_training_is_online_training_on_the_same_views(
     float32_store: Path, data_dir: Path, teacher_path: Path
 ):
-    store = Store(float32_store)
+    store = StoreReader(float32_store)
     teacher = batched(store, teacher_path)
     offline = train(open_targets(float32_store, data_dir), make_distiller(store, None, rate=0.003))
     online = train(
@@ -154,7 +154,7 @@ def test_offline_for_an_epoch_and_then_online_is_online_from_the_start(
     make_store: Callable[..., Path], data_dir: Path, teacher_path: Path, codec: str
 ):
     one_epoch = make_store(codec.replace(":", ""), epochs=1, codec=codec)
-    store = Store(one_epoch)  # online logits go through the codec too
+    store = StoreReader(one_epoch)  # online logits go through the codec too
     teacher = batched(store, teacher_path)
     both, online = (
         train(
