@@ -110,7 +110,7 @@ def test_an_epoch_shows_each_image_once_and_ends_in_a_short_batch():
 def test_schedule_has_the_published_values():
     total, warmup, peak = keras_example.SCHEDULE_STEPS, keras_example.WARMUP_STEPS, 0.003
     assert (total, warmup) == (1992, 1500)
-    rates = peak * WarmupCosine(total, warmup).numpy(np.arange(2100))
+    rates = peak * WarmupCosine(total, warmup)(np.arange(2100)).numpy()
     steps = np.arange(total + 1)
     published = np.where(
         steps < warmup,

@@ -248,11 +248,7 @@ def _check_same(flags: argparse.Namespace, store: StoreReader, workdir: Path) ->
 
 
 def _read_comparison(workdir: Path) -> dict[str, Any] | None:
-    """Reads comparison.json: shared settings, and the epochs of the first command; None if there is no comparison.
-
-    Raises:
-      DataError: the file is damaged.
-    """
+    """Reads comparison.json: shared settings, and the epochs of the first command; None if there is no comparison."""
     path = workdir / COMPARISON_FILE
     if not path.exists():
         return None
@@ -267,11 +263,7 @@ def _read_comparison(workdir: Path) -> dict[str, Any] | None:
 
 
 def _finished_below(workdir: Path) -> list[Path]:
-    """Directories of the finished runs of a comparison; prints which others are left out.
-
-    Raises:
-      DataError: a run is damaged.
-    """
+    """Directories of the finished runs of a comparison; prints which others are left out."""
     runs = sorted(path for path in (workdir / RUNS_DIRECTORY).iterdir() if path.is_dir())
     finished = [path for path in runs if is_finished(path)]
     if unfinished := [path.name for path in runs if path not in finished]:
@@ -284,10 +276,6 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
 
     Args:
       directories: Directories of comparisons, of single runs, or with a result.json alone.
-
-    Raises:
-      UserError: a directory is none of these.
-      DataError: a run or a result is damaged.
     """
     runs: list[Path] = []
     results = []
@@ -307,11 +295,7 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
 
 
 def _read_cost(workdir: Path) -> dict[str, Any] | None:
-    """Reads cost.json; None where nothing was measured.
-
-    Raises:
-      DataError: the file is damaged.
-    """
+    """Reads cost.json; None where nothing was measured."""
     path = workdir / COST_FILE
     if not path.exists():
         return None

@@ -27,10 +27,6 @@ from trainer.run.child_runs import ChildError, ended_by_signal, exit_code
 def run_stage(name: str, command: list[str]) -> float:
     """Runs `python` with a command line and prints it.
 
-    Args:
-      name: Name of the stage.
-      command: Arguments of Python.
-
     Returns:
       Seconds of the stage.
 

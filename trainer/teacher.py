@@ -80,8 +80,6 @@ def export(model: tf.keras.Model, path: Path, *, image_size: int) -> None:
 
     Args:
       model: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
-      path: Directory of the SavedModel.
-      image_size: S in pixels.
     """
 
     @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="image")])

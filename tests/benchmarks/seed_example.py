@@ -188,7 +188,7 @@ def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dic
     """Prints and returns the figures of a side."""
     store = bench.run.store
     epochs = side.images / store.spec.num_examples
-    rate = bench.run.options.recipe.learning_rate * float(side.schedule.numpy(side.steps))
+    rate = bench.run.options.recipe.learning_rate * float(side.schedule(side.steps))
     print(
         f"{name}: {side.steps:,} steps, {epochs:.1f} epochs in {side.seconds:.0f} s, final learning rate {rate:.2g}; "
         f"{bench.run.options.eval_split}: top-1 {evaluation.student_top1:.2%}, agreement {evaluation.agreement:.2%}, "

@@ -29,10 +29,11 @@ from pipeline.errors import UserError
 from pipeline.storage.files import write_json
 from trainer import models
 from trainer.config.choices import PRECISIONS, STUDENTS, check_student
+from trainer.config.recipes import TrainRecipe
 from trainer.config.tpu_slices import check_type
 from trainer.distribution.strategy import replica_batch_size
 from trainer.step.distiller import Distiller
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupCosine
 
 # Reads of weight, two moments and gradient, writes of weight and moments: float32.
@@ -202,15 +203,7 @@ def step_cost(student: str, image_size: int, *, classes: int, batch_size: int, p
       precision: Precision of the convolutions.
     """
     model = models.build_student(student, num_classes=classes, image_size=image_size, precision=precision)
-    optimizer = make_optimizer(
-        0.003,
-        schedule=WarmupCosine(100, 1),
-        weight_decay=1e-3,
-        decay_mode="scaled",
-        decay_kernels_only=True,
-        clip="global",
-        clip_norm=1.0,
-    )
+    optimizer = recipe_optimizer(TrainRecipe(learning_rate=0.003, weight_decay=1e-3), WarmupCosine(100, 1))
     optimizer._create_all_weights(model.trainable_variables)
     distiller = Distiller(model, temperature=1.0, temperature_squared=True)
     distiller.compile(optimizer=optimizer)

@@ -32,8 +32,9 @@ from tests.runs import (
     start_run,
 )
 from trainer import models
+from trainer.config.recipes import TrainRecipe
 from trainer.step.distiller import Distiller
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupCosine
 from trainer.targets.online_teacher import BatchedTeacher
 
@@ -98,14 +99,8 @@ def make_distiller(
         temperature_squared=True,
         **arguments,
     )
-    optimizer = make_optimizer(
-        0.003,
-        schedule=WarmupCosine(100, 1),
-        weight_decay=1e-3,
-        decay_mode="scaled",
-        decay_kernels_only=True,
-        clip=clip,
-        clip_norm=1.0,
+    optimizer = recipe_optimizer(
+        TrainRecipe(learning_rate=0.003, weight_decay=1e-3, clip=clip), WarmupCosine(100, 1)
     )
     optimizer._create_all_weights(distiller.student.trainable_variables)  # as in a run, for checkpoints
     distiller.compile(optimizer=optimizer)

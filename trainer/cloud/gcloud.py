@@ -35,12 +35,8 @@ class NodeRequest:
 
     Attributes:
       type: Accelerator type, such as `v3-8`.
-      runtime_version: Software version of the TPU VM.
-      queued: Request the VM through a queued resource, which waits for capacity.
       capacity: `on-demand`, `spot` or `reserved`.
       service_account: Account with which the VM accesses buckets; None for the project's default.
-      network, subnetwork: None for gcloud's default.
-      internal_ips: Create the VM without an external address.
     """
 
     type: str
@@ -69,12 +65,7 @@ class NodeRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tpu:
-    """Commands for a TPU VM, and for the queued resource of the same name.
-
-    Attributes:
-      name, zone, project: Name and place of the node.
-      internal_ip: Connect to the internal address.
-    """
+    """Commands for a TPU VM, and for the queued resource of the same name."""
 
     name: str
     zone: str
@@ -179,7 +170,6 @@ def succeed(command: Command, answer: Answer | None = None) -> Answer:
     """Runs a command that must succeed.
 
     Args:
-      command: The command.
       answer: Its answer if it has run already.
 
     Raises:

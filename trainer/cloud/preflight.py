@@ -113,7 +113,6 @@ def read_commands(job: Job, directory: str) -> Iterator[tuple[str, str, Command]
     """Commands that check the job's inputs in buckets.
 
     Args:
-      job: The job.
       directory: Target directory for the store's metadata.
 
     Yields:

@@ -64,13 +64,9 @@ class Job:
 
     Attributes:
       setup: Verb of the host script that prepares the trainer, and its argument.
-      files: Files to copy to the host for it.
       workdir: `gs://` URL of the work directory.
       inputs: `gs://` URLs of the inputs that are copied to the host's disk, by name.
-      flags: All flags of the trainer.
-      save_seconds: Seconds between copies of the work directory to the bucket.
       store_url: `gs://` URL of the store, copied or streamed; None for a store on a disk of the VM.
-      fewest_replicas: Minimum number of replicas of the trainer.
     """
 
     setup: tuple[str, str]
@@ -104,14 +100,6 @@ def marked(text: str) -> list[str]:
 
 class TpuRun:
     """Runs a job to its end.
-
-    Args:
-      tpu: Commands for the node.
-      node: Configuration of the node.
-      job: The job.
-      poll_seconds: Seconds between two requests for the state of something.
-      delete: Delete the node when the trainer has ended.
-      stop_command: Command line with which the user deletes the node.
 
     Attributes:
       left: Description of what exists and is billed if the command ends now.

@@ -16,12 +16,7 @@ def offline_online_pairs(result: Result) -> list[int]:
 
 
 def paired_runs(result: Result, pairs: Sequence[int]) -> list[tuple[Row, Row]]:
-    """The two runs of each pair, for pairs whose runs are both in the result.
-
-    Args:
-      result: Tree of result.json.
-      pairs: Positions in its `pairs`.
-    """
+    """The two runs of each pair, for pairs whose runs are both in the result."""
     runs = {(run["arm"], run["epochs"], run["seed"]): run for run in result["runs"]}
     selected = [result["pairs"][number] for number in pairs]
     keys = [[(pair[side], pair["epochs"], pair["seed"]) for side in ("a", "b")] for pair in selected]

@@ -23,14 +23,7 @@ _STATISTICS = ("moving_mean", "moving_variance")  # batch normalization averages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A finished and evaluated run of `trainer.train`.
-
-    Attributes:
-      directory: Directory of the run.
-      config: Tree of config.json.
-      result: Tree of result.json.
-      lines: Lines of metrics.jsonl.
-    """
+    """A finished and evaluated run of `trainer.train`."""
 
     directory: Path
     config: RunConfig
@@ -248,7 +241,6 @@ def is_finished(directory: Path, *, steps: int | None = None) -> bool:
     the latest checkpoint must agree on the number of steps.
 
     Args:
-      directory: Directory of the run.
       steps: Number of steps that the run must have; any by default.
 
     Raises:

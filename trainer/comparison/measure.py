@@ -61,7 +61,6 @@ class Measured:
     Attributes:
       seconds: Median seconds per step over the rounds.
       spread: Minimum and maximum over the rounds.
-      steps: Steps per turn.
     """
 
     seconds: dict[str, float]
@@ -83,7 +82,6 @@ def measure(contenders: dict[str, Work], *, on_turn: Callable[[], object] = lamb
 
     Args:
       contenders: One step of each contender, by name.
-      on_turn: Called after each turn.
     """
     steps = {}
     for name, work in contenders.items():

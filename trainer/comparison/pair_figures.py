@@ -91,11 +91,6 @@ def prediction_figures(a: np.ndarray, b: np.ndarray, labels: np.ndarray, *, seed
     The interval is a paired bootstrap over the images (percentiles; Efron and Tibshirani 1993). It covers the choice of
     test images, not the choice of the students' seeds. Accuracies exclude unlabeled images.
 
-    Args:
-      a, b: Predicted classes, int32 [n].
-      labels: int32 [n].
-      seed: Random seed of the bootstrap.
-
     Returns:
       `agreement` of the two, 0 to 1; `top1_difference`, a - b; `top1_interval`, its 95 % interval. The last two are None
       if no image is labeled.
@@ -131,9 +126,7 @@ def cost_figures(
 
     Args:
       seconds_a_step: Seconds of `teacher`, `student`, `input`, `offline` and `online`.
-      batch_size: B.
       teacher_rows: Rows that the teacher computes for the B views of a step; more than B if its batches are padded.
-      steps: Number of steps of a run.
       precompute_passes: Images that the teacher processed for the store. Each is charged the teacher's and the input's
         seconds; padding is negligible there.
 

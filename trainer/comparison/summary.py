@@ -36,10 +36,7 @@ def make_result(
     """Builds the result of a comparison as a JSON tree.
 
     Args:
-      store: Store that all runs were trained on.
-      runs: Finished runs, at least one.
       workdir: Directory of the comparison; the directories of runs below it are relative to it.
-      command: Command line of the comparison.
       measured: Tree of cost.json, or None.
 
     Raises:

@@ -30,21 +30,16 @@ class TrainRecipe:
 
     Attributes:
       views: name of the recipe of the views; None for any store.
-      student: name of the student.
-      batch_size: views per step.
       temperature: temperature T of the loss; None for the store's.
-      temperature_squared: whether the loss is multiplied by T^2.
-      learning_rate: peak learning rate.
-      weight_decay: weight decay per step, at the peak learning rate.
-      decay_mode: `scaled` by the schedule (big_vision), or `unscaled` (Keras example).
-      decay_kernels_only: whether biases and normalization are excluded from weight decay (big_vision).
-      clip: gradient clipping.
-      clip_norm: maximum norm of clipped gradients.
-      epsilon: epsilon of AdamW; the default of Keras is 1e-7, that of Optax and big_vision 1e-8.
+      weight_decay: fraction of a weight that a step at the peak learning rate subtracts.
+      decay_mode: `scaled` by the schedule, but not by the peak rate (big_vision), or `unscaled` (Keras example).
+      decay_kernels_only: whether only variables named `...kernel` decay (big_vision's `".*/kernel"`).
+      clip: gradient clipping: of each variable (Keras example), or of all together (big_vision).
+      epsilon: added to the root of the second moment, before the correction of its bias ("epsilon hat" of Kingma and Ba
+        2015); the default of Keras is 1e-7, that of Optax and big_vision 1e-8.
       warmup_steps: steps of linear warm-up from 0; None for a twentieth of the run.
       epochs: epochs of the run; None for all epochs in the store, `math.inf` for an endless run.
       allow_short_run: whether the source itself has a run as short as its warm-up.
-      source: source of the numbers.
     """
 
     views: str | None = None
@@ -340,11 +335,7 @@ def demo() -> TrainRecipe:
 
 
 def train_recipe(name: str) -> TrainRecipe:
-    """Returns a recipe by name.
-
-    Raises:
-      UserError: there is no recipe of that name.
-    """
+    """Returns a recipe by name."""
     if name not in TRAIN_RECIPES:
         raise UserError(f"--recipe={name}: expected one of {', '.join(TRAIN_RECIPES)}")
     return TRAIN_RECIPES[name]

@@ -83,11 +83,7 @@ class Line(TypedDict):
 
 
 def parse_step(text: str) -> Line:
-    """Parses step and kind of a line of metrics.jsonl.
-
-    Raises:
-      ValueError: the line is damaged.
-    """
+    """Parses step and kind of a line of metrics.jsonl; raises ValueError if it is damaged."""
     return build(Line, parse_json(text))
 
 
@@ -119,11 +115,7 @@ def read_result(workdir: Path) -> RunResult:
 
 
 def parse_line(text: str) -> dict[str, Any]:
-    """Parses a line of metrics.jsonl.
-
-    Raises:
-      ValueError: the line is damaged.
-    """
+    """Parses a line of metrics.jsonl; raises ValueError if it is damaged."""
     line = parse_step(text)
     return cast(dict[str, Any], build(TrainLine if line["kind"] == TRAIN else EvalLine, line))
 

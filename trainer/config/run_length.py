@@ -25,8 +25,6 @@ class RunLength:
 
     Attributes:
       steps: number of steps; step `t` trains on views `[t * B, (t + 1) * B)`; `math.inf` for an endless run.
-      batch_size: views per step, B.
-      num_examples: examples per epoch, N.
       online_from: first step with a view that is not stored; `steps` if there is none.
     """
 
@@ -50,9 +48,6 @@ class RunLength:
         Args:
           epochs: number of epochs, or `math.inf`; None if `steps` is given.
           steps: number of steps; None if `epochs` is given.
-          batch_size: B.
-          num_examples: N.
-          stored_views: number of stored views.
 
         Raises:
           UserError: both or neither of epochs and steps are given, the epochs do not fill a batch, or a view index is too
@@ -144,10 +139,8 @@ def segments(start: int, stop: int | float, *, interval: int, online_from: int) 
     """Divides a run so that intervals end at multiples of `interval`, and each is either offline or online.
 
     Args:
-      start: first step.
       stop: one past the last step; `math.inf` for an endless run, which yields segments without end.
       interval: steps between evaluations, 1 or more.
-      online_from: first step with the online teacher.
     """
     if stop == math.inf:
         # From a multiple of the interval after `online_from` on, all segments are alike.

@@ -71,14 +71,6 @@ def fewest_replicas(node_type: str) -> int:
 
 
 def check_hosts(flag: str, count: int) -> None:
-    """Refuses a slice with several hosts.
-
-    Args:
-      flag: flag as given, such as `--tpu=pod`.
-      count: number of hosts.
-
-    Raises:
-      UserError: there are several hosts.
-    """
+    """Refuses a slice with several hosts."""
     if count > 1:
         raise UserError(f"{flag}: this slice has {count} hosts; {_WHY_ONE_HOST}")

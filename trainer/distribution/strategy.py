@@ -23,8 +23,6 @@ def make_strategy(
     Args:
       name: one of `trainer.config.choices.STRATEGIES`. `mirrored`: all GPUs, or `replicas` logical CPU devices if there are
         none. `multiworker`: all GPUs of each process that TF_CONFIG lists, or its CPU. `tpu`: all cores of a TPU.
-      replicas: number of replicas of `mirrored`.
-      tpu: name of the TPU of `tpu`, or `local`.
 
     Raises:
       UserError: the strategy or its devices do not exist.
@@ -77,11 +75,7 @@ def replica_starts(
     """First views of the batches of one input pipeline, in the order in which its replicas take them.
 
     Args:
-      start: first step.
-      stop: one past the last step.
-      batch_size: B.
       replicas: R on all hosts.
-      pipeline: number of this host's input pipeline.
       pipelines: number of input pipelines; each feeds R / pipelines replicas.
 
     Returns:

@@ -63,15 +63,7 @@ def _resolve(tpu: str) -> tf.distribute.cluster_resolver.TPUClusterResolver:
 
 
 def check_address(tpu: str, address: str) -> None:
-    """Refuses an address of another machine, or one that does not answer.
-
-    Args:
-      tpu: value of `--tpu`.
-      address: address of the TPU's host, `host:port`.
-
-    Raises:
-      UserError: the address is refused.
-    """
+    """Refuses an address of another machine, or one that does not answer."""
     host, _, port = address.rpartition(":")
     try:
         name = str(socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][4][0])

@@ -121,7 +121,6 @@ class Workers:
     """Workers of a run; a single one, which is the chief, for other strategies.
 
     Attributes:
-      count: number of workers.
       rank: number of this worker, 0 to count - 1, in the order in which they take a step's views; the chief's is 0.
     """
 
@@ -174,10 +173,6 @@ class Workers:
 
     def check_same(self, values: dict[str, Any], *, remedy: str) -> None:
         """Compares values, such as flags, between all workers. Collective.
-
-        Args:
-          values: JSON values by name.
-          remedy: end of the error message.
 
         Raises:
           UserError: on every worker, with both sides, if a worker has other values.

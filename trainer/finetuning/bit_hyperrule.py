@@ -6,12 +6,12 @@ The number of examples determines the length of the run and whether examples are
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from pipeline.views import keys
-from trainer.step.schedules import Multiplier, ramp, to_float32
+from trainer.step.schedules import Multiplier, ramp
 
 _SMALL, _MEDIUM = 20_000, 500_000  # smallest numbers of examples of a medium and a large data set
 _MIXUP_ALPHA = 0.1
@@ -47,10 +47,10 @@ class StaircaseDecay(Multiplier):
         """Steps of the warm-up; 0 for a run of fewer than five steps."""
         return min(500, self.total_steps // 5)
 
-    def formula(self, step: Any, xp: Any) -> Any:
-        value = ramp(step, self.warmup_steps, xp)
+    def formula(self, step: tf.Tensor) -> tf.Tensor:
+        value = ramp(step, self.warmup_steps)
         for tenths in (3, 6, 9):  # in integers: a float fraction would sometimes be off by one step
-            after = to_float32(xp, 10 * step > tenths * self.total_steps)
+            after = tf.cast(10 * step > tenths * self.total_steps, tf.float32)
             value = value * (np.float32(1) - np.float32(0.9) * after)
         return value
 
@@ -63,7 +63,6 @@ def mixup_ratios(views: np.ndarray, *, seed: int, alpha: float) -> np.ndarray:
 
     Args:
       views: View indices, int64 [n].
-      seed: Seed of the run.
       alpha: 0 (no mixup, all ratios are 1), or 0.05 to 1.
 
     Returns:

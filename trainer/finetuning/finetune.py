@@ -46,14 +46,7 @@ class FinetuneOptions:
 
     Attributes:
       policy: Policy of the training views; its own mixup is turned off.
-      eval_crop: Crop for evaluation.
-      steps: Steps of the run, >= 1.
-      batch_size: Views per step, >= 1.
       learning_rate: Rate at the end of the warm-up for 512 views per step, >= 0; scaled in proportion to the batch size.
-      seed: Random seed of the views.
-      head_only: Whether to train only the last layer.
-      log_every: Steps between lines of metrics.jsonl, >= 1.
-      checkpoint_every: Steps between checkpoints, >= 1.
       image_cache_bytes: Memory for decoded images, used if all of them fit.
       input_buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's memory by default.
 
@@ -88,11 +81,7 @@ class FinetuneOptions:
 
 
 class Labels:
-    """Labels by example, each read once.
-
-    Args:
-      dataset: Data set with labels.
-    """
+    """Labels by example, each read once."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -122,10 +111,6 @@ def labeled_batches(
     """The batches of steps `start .. stop - 1`; step `t` trains on views `[t * B, (t + 1) * B)`.
 
     Args:
-      view_input: Input pipeline of the views.
-      labels: Labels of the examples.
-      start: First step.
-      stop: One past the last step.
       seed: Random seed of the mixup ratios.
       alpha: Of their Beta distribution, see `mixup_ratios`.
 
@@ -192,11 +177,8 @@ class Finetune:
 
     Args:
       network: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C]; trained in place.
-      dataset: Images and labels.
-      options: Options of the run.
       workdir: Existing directory for checkpoints, metrics.jsonl and TensorBoard.
       origin: Where the network's initial weights come from; must not change when a run is continued.
-      preemption: Signals when to save and stop.
     """
 
     def __init__(
@@ -246,22 +228,13 @@ class Finetune:
         return self._checkpoints.latest_step()
 
     def restore(self) -> int:
-        """Restores the latest checkpoint and returns its step, 0 if there is none.
-
-        Raises:
-          UserError: the checkpoint was written with other flags.
-          DataError: the checkpoint is damaged.
-        """
+        """Restores the latest checkpoint and returns its step, 0 if there is none."""
         step = self._checkpoints.restore()
         self._checkpoints.remove_leftovers()
         return step
 
     def train(self, first: int) -> dict[str, Any]:
-        """Trains from step `first` to the end and returns the figures for result.json.
-
-        Raises:
-          DataError: an image is damaged.
-        """
+        """Trains from step `first` to the end and returns the figures for result.json."""
         steps, size = self.options.steps, self.options.batch_size
         if first:
             print(f"continuing at step {first} of {steps}", flush=True)
@@ -276,7 +249,7 @@ class Finetune:
             checkpoint_every=self.options.checkpoint_every,
             preemption=self._preemption,
             evaluator=None,
-            learning_rate=lambda step: float(self.learning_rate.numpy(step)),
+            learning_rate=lambda step: float(self.learning_rate(step)),
         )
         begun = time.monotonic()
         try:
@@ -322,10 +295,6 @@ def evaluate_top1(
 
     Args:
       network: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
-      dataset: The split.
-      eval_crop: Crop of each image.
-      image_size: S in pixels.
-      batch_size: Largest number of images per batch.
 
     Returns:
       The accuracy on the labeled images, 0..1 (None if there are none), and the number of unlabeled images.

@@ -25,8 +25,6 @@ def build_network(
 
     Args:
       flags: `model` and `init`, or `teacher` and `teacher_value_range`.
-      num_classes: C.
-      image_size: S in pixels.
 
     Returns:
       A model from float32 [B, S, S, 3] in 0..255 to logits [B, C], and the origin of its weights, for checkpoints.
@@ -54,10 +52,6 @@ def build_network(
 
 def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
     """Loads a Keras SavedModel, whose graph may run any code, or a `.keras` file, which runs none.
-
-    Args:
-      text: Path of the model.
-      flag: Flag with this path, for messages.
 
     Raises:
       UserError: there is no such model, or it is not a Keras model of layers with one input and one output.
@@ -97,8 +91,6 @@ def replace_head(
     Args:
       model: Model whose last layer is Dense, optionally followed by a softmax (which is removed), or is a model of this
         kind.
-      num_classes: C of the new head.
-      image_size: S in pixels.
       value_range: Range of the pixels that the model expects, one of `VALUE_RANGES`. Any but 0..255 adds a layer.
 
     Returns:
@@ -128,7 +120,6 @@ def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers
     """Finds the last Dense layer of a model, also inside a nested model, and its input.
 
     Args:
-      model: Model of layers with one output.
       path: Names of the enclosing models and of this one, for messages.
 
     Returns:

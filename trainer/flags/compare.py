@@ -89,11 +89,7 @@ def make_parser() -> Parser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the flags, and checks what can be checked without TensorFlow.
-
-    Raises:
-      UserError: a flag is unknown, out of range or without effect, or a path is missing.
-    """
+    """Parses the flags, and checks what can be checked without TensorFlow."""
     parser = make_parser()
     flags = parser.parse_strictly(argv)
     conditions = COMPARE

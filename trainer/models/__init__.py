@@ -38,12 +38,7 @@ _SLOW_FROM = {"tiny": 64}
 
 
 def size_notice(name: str, image_size: int) -> str | None:
-    """A notice that another student is faster at this image size; None if there is none.
-
-    Args:
-      name: Name of the student.
-      image_size: S in pixels.
-    """
+    """A notice that another student is faster at this image size; None if there is none."""
     if image_size < _SLOW_FROM.get(name, math.inf):
         return None
     return (

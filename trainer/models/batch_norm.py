@@ -20,13 +20,7 @@ def _is_batch_norm(layer: tf.keras.layers.Layer) -> bool:
 
 
 def replicas_notice(student: tf.keras.Model, *, batch_size: int, replicas: int) -> str | None:
-    """A notice that the steps of a run will depend on its number of replicas; None if they will not.
-
-    Args:
-      student: Model as it will be trained.
-      batch_size: B, views per step.
-      replicas: R.
-    """
+    """A notice that the steps of a run will depend on its number of replicas; None if they will not."""
     if replicas == 1 or all(layer.synchronized for layer in student.layers if _is_batch_norm(layer)):
         return None
     return (

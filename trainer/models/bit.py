@@ -39,9 +39,6 @@ class GroupNorm(tf.keras.layers.Layer):
 
     The variance is the mean of squared differences (biased, two passes). With `dtype=float32`, the layer computes in
     float32 at any precision of its inputs.
-
-    Args:
-      epsilon: Added to the variance.
     """
 
     def __init__(self, epsilon: float = _GROUP_NORM_EPSILON, **kwargs: Any) -> None:
@@ -89,9 +86,7 @@ class StandardizedConv2D(tf.keras.layers.Layer):
     precision. It pads `size // 2` zeros on every side. `same` at stride 2 would pad an even image only at its end.
 
     Args:
-      filters: Number of output channels.
       size: Side of the kernel in pixels, odd.
-      stride: Stride in pixels.
     """
 
     def __init__(self, filters: int, size: int, *, stride: int = 1, **kwargs: Any) -> None:
@@ -144,8 +139,6 @@ def bit(
     border of the image where a whole window is negative.
 
     Args:
-      num_classes: C.
-      image_size: S in pixels.
       depth: A key of `BLOCK_UNITS`, or the number of units of each block.
       width: Factor of all channels; the root has 64 times it.
       name: Name of the model; by default such as `bit_r50x1`.
@@ -231,13 +224,6 @@ class PublishedWeights:
 
     Of a big_vision checkpoint, which may hold more than parameters, only `params/...` or `opt/target/...` is used.
 
-    Args:
-      path: Path of the file.
-
-    Attributes:
-      path: Path of the file.
-      shapes: Shape of each array by name, from its header.
-
     Raises:
       UserError: there is no such file, or it is not a `.npz`.
     """
@@ -293,11 +279,7 @@ class PublishedWeights:
                 variable.assign(self._read(arrays, name).reshape(variable.shape))
 
     def _check(self, model: str, expected: dict[str, tuple[int, ...]], new_head: bool) -> None:
-        """Compares names and shapes.
-
-        Raises:
-          UserError: names the first difference and counts the others.
-        """
+        """Compares names and shapes."""
         wrong = []
         for name, shape in expected.items():
             if name not in self.shapes:

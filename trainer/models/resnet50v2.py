@@ -15,10 +15,6 @@ def resnet50v2(num_classes: int, image_size: int) -> tf.keras.Model:
     The network's value range is -1..1, that of `tf.keras.applications.resnet_v2.preprocess_input`; its first layer
     scales from 0..255. Its batch normalization covers the batch of one replica.
 
-    Args:
-      num_classes: C.
-      image_size: S in pixels, >= 32.
-
     Returns:
       A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
 

@@ -57,9 +57,6 @@ def _residual_net(
     The network's value range is -1..1; its first layer scales from 0..255.
 
     Args:
-      name: Name of the model.
-      num_classes: C.
-      image_size: S in pixels.
       stem: Kernel size and stride of the first convolution.
       widths: Channels of the blocks, multiples of 8.
 

@@ -18,9 +18,6 @@ class ArmStyle:
     Attributes:
       color: Name of a color of `pipeline.pages.svg`.
       dashes: Offset and pattern, in line widths.
-      marker: Matplotlib marker.
-      width: Line width in points.
-      opacity: Opacity of the line.
       order: Drawing order; higher arms are on top.
     """
 

@@ -96,9 +96,6 @@ def over_time(
     Args:
       runs: Runs of the result; `history` is used.
       column: Column of the history, such as `top1`.
-      ylabel: Label with unit.
-      percent: Show fractions in percent.
-      teacher: Level of the teacher, or None.
 
     Returns:
       The figure; None if there is nothing to draw.
@@ -161,7 +158,6 @@ def accuracy_by_epochs(
     Args:
       arms: Arms of the result: `top1_mean`, and `top1_std` over seeds for error bars.
       runs: Runs, shown as small open points where there are two seeds or more.
-      teacher: Accuracy of the teacher, or None.
 
     Returns:
       The figure; None without an accuracy.

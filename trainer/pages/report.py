@@ -95,10 +95,6 @@ def _length_and_seed(run: Row) -> tuple[float, int]:
 def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
     """Renders the page of a result.
 
-    Args:
-      result: Tree of result.json.
-      views: Replayed views to show.
-
     Raises:
       UserError: the packages of the extra `report` are not installed.
     """
@@ -134,9 +130,6 @@ def _render(result: Result, runs: Sequence[Row], charts: dict[str, str], views: 
 
 def write_report(workdir: Path) -> Path:
     """Writes the report of a comparison from its result.json, and its views.png if it exists.
-
-    Args:
-      workdir: Directory of the comparison.
 
     Returns:
       Path of the report.

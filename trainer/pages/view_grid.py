@@ -32,8 +32,6 @@ class ShownView:
     """One view of the grid.
 
     Attributes:
-      png: Picture of the three tiles, side by side.
-      size: Size of a tile in pixels, S.
       facts: `view`, `example`, `partner_example`, `ratio`, `teacher` (class name and probability).
     """
 
@@ -44,12 +42,6 @@ class ShownView:
 
 def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
     """Replays evenly spaced views of a store, with both fingerprints checked, and draws them.
-
-    Args:
-      store: Store with the views.
-      dataset: Data set of the store.
-      path: PNG file to write.
-      views: Number of views; all of them if the store has fewer.
 
     Raises:
       DataError: a fingerprint differs.
@@ -79,11 +71,7 @@ def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int =
 
 
 def read_views(path: Path) -> list[ShownView]:
-    """Reads the rows of a file written by `save_views`.
-
-    Raises:
-      DataError: the file is damaged.
-    """
+    """Reads the rows of a file written by `save_views`."""
     from PIL import Image
 
     shown = []

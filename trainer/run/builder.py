@@ -46,12 +46,6 @@ def build_run(
 ) -> Run:
     """Builds a run with a freshly initialized student.
 
-    Args:
-      options: resolved options.
-      store: store to train on.
-      strategy: distribution strategy; TensorFlow's default strategy by default.
-      preemption: signals that end the run; none are handled by default.
-
     Raises:
       UserError: data set or teacher are missing, or the batch size does not fit the replicas.
       DataError: data set or teacher are not those of the store.

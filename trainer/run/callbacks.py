@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import signal
@@ -34,7 +33,6 @@ class MetricsLog:
     """Writes `metrics.jsonl`, one line per log step, and TensorBoard.
 
     Args:
-      workdir: directory of the run.
       step: step that the run continues from. Lines of later steps, which an earlier process wrote, are removed: they are
         written again.
       writes: False for workers other than the chief: figures are checked, and nothing is written.
@@ -124,24 +122,6 @@ def _score(figures: dict[str, Any]) -> float:
     return float(figures.get("agreement", -math.inf) if found is None else found)
 
 
-@dataclasses.dataclass
-class Timing:
-    """Number of steps and their seconds, excluding tracing, evaluations and checkpoints."""
-
-    steps: int = 0
-    seconds: float = 0.0
-
-    def add(self, steps: int, seconds: float) -> None:
-        """Adds steps and their seconds."""
-        self.steps += steps
-        self.seconds += seconds
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Mean seconds per step."""
-        return self.seconds / max(self.steps, 1)
-
-
 class RunCallback(tf.keras.callbacks.Callback):
     """Counts steps over all calls of `fit`; logs, saves and evaluates when due.
 
@@ -149,21 +129,12 @@ class RunCallback(tf.keras.callbacks.Callback):
     the end of the execution. Intervals end with an execution.
 
     Args:
-      length: length of the run.
       step: completed steps.
-      log: metrics.jsonl and TensorBoard.
-      log_every: steps between lines of metrics.jsonl.
-      checkpoints: where to save.
-      checkpoint_every: steps between checkpoints.
-      preemption: signals that end the run; none are handled by default.
-      workers: workers of the run; this process alone by default.
-      evaluator: evaluator for the end of each interval; None to not evaluate.
-      learning_rate: learning rate by step.
 
     Attributes:
       step: completed steps.
       source: current source of the targets, `replay` or `online`, for the timings.
-      timings: timings of this process by source.
+      timings: timed steps of this process and their seconds by source, without tracing, evaluations and checkpoints.
       last: evaluation of exactly this step, or None.
       pauses_at: step inside an interval at which `fit` ends and continues later; None for none.
     """
@@ -186,7 +157,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         # Logs stay tensors, so that a step with nothing due does not wait for the device.
         self._supports_tf_logs = True
         self.step = step
-        self.timings: dict[str, Timing] = {}
+        self.timings: dict[str, tuple[int, float]] = {}
         self.source = "replay"
         self.pauses_at: int | None = None
         self._length = length
@@ -270,7 +241,8 @@ class RunCallback(tf.keras.callbacks.Callback):
         if self._since is not None and self.step > self._since[0]:
             steps, seconds = self.step - self._since[0], now - self._since[1]
             figures["views_per_second"] = steps * self._length.batch_size / seconds
-            self.timings.setdefault(self.source, Timing()).add(steps, seconds)
+            timed = self.timings.get(self.source, (0, 0.0))
+            self.timings[self.source] = timed[0] + steps, timed[1] + seconds
         self._since = (self.step, now)
         self._log.write(self.step, figures, prefix=TRAIN)
         self._bar.set_postfix(loss=f"{figures.get('loss', float('nan')):.4f}", refresh=False)

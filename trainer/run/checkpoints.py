@@ -70,9 +70,6 @@ def saved_path(directory: Path) -> str | None:
 def read_run(path: str) -> dict[str, Any]:
     """Reads the state of the run in a checkpoint: `step`, and the identity (`spec`, `batch_size`, `recipe_name`, ...).
 
-    Args:
-      path: path prefix of the checkpoint.
-
     Raises:
       DataError: the checkpoint cannot be read.
     """
@@ -106,15 +103,8 @@ class Checkpoints:
     step, so that it is never ahead of the run.
 
     Args:
-      directory: directory of the checkpoints.
-      student: model to save.
-      optimizer: optimizer to save.
       identity: values that must be the same for a run to continue; `spec` is the store's digest.
-      keep: number of latest checkpoints to keep.
       writes: False for workers other than the chief: `save` and `save_best` then do nothing.
-
-    Raises:
-      DataError: see `saved_path`.
     """
 
     def __init__(
@@ -163,12 +153,7 @@ class Checkpoints:
         return step
 
     def restore(self) -> int:
-        """Restores the latest checkpoint; returns its step, 0 if there is none.
-
-        Raises:
-          DataError: it belongs to another store, or is damaged.
-          UserError: it was made with other flags.
-        """
+        """Restores the latest checkpoint; returns its step, 0 if there is none. Raises what `latest_step` raises."""
         path = saved_path(self._directory)
         if path is None:
             return 0
@@ -197,11 +182,7 @@ class Checkpoints:
         self._best.save(checkpoint_number=step)
 
     def best(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and evaluation of the best checkpoint; None if there is none.
-
-        Raises:
-          DataError: the checkpoint cannot be read.
-        """
+        """Step and evaluation of the best checkpoint; None if there is none."""
         path = saved_path(self._directory / "best")
         if path is None:
             return None
@@ -211,11 +192,7 @@ class Checkpoints:
         return found["step"], found["evaluation"]
 
     def restore_best(self, student: tf.keras.Model) -> None:
-        """Restores the weights of the best checkpoint, and leaves the optimizer unchanged.
-
-        Raises:
-          DataError: the checkpoint is damaged.
-        """
+        """Restores the weights of the best checkpoint, and leaves the optimizer unchanged."""
         path = saved_path(self._directory / "best")
         try:
             restored = tf.train.Checkpoint(student=student).read(path)

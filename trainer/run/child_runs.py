@@ -42,12 +42,7 @@ _PATIENCE_SECONDS = 120  # for a child of an earlier, killed comparison to save 
 
 
 class ChildError(UserError):
-    """A child process failed.
-
-    Args:
-      message: error message of the child.
-      exit_code: exit code of the child.
-    """
+    """A child process failed."""
 
     def __init__(self, message: str, *, exit_code: int = UserError.exit_code) -> None:
         super().__init__(message)
@@ -82,11 +77,8 @@ class Job:
     """A command to run.
 
     Attributes:
-      name: name in messages.
       module: module with the command's `main`.
-      argv: arguments of the command.
       workdir: directory of the run; its metrics.jsonl shows the progress.
-      steps: steps of the finished run.
     """
 
     name: str
@@ -102,14 +94,7 @@ class Job:
 
 
 class Child:
-    """A started job.
-
-    Attributes:
-      job: the job.
-      process: the child process.
-      signaled: whether the child was sent a signal.
-      first_step: completed steps at the start.
-    """
+    """A started job."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.signaled = job, False
@@ -240,8 +225,6 @@ def run_jobs(
     Args:
       jobs: unfinished jobs, which continue from their checkpoints.
       parallel: maximum number of children at a time, 1 or more.
-      on_finished: called after each job.
-      unit: unit of the progress bar.
 
     Raises:
       ChildError: a child failed; the others have saved and ended.

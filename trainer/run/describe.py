@@ -14,13 +14,7 @@ from trainer.targets.arms import OFFLINE
 
 
 def describe(options: TrainOptions, store: StoreReader, *, previous: Schedule | None = None) -> str:
-    """Describes a run before it starts, in one or more lines.
-
-    Args:
-      options: options of the run.
-      store: store to train on.
-      previous: schedule of the run in the work directory; None for a new run.
-    """
+    """Describes a run before it starts, in one or more lines."""
     length, recipe, flags = options.length, options.recipe, options.flags
     dataset = store.spec.dataset
     line = (
@@ -80,12 +74,7 @@ def _length_notes(options: TrainOptions, store: StoreReader, *, previous: Schedu
 
 
 def describe_missing_split(store: StoreReader, split_names: Sequence[str]) -> str:
-    """Explains, before a run, that no accuracy will be reported, and how to get one.
-
-    Args:
-      store: store to train on, without teacher outputs for a held-out split.
-      split_names: splits of its data set.
-    """
+    """Explains, before a run, that no accuracy will be reported, and how to get one."""
     dataset = store.spec.dataset
     if others := [name for name in split_names if not may_overlap(name, dataset.split)]:
         remedy = f"run its precompute again with --eval_splits={','.join(others)}, then this command"

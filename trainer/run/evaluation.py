@@ -31,10 +31,8 @@ class Evaluation:
     """Figures of one evaluation on all images of a split.
 
     Attributes:
-      examples: number of images.
       unlabeled: number of images without a label, which the accuracies exclude.
       student_top1: top-1 accuracy of the student on labeled images, 0 to 1; None if no image is labeled.
-      teacher_top1: top-1 accuracy of the teacher.
       agreement: share of images for which student and teacher predict the same class, 0 to 1.
       distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
     """
@@ -67,13 +65,7 @@ class Evaluator:
     """Evaluation crops, labels and teacher logits of one split.
 
     Args:
-      store: store with the split in its `eval/`.
-      dataset: data set of the split.
-      batch_size: images per batch.
-      temperature: temperature of the distillation loss.
-      temperature_squared: whether the loss is multiplied by T^2.
       cache_bytes: memory for crops and teacher logits, which are kept if those of all images fit.
-      buffer_bytes: memory for batches rendered ahead; a quarter of the memory by default.
     """
 
     def __init__(
@@ -145,9 +137,6 @@ class Evaluator:
 
     def evaluate(self, student: tf.keras.Model) -> Evaluation:
         """Evaluates a student.
-
-        Args:
-          student: model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
 
         Raises:
           DataError: an evaluation crop differs from the one that the teacher saw.

@@ -16,7 +16,6 @@ def explain(error: Exception, view_input: ViewInput, *, first: int, stop: int, r
     """The cause of an error of TensorFlow's.
 
     Args:
-      error: error that ended `fit`.
       view_input: input pipeline of `fit`; read again to find a damaged view.
       first: first view that may have been in preparation.
       stop: one past the last such view.

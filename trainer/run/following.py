@@ -52,10 +52,7 @@ class Following:
 
     Args:
       store: store to train on; its readers see views that are published later.
-      length: length of the run.
-      steps_per_execution: steps per call of the device.
       interval: steps between evaluations.
-      workers: workers of the run, which agree on the published views.
     """
 
     def __init__(

@@ -40,14 +40,9 @@ class TrainOptions:
     """Resolved options of a run.
 
     Attributes:
-      flags: flags as given.
-      recipe_name: name of the recipe.
       recipe: recipe with the flags that override it.
       temperature: temperature T of the loss.
-      length: length of the run.
-      warmup_steps: steps of linear warm-up.
       eval_split: split for evaluations during training; None if the store has no teacher outputs for one.
-      eval_every: steps between evaluations.
     """
 
     flags: TrainFlags
@@ -137,8 +132,6 @@ def resolve(
     """Resolves flags against a store.
 
     Args:
-      flags: flags of `trainer.train`.
-      store: store to train on.
       previous: schedule of the run in the work directory, whose length stays unless flags change it; None for a new run.
 
     Raises:

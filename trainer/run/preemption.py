@@ -55,9 +55,6 @@ class Preemption:
     While there is nothing to save (at the start, during evaluations and after the last step), a signal raises `Interrupted` at
     once. Between `defer` and `resume`, it is only recorded. After a recorded signal, a further Ctrl-C kills the process. A
     further SIGTERM does not, because supervisors send it to a process and to its group.
-
-    Attributes:
-      requested: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -84,9 +81,6 @@ class Preemption:
 
     def resume(self, saved: str) -> None:
         """Ends the deferral, and the run if a signal was recorded.
-
-        Args:
-          saved: for the message, such as "saved at step 7".
 
         Raises:
           Interrupted: a signal was recorded; has the exit code of that signal.

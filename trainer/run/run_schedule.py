@@ -19,13 +19,7 @@ from trainer.step.schedules import Multiplier, Scaled, WarmupConstant, WarmupCos
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate by step, relative to its peak.
-
-    Attributes:
-      steps: steps of the run; `math.inf` for an endless run.
-      batch_size: views per step.
-      warmup_steps: steps of linear warm-up.
-    """
+    """Learning rate by step, relative to its peak; `steps` is `math.inf` for an endless run."""
 
     steps: int | float
     batch_size: int
@@ -42,7 +36,6 @@ def previous_schedule(workdir: Path, *, needed: bool) -> Schedule | None:
     """Reads the schedule of the run in a directory.
 
     Args:
-      workdir: directory of the run.
       needed: if True, a missing or damaged config.json is an error.
 
     Returns:
@@ -75,15 +68,12 @@ def describe_change(before: Schedule, now: Schedule, *, step: int, learning_rate
     """Describes how the schedule of a continued run changes; None if it does not.
 
     Args:
-      before: schedule up to this step.
-      now: schedule from this step on.
       step: completed steps, 1 or more.
-      learning_rate: peak learning rate.
     """
     if before == now:
         return None
-    last = float(Scaled(learning_rate, before.multiplier()).numpy(step - 1))
-    following = float(Scaled(learning_rate, now.multiplier()).numpy(step))
+    last = float(Scaled(learning_rate, before.multiplier())(step - 1))
+    following = float(Scaled(learning_rate, now.multiplier())(step))
     change = (
         "extended" if now.steps > before.steps else "shortened" if now.steps < before.steps else "changed"
     )

@@ -48,21 +48,13 @@ class Run:
     """A training run and its directory; `trainer.run.builder.build_run` makes one from options.
 
     Attributes:
-      options: resolved options.
-      store: store to train on.
       dataset: data set that the views are rendered from.
       distiller: student, loss and optimizer, compiled.
-      learning_rate: learning rate by step.
-      targets: batches with targets by step.
       teacher: teacher as loaded; None if no step needs it.
       online_teacher: `teacher` in batches of the precompute's size.
       teacher_pass: teacher outside of training, for --write_back; None without.
-      checkpoints: checkpoints in the run's directory.
       evaluator: returns the evaluator of a split that the store has teacher outputs for.
       following: waits for views that are not published yet, for --follow; None without.
-      strategy: distribution strategy.
-      workers: workers of the strategy.
-      preemption: signals that end the run.
       evaluated: evaluation of the current student, by split, as far as `train` has evaluated it.
     """
 
@@ -138,7 +130,9 @@ class Run:
             "steps": length.steps,
             "first_step": first,
             "seconds": time.monotonic() - started,
-            "seconds_a_step": {name: timing.seconds_per_step for name, timing in callback.timings.items()},
+            "seconds_a_step": {
+                source: seconds / timed for source, (timed, seconds) in callback.timings.items()
+            },
             "epochs_written_back": 0 if appending is None else appending.epochs,
             "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size,
         }
@@ -182,7 +176,7 @@ class Run:
             preemption=self.preemption,
             workers=self.workers,
             evaluator=self.evaluator(split) if split is not None and self.workers.chief else None,
-            learning_rate=lambda step: float(self.learning_rate.numpy(step)),
+            learning_rate=lambda step: float(self.learning_rate(step)),
         )
         callback.set_model(self.distiller)
         return callback
@@ -303,9 +297,6 @@ class Run:
 
     def finish(self, training: dict[str, Any]) -> dict[str, Any]:
         """Evaluates on every held-out split of the store, exports the student, and writes result.json.
-
-        Args:
-          training: what `train` returned.
 
         Returns:
           The content of result.json; `training` on workers other than the chief, which do nothing.

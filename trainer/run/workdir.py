@@ -19,10 +19,6 @@ _EARLY = {LOCK_FILE, CONFIG_FILE, METRICS_FILE, "tensorboard"}  # before the fir
 def open_workdir(text: str, *, store: str | None = None) -> Path:
     """Creates the directory of a run, or opens that of an earlier run.
 
-    Args:
-      text: value of `--workdir`.
-      store: path or URL of the store to train on.
-
     Raises:
       UserError: the directory contains something else, such as the store, or cannot be written.
     """

@@ -59,10 +59,6 @@ RECORD = "record"  # columns of the views' records, in a batch without logits, i
 class WriteBack:
     """Appends records to a store. The caller holds the lock of the store.
 
-    Args:
-      store: store to append to.
-      views_per_shard: maximum number of views per shard.
-
     Attributes:
       next_view: first view whose logits are missing.
       adding: True while `add` runs, and after an exception in it.
@@ -214,19 +210,13 @@ class TeacherPass:
 
     Attributes:
       view_input: input pipeline with the teacher's batch size.
-      teacher: teacher of the store.
     """
 
     view_input: ViewInput
     teacher: Teacher
 
     def records(self, first: int, stop: int) -> Iterator[tuple[int, ViewRecords]]:
-        """Yields (first view, records) per teacher batch of the views `first .. stop - 1`.
-
-        Raises:
-          UserError: see `Teacher.logits`.
-          DataError: see `Teacher.logits` and `ViewInput.batches`.
-        """
+        """Yields (first view, records) per teacher batch of the views `first .. stop - 1`."""
         size = self.view_input.batch_size
         starts = np.arange(first, stop, size)
         for start, batch in zip(starts.tolist(), self.view_input.batches(starts), strict=True):
@@ -290,13 +280,6 @@ class RecordCallback(tf.keras.callbacks.Callback):
 class Appending(contextlib.AbstractContextManager["Appending"]):
     """Context that appends the records of a run to its store.
 
-    Args:
-      store: store to append to, whose lock the caller holds.
-      teacher_pass: runs the teacher on views that no step trains on.
-      batch_size: views per step, B.
-      views_per_shard: maximum number of views per shard.
-      preemption: signals that end the run.
-
     Attributes:
       callback: callback for `fit`, before the run's own.
     """
@@ -328,7 +311,6 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 
         Raises:
           UserError: more than a shard is missing, so that the cause is not a crash.
-          DataError: see `check_machine`.
         """
         if (difference := check_machine(self._store, self._teacher_pass)) is not None:
             print(f"--write_back: {difference}", flush=True)
@@ -381,10 +363,7 @@ def opened_store(
     """Context with an open store.
 
     Args:
-      path: directory of the store, or its URL.
       write_back: whether to hold the lock of the store, to append to it.
-      follow: whether to wait for the first epoch.
-      shard_cache_bytes: size limit of local copies of shards from a bucket.
 
     Raises:
       UserError: the store does not exist, another process is writing it, or it is in a bucket and `write_back` is True.

@@ -61,7 +61,6 @@ class Distiller(tf.keras.Model):
 
     Args:
       student: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
-      temperature: T > 0 of the loss.
       temperature_squared: Whether to multiply the loss by T^2, see `DistillationLoss`.
       teacher: Live teacher, float32 [B, S, S, 3] in 0..255 to logits [B, C]; required for batches with `stored`.
       round_trip: The store's codec (encode, then decode), applied to the live teacher's logits float32 [B, C]; the
@@ -98,9 +97,6 @@ class Distiller(tf.keras.Model):
 
     def train_step(self, data: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Performs one update.
-
-        Args:
-          data: A batch, see the class.
 
         Returns:
           float32 scalars over all replicas: `loss` (mean over the views, plus the student's regularization losses),

@@ -20,11 +20,9 @@ class DistillationLoss(tf.keras.losses.Loss):
         student.fit(store.as_dataset(batch_size=64))  # of (views [B, S, S, 3], teacher logits [B, C])
 
     Args:
-      temperature: T > 0.
       temperature_squared: Whether to multiply by T^2, so that the size of the gradient does not depend on T. big_vision
         does; the Keras example does not.
       reduction: Reduction over the batch, see `tf.keras.losses.Loss`; the mean by default.
-      name: Name of the loss.
 
     Raises:
       UserError: `temperature` is not finite and positive.

@@ -1,8 +1,7 @@
 """Learning rate schedules.
 
 A schedule returns a *multiplier* in 0..1, because it scales two things: the base learning rate and, in big_vision, the
-weight decay, which must not depend on the base rate. Each formula is written once and evaluated by TensorFlow in the
-train step and by NumPy for logs and plots.
+weight decay, which must not depend on the base rate.
 
 Steps are int64. Differences are computed in integers, before the cast to float32, so that a run of more than 2**24 steps
 loses no step to rounding.
@@ -18,43 +17,24 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import UserError
 
-
-def to_float32(xp: Any, value: Any) -> Any:
-    """A value as float32 of the library `xp`, `numpy` or `tensorflow`."""
-    return tf.cast(value, tf.float32) if xp is tf else np.asarray(value, np.float32)
-
-
-def ramp(step: Any, warmup_steps: int, xp: Any) -> Any:
-    """Linear ramp from 0 at step 0 to 1 at `warmup_steps`; `step` is int64."""
+def ramp(step: tf.Tensor, warmup_steps: int) -> tf.Tensor:
+    """Linear ramp from 0 at step 0 to 1 at `warmup_steps`: int64 to float32."""
     if warmup_steps == 0:
-        return to_float32(xp, xp.ones_like(step))
-    return to_float32(xp, xp.minimum(step, warmup_steps)) / np.float32(warmup_steps)
+        return tf.ones_like(step, tf.float32)
+    return tf.cast(tf.minimum(step, warmup_steps), tf.float32) / np.float32(warmup_steps)
 
 
 class Multiplier(tf.keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     """Maps a step to a multiplier in 0..1. The optimizer calls it with its int64 `iterations`."""
 
     @abc.abstractmethod
-    def formula(self, step: Any, xp: Any) -> Any:
-        """The multiplier, written once for both libraries.
-
-        Args:
-          step: int64 scalar or array of the library `xp`, >= 0.
-          xp: `numpy` or `tensorflow`.
-
-        Returns:
-          float32 of the shape of `step`.
-        """
+    def formula(self, step: tf.Tensor) -> tf.Tensor:
+        """The multiplier, float32, of steps int64 >= 0 of the same shape."""
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The multiplier as a float32 tensor of the shape of `step` (any integer)."""
-        return self.formula(tf.cast(step, tf.int64), tf)
-
-    def numpy(self, step: Any) -> np.ndarray:
-        """The same multiplier in NumPy: float32 of the shape of `step` (integers)."""
-        return np.asarray(self.formula(np.asarray(step, np.int64), np))
+        return self.formula(tf.cast(step, tf.int64))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -72,23 +52,16 @@ class WarmupCosine(Multiplier):
     Attributes:
       total_steps: Steps of the run, >= 1.
       warmup_steps: Steps of the warm-up, >= 0; both sources of the recipes use 1500.
-
-    Raises:
-      UserError: an argument is out of range.
     """
 
     total_steps: int
     warmup_steps: int
 
-    def __post_init__(self) -> None:
-        _check_steps("total_steps", self.total_steps, at_least=1)
-        _check_steps("warmup_steps", self.warmup_steps, at_least=0)
-
-    def formula(self, step: Any, xp: Any) -> Any:
+    def formula(self, step: tf.Tensor) -> tf.Tensor:
         span = max(self.total_steps - self.warmup_steps, 1)
-        remaining = xp.minimum(xp.maximum(self.total_steps - step, 0), span)
-        fraction = to_float32(xp, remaining) / np.float32(span)
-        return ramp(step, self.warmup_steps, xp) * xp.sin(np.float32(math.pi / 2) * fraction) ** 2
+        remaining = tf.minimum(tf.maximum(self.total_steps - step, 0), span)
+        fraction = tf.cast(remaining, tf.float32) / np.float32(span)
+        return ramp(step, self.warmup_steps) * tf.sin(np.float32(math.pi / 2) * fraction) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,52 +70,25 @@ class WarmupConstant(Multiplier):
 
     Attributes:
       warmup_steps: Steps of the warm-up, >= 0; with 0, the multiplier is always 1.
-
-    Raises:
-      UserError: `warmup_steps` is negative or not an integer.
     """
 
     warmup_steps: int
 
-    def __post_init__(self) -> None:
-        _check_steps("warmup_steps", self.warmup_steps, at_least=0)
-
-    def formula(self, step: Any, xp: Any) -> Any:
-        return ramp(step, self.warmup_steps, xp)
+    def formula(self, step: tf.Tensor) -> tf.Tensor:
+        return ramp(step, self.warmup_steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaled(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate or weight decay: a base value times a multiplier.
-
-    Attributes:
-      base: Value at multiplier 1, finite and >= 0.
-      multiplier: Schedule in 0..1.
-
-    Raises:
-      UserError: `base` is negative or not finite.
-    """
+    """A learning rate or weight decay: a base value times a multiplier in 0..1."""
 
     base: float
     multiplier: Multiplier
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.base) and self.base >= 0):
-            raise UserError(f"learning rate or weight decay {self.base}: expected a finite number >= 0")
 
     def __call__(self, step: Any) -> tf.Tensor:
         """float32 of the shape of `step` (any integer)."""
         return np.float32(self.base) * self.multiplier(step)
 
-    def numpy(self, step: Any) -> np.ndarray:
-        """The same value in NumPy: float32 of the shape of `step` (integers)."""
-        return np.float32(self.base) * self.multiplier.numpy(step)
-
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"base": self.base, "multiplier": self.multiplier}
-
-
-def _check_steps(name: str, value: int, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise UserError(f"`{name}`={value!r}: expected an integer >= {at_least}")

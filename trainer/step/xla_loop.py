@@ -21,7 +21,6 @@ def stack_batches(batches: Iterator[Batch], count: tf.Tensor, *, size: int) -> B
     Args:
       batches: Iterator over a `tf.data.Dataset` of dicts of tensors of static shape.
       count: int64 scalar, number of batches to take, 1 to `size`.
-      size: n, size of the stack.
 
     Returns:
       The dict, each tensor with a leading axis [n]; zeros from `count` on.

@@ -6,7 +6,7 @@ every crop are verified.
 An arm is a subclass of `Arm`, listed in `ARMS` here and, for parsing flags without TensorFlow, in
 `trainer.config.choices`; `trainer.pages.arm_styles` gives it a color. It provides a name, a summary and whether it is
 live. Where it differs from a plain replay, it overrides `check` (what the store must have), `records` (parameters and
-logits), `view_input` (the crops of a batch) and `adapt` (the batch for the Distiller).
+logits), `crops` (the crops of a batch) and `adapt` (the batch for the Distiller).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import DataError, UserError
 from pipeline.store.reader import SplitReader, StoreReader
-from pipeline.views.input import Batch, ViewInput
+from pipeline.views.input import Batch
 from pipeline.views.order import example_of_view, examples_at
 from pipeline.views.records import RecordSource, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
@@ -30,7 +31,6 @@ class Arm:
     """What distinguishes an arm from a replay of the stored views and logits.
 
     Attributes:
-      name: Name on the command line.
       summary: Targets and views in one line, for people who have not read the paper.
       live: Whether a teacher computes every logit, from the first step on.
     """
@@ -50,26 +50,10 @@ class Arm:
         """The records of the arm's views."""
         return store.views
 
-    def view_input(
-        self,
-        store: StoreReader,
-        records: RecordSource,
-        source: ImageSource,
-        *,
-        batch_size: int,
-        buffer_bytes: int | None = None,
-    ) -> ViewInput:
-        """The input pipeline of one replica.
-
-        Args:
-          store: Gives the view axis.
-          records: The arm's own, or those that continue past the stored views.
-          source: Loads and renders the images.
-          batch_size: b, views per replica and step.
-          buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's by default.
-        """
-        del store
-        return ViewInput(records, source, batch_size, buffer_bytes=buffer_bytes)
+    def crops(self, store: StoreReader, *, batch_size: int) -> dict[str, Any]:
+        """Arguments of `ViewInput` that select the crops of a batch of b views."""
+        del store, batch_size
+        return {}
 
     def adapt(self, batch: Batch) -> Batch:
         """A batch of `Targets` to the batch that the Distiller gets."""
@@ -106,7 +90,7 @@ class Fixed(Arm):
 
     def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
-        return FixedTargets(store.views, self._reader(store))
+        return UnmixedViews(store.views, functools.partial(_with_targets, self._reader(store)))
 
     @staticmethod
     def _reader(store: StoreReader) -> SplitReader:
@@ -162,21 +146,13 @@ class Independent(Arm):
 
     def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
-        return PairedViews(store.views)
+        return UnmixedViews(store.views, _check_pairs)
 
-    def view_input(
-        self,
-        store: StoreReader,
-        records: RecordSource,
-        source: ImageSource,
-        *,
-        batch_size: int,
-        buffer_bytes: int | None = None,
-    ) -> ViewInput:
+    def crops(self, store: StoreReader, *, batch_size: int) -> dict[str, Any]:
         """Implements `Arm`."""
-        spec = store.spec
-        plan = PairedPlan(num_examples=spec.num_examples, seed=spec.seed, batch_size=batch_size)
-        return ViewInput(records, source, batch_size, plan, extra_crops=batch_size, buffer_bytes=buffer_bytes)
+        order = {"num_examples": store.spec.num_examples, "seed": store.spec.seed}
+        plan = functools.partial(paired_plan, batch_size=batch_size, **order)
+        return {"plan": plan, "extra_crops": batch_size}
 
     def adapt(self, batch: Batch) -> Batch:
         """Implements `Arm`."""
@@ -189,106 +165,82 @@ OFFLINE = Offline()
 ARMS = {arm.name: arm for arm in (OFFLINE, Online(), Fixed(), Independent(), Consistent())}
 
 
-@dataclasses.dataclass(frozen=True)
+Change = Callable[[np.ndarray, ViewRecords], ViewRecords]
+
+
 class UnmixedViews:
-    """A `RecordSource` of stored views with ratio 1, which leaves a crop unchanged, bit for bit."""
+    """A `RecordSource` of stored views with ratio 1, which leaves a crop unchanged, bit for bit.
 
-    stored: SplitReader
+    Args:
+      change: Checks or changes the records of views int64 [n].
+    """
 
-    @property
-    def num_examples(self) -> int:
-        """N."""
-        return self.stored.num_examples
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.stored.num_classes
+    def __init__(self, stored: SplitReader, change: Change = lambda _, records: records) -> None:
+        self._stored, self._change = stored, change
+        self.num_examples, self.num_classes = stored.num_examples, stored.num_classes
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
         """Implements `RecordSource`."""
-        records, loaded = self.stored.fetch(views, source)
-        return dataclasses.replace(records, ratio=np.ones_like(records.ratio)), loaded
+        records, loaded = self._stored.fetch(views, source)
+        unmixed = dataclasses.replace(records, ratio=np.ones_like(records.ratio))
+        return self._change(views, unmixed), loaded
 
 
-@dataclasses.dataclass(frozen=True)
-class FixedTargets(UnmixedViews):
-    """Unmixed views, each with the teacher's logits for the evaluation crop of its image.
+def _with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords) -> ViewRecords:
+    """Replaces the logits by those for the evaluation crop; record `i` of `targets` belongs to example `i`.
 
-    Attributes:
-      targets: Reader of the evaluation logits; its record `i` belongs to example `i` of the views' split.
+    Raises:
+      DataError: the evaluation logits belong to another image.
     """
-
-    targets: SplitReader
-
-    def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`.
-
-        Raises:
-          DataError: the evaluation logits belong to another image.
-        """
-        records, loaded = super().fetch(views, source)
-        targets = self.targets.read(records.example)
-        if (wrong := targets.source_hash != records.source_hash).any():
-            row = int(np.argmax(wrong))
-            raise DataError(
-                f"view {views[row]} (example {records.example[row]}): source fingerprint is "
-                f"{records.source_hash[row]:08x} in the store, but {targets.source_hash[row]:08x} in its eval/ "
-                f"({self.targets.split}); precompute the store again"
-            )
-        return dataclasses.replace(records, logits=targets.logits), loaded
+    found = targets.read(records.example)
+    if (wrong := found.source_hash != records.source_hash).any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"view {views[row]} (example {records.example[row]}): source fingerprint is "
+            f"{records.source_hash[row]:08x} in the store, but {found.source_hash[row]:08x} in its eval/ "
+            f"({targets.split}); precompute the store again"
+        )
+    return dataclasses.replace(records, logits=found.logits)
 
 
-@dataclasses.dataclass(frozen=True)
-class PairedViews(UnmixedViews):
-    """Unmixed views planned by `PairedPlan`: the second half are other views of the images of the first half."""
+def _check_pairs(views: np.ndarray, records: ViewRecords) -> ViewRecords:
+    """Passes on the records of views that `paired_plan` chose, int64 [2 * b].
 
-    def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`; views int64 [2 * b].
-
-        Raises:
-          DataError: the order of the store is not the one that this version draws.
-        """
-        records, loaded = super().fetch(views, source)
-        own, other = np.split(records.example, 2)
-        if (wrong := own != other).any():
-            row = int(np.argmax(wrong))
-            raise DataError(
-                f"view {views[row]} shows example {own[row]}, but view {views[len(own) + row]} shows example {other[row]}; "
-                "expected two views of one image: another version drew the order of this store; precompute it again"
-            )
-        return records, loaded
+    Raises:
+      DataError: the order of the store is not the one that this version draws.
+    """
+    own, other = np.split(records.example, 2)
+    if (wrong := own != other).any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"view {views[row]} shows example {own[row]}, but view {views[len(own) + row]} shows example {other[row]}; "
+            "expected two views of one image: another version drew the order of this store; precompute it again"
+        )
+    return records
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairedPlan:
+def paired_plan(
+    start: int, *, batch_size: int, num_examples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A `ViewInput.plan` of b consecutive views followed by b other views of the same images, K = 2 * b.
 
-    Attributes:
-      num_examples: N.
-      seed: Seed of the store's order.
-      batch_size: b.
+    Returns:
+      Views int64 [2 * b] and partner int32 [b]; each view is its own partner.
     """
+    views = np.arange(start, start + batch_size, dtype=np.int64)
+    other = other_views(views, num_examples=num_examples, seed=seed)
+    return np.concatenate([views, other]), np.arange(batch_size, dtype=np.int32)
 
-    num_examples: int
-    seed: int
-    batch_size: int
 
-    def __call__(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """First view to (views int64 [2 * b], partner int32 [b]); each view is its own partner."""
-        views = np.arange(start, start + self.batch_size, dtype=np.int64)
-        return np.concatenate([views, self.other(views)]), np.arange(self.batch_size, dtype=np.int32)
-
-    def other(self, views: np.ndarray) -> np.ndarray:
-        """Views of the same images in the previous epoch, or in the second for the first: int64 [n] to int64 [n]."""
-        examples = example_of_view(views, num_examples=self.num_examples, seed=self.seed)
-        epochs = np.abs(views // self.num_examples - 1)
-        out = np.empty_like(views)
-        for epoch in np.unique(epochs).tolist():
-            where = epochs == epoch
-            positions = _positions(self.num_examples, self.seed, epoch)[examples[where]]
-            out[where] = epoch * self.num_examples + positions
-        return out
+def other_views(views: np.ndarray, *, num_examples: int, seed: int) -> np.ndarray:
+    """Views of the same images in the previous epoch, or in the second for the first: int64 [n] to int64 [n]."""
+    examples = example_of_view(views, num_examples=num_examples, seed=seed)
+    epochs = np.abs(views // num_examples - 1)
+    out = np.empty_like(views)
+    for epoch in np.unique(epochs).tolist():
+        where = epochs == epoch
+        out[where] = epoch * num_examples + _positions(num_examples, seed, epoch)[examples[where]]
+    return out
 
 
 @functools.lru_cache(maxsize=4)  # a batch spans two epochs, or more where it is longer than one

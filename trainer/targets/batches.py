@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import StoreReader
-from pipeline.views.input import Batch
+from pipeline.views.input import Batch, ViewInput
 from pipeline.views.source import ImageSource
 from trainer.distribution.strategy import replica_batch_size, replica_starts
 from trainer.targets.arms import OFFLINE, Arm
@@ -40,12 +40,7 @@ class Targets:
     - offline, then online past the stored views: `continued_from` is the number of stored views.
 
     Args:
-      store: Verified store of the views and their logits.
-      dataset: Data set of the images, already compared with the store.
-      arm: What the student is trained on; the stored views and logits by default.
-      batch_size: B, views per step.
       replicas: R, a divisor of B. A step is R batches of b = B / R views.
-      image_cache_bytes: Memory for decoded images, used if all of them fit.
       buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's memory by default.
       continued_from: First view that is drawn instead of read, with logits of a live teacher; None for no such view.
       with_record: Whether online batches carry the columns that a store's record needs besides the logits.
@@ -71,19 +66,20 @@ class Targets:
         continued_from: int | None = None,
         with_record: bool = False,
     ) -> None:
-        source = ImageSource(dataset, store.spec.policy.renderer(), cache_bytes=image_cache_bytes)
-        records = (
-            arm.records(store)
-            if continued_from is None
-            else ContinuedViews.of(store, first_sampled=continued_from)
-        )
-        self.input = arm.view_input(
-            store,
-            records,
-            source,
-            batch_size=replica_batch_size(batch_size, replicas),
-            buffer_bytes=buffer_bytes,
-        )
+        spec, size = store.spec, replica_batch_size(batch_size, replicas)
+        source = ImageSource(dataset, spec.policy.renderer(), cache_bytes=image_cache_bytes)
+        records = arm.records(store)
+        if continued_from is not None:
+            records = ContinuedViews(
+                policy=spec.policy,
+                seed=spec.seed,
+                num_examples=spec.num_examples,
+                num_classes=spec.num_classes,
+                stored=store.views,
+                first_sampled=continued_from,
+            )
+        crops = arm.crops(store, batch_size=size)
+        self.input = ViewInput(records, source, size, buffer_bytes=buffer_bytes, **crops)
         self.online_from: int | float = 0 if arm.live else math.inf
         if continued_from is not None:
             self.online_from = min(self.online_from, continued_from // batch_size)
@@ -97,8 +93,6 @@ class Targets:
         """The batches of steps `start .. stop - 1`, as the Distiller takes them.
 
         Args:
-          start: First step.
-          stop: One past the last step.
           context: Which of several input pipelines this is, under a strategy.
 
         Returns:

@@ -62,9 +62,6 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
     """Runs the teacher once as the online steps will, because the first of them may be days away.
 
     Args:
-      teacher: The run's teacher.
-      spec: Spec of the store.
-      path: Path of the teacher, for messages.
       jit_compile: Whether the steps are compiled with XLA, which supports fewer operations than TensorFlow.
 
     Raises:
@@ -104,11 +101,6 @@ def find_unfit_logits(batches: Iterable[Batch], teacher: BatchedTeacher, codec: 
 
     The step itself does not check, because a check inside it would not compile for a TPU. Such a logit makes the loss
     infinite or NaN, and this function then finds the cause.
-
-    Args:
-      batches: Batches of `Targets` to search.
-      teacher: The run's teacher.
-      codec: The store's codec.
 
     Returns:
       An error that names the first such view, or None if all logits fit.

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError, UserError
 from tests.mutations import FAST, dumps, mutations
 from tests.runs import assert_same_weights
+from trainer.config.recipes import TrainRecipe
 from trainer.run.checkpoints import Checkpoints, _RunState, read_run
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant
 
 IDENTITY = {"spec": "a" * 64, "batch_size": 4, "student": "dense"}
@@ -27,14 +28,8 @@ class Training:
     def __init__(self, directory: Path, *, units: int = 3, keep: int = 3, **identity: Any) -> None:
         tf.keras.utils.set_random_seed(0)
         self.student = tf.keras.Sequential([tf.keras.layers.Dense(units, input_shape=(4,))])
-        self.optimizer = make_optimizer(
-            0.1,
-            schedule=WarmupConstant(0),
-            weight_decay=0.01,
-            decay_mode="scaled",
-            decay_kernels_only=True,
-            clip="none",
-            clip_norm=1.0,
+        self.optimizer = recipe_optimizer(
+            TrainRecipe(learning_rate=0.1, weight_decay=0.01, clip="none"), WarmupConstant(0)
         )
         self.checkpoints = Checkpoints(
             directory,

@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.step.test_loss import numpy_loss
+from trainer.config.recipes import TrainRecipe
 from trainer.models import build_student
 from trainer.step.distiller import Distiller
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant, WarmupCosine
 
 # After `set_random_seed`, Keras 2.15 calls `random` with the float 1e9 as the largest seed.
@@ -39,15 +40,7 @@ def compiled(student: tf.keras.Model | None = None, *, rate: float = 0.01, **arg
     tf.keras.utils.set_random_seed(0)
     student = student or build_student("tiny", num_classes=CLASSES, image_size=SIZE)
     distiller = Distiller(student, **({"temperature": 2.0, "temperature_squared": True} | arguments))
-    optimizer = make_optimizer(
-        rate,
-        schedule=WarmupConstant(0),
-        weight_decay=1e-4,
-        decay_mode="scaled",
-        decay_kernels_only=True,
-        clip="global",
-        clip_norm=1.0,
-    )
+    optimizer = recipe_optimizer(TrainRecipe(learning_rate=rate, weight_decay=1e-4), WarmupConstant(0))
     distiller.compile(optimizer=optimizer)
     return distiller
 
@@ -197,15 +190,7 @@ def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
     tf.keras.utils.set_random_seed(0)
     student = build_student("tiny", num_classes=CLASSES, image_size=SIZE)
     distiller = Distiller(student, temperature=1.0, temperature_squared=True)
-    optimizer = make_optimizer(
-        0.01,
-        schedule=WarmupCosine(steps, 10),
-        weight_decay=1e-4,
-        decay_mode="scaled",
-        decay_kernels_only=True,
-        clip="global",
-        clip_norm=1.0,
-    )
+    optimizer = recipe_optimizer(TrainRecipe(learning_rate=0.01, weight_decay=1e-4), WarmupCosine(steps, 10))
     distiller.compile(optimizer=optimizer, steps_per_execution=steps_per_execution)
     history = distiller.fit(digit_batches(steps), epochs=6, steps_per_epoch=25, verbose=0).history
     assert optimizer.iterations.numpy() == steps
@@ -228,7 +213,9 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from test_distiller import BATCH, compiled, make_batch
-from trainer.step.optimizers import make_optimizer
+from trainer.config.recipes import TrainRecipe
+from trainer.config.recipes import TrainRecipe
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant
 
 def part(batch, start, size):
@@ -262,10 +249,8 @@ for name in expected:
 with strategy.scope():
     kernel = tf.Variable([1.0, 2.0], name="kernel")
     bias = tf.Variable([1.0, 2.0], name="bias")
-    optimizer = make_optimizer(
-        0.1, schedule=WarmupConstant(0), weight_decay=0.5, decay_mode="scaled",
-        decay_kernels_only=True, clip="none", clip_norm=1.0,
-    )
+    recipe = TrainRecipe(learning_rate=0.1, weight_decay=0.5, clip="none")
+    optimizer = recipe_optimizer(recipe, WarmupConstant(0))
 @tf.function
 def decay():
     strategy.run(lambda: optimizer.apply_gradients([(tf.zeros(2), kernel), (tf.zeros(2), bias)]) and None)

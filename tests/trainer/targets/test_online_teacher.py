@@ -15,9 +15,10 @@ from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import StoreReader
 from tests import stores
 from trainer import models
+from trainer.config.recipes import TrainRecipe
 from trainer.step.distiller import Distiller
 from trainer.step.loss import DistillationLoss
-from trainer.step.optimizers import make_optimizer
+from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupConstant
 from trainer.targets.batches import Targets
 from trainer.targets.online_teacher import BatchedTeacher
@@ -49,15 +50,7 @@ def make_distiller(store: StoreReader, teacher: object, *, rate: float) -> Disti
         teacher=teacher,
         round_trip=store.spec.make_codec().round_trip,
     )
-    optimizer = make_optimizer(
-        rate,
-        schedule=WarmupConstant(0),
-        weight_decay=1e-4,
-        decay_mode="scaled",
-        decay_kernels_only=True,
-        clip="global",
-        clip_norm=1.0,
-    )
+    optimizer = recipe_optimizer(TrainRecipe(learning_rate=rate, weight_decay=1e-4), WarmupConstant(0))
     distiller.compile(optimizer=optimizer)
     return distiller
 
