@@ -84,7 +84,8 @@ def make_store(directory: Path) -> tuple[Path, Path]:
     )
     worker = ShardWorker(job)
     tasks = cut_shards(VIEWS_SPLIT, published=[], total=2 * dataset.num_examples, views_per_shard=6)
-    publish_results(store, spec, [worker.run(task) for task in tasks], {VIEWS_SPLIT: spec.dataset})
+    results = [worker.run(task) for task in tasks]
+    publish_results(store, spec, results=results, identities={VIEWS_SPLIT: spec.dataset})
     return store, data_dir
 
 

@@ -194,7 +194,7 @@ def write_store(
         published = [shard.records for shard in manifest[split].shards] if split in manifest else []
         tasks = cut_shards(split, published=published, total=total, views_per_shard=views_per_shard)
         results += [worker.run(task) for task in tasks]
-    for directory in publish_results(store, spec, results, identities):
+    for directory in publish_results(store, spec, results=results, identities=identities):
         remove_notes(directory)
     return results
 

@@ -24,7 +24,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from tqdm import tqdm
 
@@ -60,7 +60,7 @@ from trainer.run.evaluation import accuracy_text, unlabeled_text
 from trainer.run.options import default_recipe, resolve
 from trainer.targets.arms import ARMS
 
-EPOCHS = "epochs"  # key in comparison.json for the lengths of the first command
+EPOCHS = "epochs"  # key in comparison.json
 COST_FILE = "cost.json"  # written by `trainer.comparison.measure`
 # Flags that may differ between commands for one directory, because no figure depends on them.
 _FREE = (
@@ -72,6 +72,12 @@ _FREE = (
     "eval_batch_size",
     "checkpoint_every",
 )
+
+
+class _Comparison(TypedDict):
+    """comparison.json: settings that all runs share, and the lengths of the first command."""
+
+    epochs: NotRequired[list[int]]
 
 
 def main(argv: list[str]) -> int:
@@ -249,17 +255,22 @@ def _check_same(flags: argparse.Namespace, store: StoreReader, workdir: Path) ->
 
 def _read_comparison(workdir: Path) -> dict[str, Any] | None:
     """Reads comparison.json: shared settings, and the epochs of the first command; None if there is no comparison."""
-    path = workdir / COMPARISON_FILE
+    found = _read_own(workdir / COMPARISON_FILE, _Comparison, remedy="use another --workdir")
+    return None if found is None else {EPOCHS: [], **found}
+
+
+def _read_own(path: Path, kind: Any, *, remedy: str) -> dict[str, Any] | None:
+    """Reads a file that this command has written; None if it is missing.
+
+    Raises:
+      DataError: the file is damaged.
+    """
     if not path.exists():
         return None
     try:
-        found = build(dict[str, Any], read_json(path, limit=FILE_LIMIT))
-        found[EPOCHS] = build(list[int], found.get(EPOCHS, []))
-    except ValueError as error:
-        raise DataError(
-            f"{path}: damaged, not the settings of a comparison ({error}); use another --workdir"
-        ) from error
-    return found
+        return cast(dict[str, Any], build(kind, read_json(path, limit=FILE_LIMIT)))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error}); {remedy}") from error
 
 
 def _finished_below(workdir: Path) -> list[Path]:
@@ -296,14 +307,7 @@ def _earlier_runs(directories: Sequence[Path]) -> tuple[list[Path], list[dict[st
 
 def _read_cost(workdir: Path) -> dict[str, Any] | None:
     """Reads cost.json; None where nothing was measured."""
-    path = workdir / COST_FILE
-    if not path.exists():
-        return None
-    try:
-        found = build(CostFile, read_json(path, limit=FILE_LIMIT))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it to repeat the measurement") from error
-    return cast(dict[str, Any], found)
+    return _read_own(workdir / COST_FILE, CostFile, remedy="delete it to repeat the measurement")
 
 
 def _report_run(job: Job) -> None:

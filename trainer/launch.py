@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cli.parser import Parser, file_path, positive, whole
@@ -36,6 +36,7 @@ from trainer.config.tpu_slices import check_type
 
 RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _LINES = 100
+_NODE_FLAGS = ("runtime_version", "queued", "service_account", "network", "subnetwork", "internal_ips")
 _PLACE = "--tpu=flowers --zone=us-central1-a --project=PROJECT"
 _EXAMPLES = {
     "launch": [
@@ -184,13 +185,8 @@ def make_node(flags: argparse.Namespace) -> NodeRequest:
         raise UserError("--spot and --reserved: expected at most one of them")
     return NodeRequest(
         type=check_type(flags.type),
-        runtime_version=flags.runtime_version,
-        queued=flags.queued,
         capacity="spot" if flags.spot else "reserved" if flags.reserved else "on-demand",
-        service_account=flags.service_account,
-        network=flags.network,
-        subnetwork=flags.subnetwork,
-        internal_ips=flags.internal_ips,
+        **{name: getattr(flags, name) for name in _NODE_FLAGS},
     )
 
 
@@ -313,13 +309,7 @@ def main(argv: list[str]) -> int:
         for purpose, command in plan(flags):
             print(f"# {purpose}\n{shlex.join(command)}")
         return 0
-    verbs: dict[str, Callable[[argparse.Namespace], int]] = {
-        "launch": launch,
-        "status": status,
-        "logs": logs,
-        "stop": stop,
-    }
-    return verbs[flags.verb](flags)
+    return {"launch": launch, "status": status, "logs": logs, "stop": stop}[flags.verb](flags)
 
 
 def launch(flags: argparse.Namespace) -> int:

@@ -28,9 +28,9 @@ _PATIENCE = 60.0  # seconds until a network file system shows the files of other
 def publish_results(
     store: Path,
     spec: Spec,
+    *,
     results: Iterable[ShardResult],
     identities: dict[str, DatasetIdentity],
-    *,
     check: Callable[[ShardTask, ShardInfo], None] | None = None,
 ) -> list[Path]:
     """Appends finished shards to the published ones. Repaired shards are published already and skipped.
@@ -178,7 +178,9 @@ class Publisher:
     def _write(self, results: list[ShardResult]) -> None:
         session = self._session
         with naming(session.path, session.location):
-            changed = publish_results(session.path, self._spec, results, self._identities, check=self._check)
+            changed = publish_results(
+                session.path, self._spec, results=results, identities=self._identities, check=self._check
+            )
         if session.copy is not None:
             for directory in changed:
                 session.copy.publish(directory, before=session.check_lock)

@@ -145,8 +145,8 @@ def run_graph(options: PrecomputeOptions, tasks: list[ShardTask]) -> None:
     publish_results(
         Path(options.store),
         options.spec,
-        worker.results,
-        {VIEWS_SPLIT: options.spec.dataset},
+        results=worker.results,
+        identities={VIEWS_SPLIT: options.spec.dataset},
         check=lambda task, info: None,
     )
     print(f"publishing all of them at once: {time.perf_counter() - ended:.2f} s")

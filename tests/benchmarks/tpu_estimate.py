@@ -30,8 +30,8 @@ from pipeline.storage.files import write_json
 from trainer import models
 from trainer.config.choices import PRECISIONS, STUDENTS, check_student
 from trainer.config.recipes import TrainRecipe
+from trainer.config.run_length import replica_batch_size
 from trainer.config.tpu_slices import check_type
-from trainer.distribution.strategy import replica_batch_size
 from trainer.step.distiller import Distiller
 from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import WarmupCosine

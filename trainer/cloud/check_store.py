@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from pipeline.cli.parser import positive
 from pipeline.store.reader import StoreReader
-from trainer.distribution.strategy import replica_batch_size
+from trainer.config.run_length import replica_batch_size
 from trainer.flags.train import check_flags, make_parser
 from trainer.run.describe import describe
 from trainer.run.options import resolve

@@ -59,31 +59,22 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     if flags.strategy == "tpu" and flags.tpu != "local":
         raise UserError(f"--tpu={flags.tpu}: the trainer runs on the host of the TPU; pass --tpu=local")
     replicas = fewest_replicas(node_type) if flags.strategy == "tpu" else 1
-    _check_numbers(flags, replicas=replicas, node_type=node_type)
+    _check_numbers(flags, replicas=replicas)
     _check_growth(flags, replicas=replicas)
     return replicas
 
 
-def _check_numbers(flags: argparse.Namespace, *, replicas: int, node_type: str) -> None:
+def _check_numbers(flags: argparse.Namespace, *, replicas: int) -> None:
     """Checks batch size and warm-up as far as they are known without the store."""
-    from trainer.config.recipes import train_recipe
+    from trainer.config.recipes import TrainRecipe, train_recipe
+    from trainer.config.run_length import check_warmup, replica_batch_size
 
-    recipe = None if flags.recipe is None else train_recipe(flags.recipe)
-    batch_size = flags.batch_size or (None if recipe is None else recipe.batch_size)
-    if batch_size is not None and batch_size % replicas:
-        raise UserError(
-            f"--batch_size={batch_size}: expected a multiple of {replicas}, the minimum number of replicas of a {node_type} "
-            f"({replicas} replicas)"
-        )
-    warmup_steps = flags.warmup_steps
-    if warmup_steps is None and recipe is not None:
-        warmup_steps = recipe.warmup_steps
-    short = flags.allow_short_run or (recipe is not None and recipe.allow_short_run)
-    if flags.steps is not None and warmup_steps is not None and warmup_steps >= flags.steps and not short:
-        raise UserError(
-            f"--warmup_steps={warmup_steps}: the run has only {flags.steps} steps, so the learning rate never reaches its "
-            "peak; train longer, use a shorter warm-up, or pass --allow_short_run"
-        )
+    recipe = TrainRecipe() if flags.recipe is None else train_recipe(flags.recipe)
+    replica_batch_size(flags.batch_size or recipe.batch_size, replicas)
+    warmup_steps = recipe.warmup_steps if flags.warmup_steps is None else flags.warmup_steps
+    if flags.steps is not None and warmup_steps is not None:
+        allowed = flags.allow_short_run or recipe.allow_short_run
+        check_warmup(warmup_steps, steps=flags.steps, allow_short_run=allowed)
 
 
 def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:

@@ -59,22 +59,18 @@ class FinishedRun:
 
     @property
     def arm(self) -> str:
-        """Name of the arm."""
         return self.config["flags"].get("arm", OFFLINE.name)
 
     @property
     def seed(self) -> int:
-        """Random seed of the student."""
         return self.config["flags"]["seed"]
 
     @property
     def steps(self) -> int:
-        """Number of steps."""
         return self.result["steps"]
 
     @property
     def batch_size(self) -> int:
-        """Views per step, B."""
         return self.config["recipe"]["batch_size"]
 
     @property

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
@@ -175,19 +176,6 @@ def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Wo
     return dict(zip(NAMES, works, strict=True))
 
 
-class _Progress:
-    """Counts turns in a file, if there is one, for `trainer.run.child_runs.latest_step`."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._turns = path, 0
-
-    def __call__(self) -> None:
-        self._turns += 1
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": self._turns}) + "\n")
-
-
 def main(argv: list[str]) -> int:
     """The command; see the module's docstring."""
     parser = make_parser()
@@ -212,8 +200,15 @@ def main(argv: list[str]) -> int:
     if online.teacher is None or online.online_teacher is None:
         raise ValueError("a live arm has a teacher")
     contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
+    turns = itertools.count(1)
+
+    def count_turn() -> None:  # for `trainer.run.child_runs.latest_step`
+        if flags.progress is not None:
+            with flags.progress.open("a") as file:
+                file.write(json.dumps({"step": next(turns), "kind": "turn"}) + "\n")
+
     with naming_memory(online.memory_remedy()):
-        measured = measure(contenders, on_turn=_Progress(flags.progress))
+        measured = measure(contenders, on_turn=count_turn)
     figures = {
         "seconds_a_step": measured.seconds,
         "seconds_a_step_spread": measured.spread,

@@ -22,18 +22,6 @@ Text = str | None
 _Seconds = Annotated[float, AtLeast(1e-12)]
 
 
-class History(TypedDict, total=False):
-    """An evaluation during training."""
-
-    step: Figure
-    epoch: Figure
-    loss: Figure
-    top1: Figure
-    agreement: Figure
-    training_loss: Figure
-    learning_rate: Figure
-
-
 class RunRow(TypedDict):
     """A run."""
 
@@ -50,7 +38,7 @@ class RunRow(TypedDict):
     seconds: NotRequired[Figure]
     teacher_passes: NotRequired[Figure]
     seconds_a_step: NotRequired[Figure]
-    history: NotRequired[list[History] | None]
+    history: NotRequired[list[dict[str, Figure]] | None]  # evaluations during training
     losses: NotRequired[list[tuple[Figure, Figure]] | None]
     learning_rates: NotRequired[list[tuple[Figure, Figure]] | None]
 

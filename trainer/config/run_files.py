@@ -15,13 +15,16 @@ FILE_LIMIT, METRICS_LIMIT = 8 << 20, 1 << 30
 
 
 class Evaluation(TypedDict):
-    """Evaluation of a student on a split."""
+    """Evaluation of a student on all images of a split. Shares and accuracies are 0 to 1."""
 
     examples: Positive
-    student_top1: float | None
+    unlabeled: NotRequired[Count]  # images without a label, which the accuracies exclude
+    student_top1: float | None  # None if no image is labeled
     teacher_top1: float | None
-    agreement: float
-    distillation_loss: float
+    agreement: float  # share of images for which student and teacher predict the same class
+    distillation_loss: (
+        float  # mean KL(teacher || student) at the run's temperature, in nats, scaled as in training
+    )
 
 
 class RunFlags(TypedDict):

@@ -46,16 +46,11 @@ class RunLength:
         """The length of a run of E epochs, which is `floor(E * N / B)` steps, or of a number of steps.
 
         Args:
-          epochs: number of epochs, or `math.inf`; None if `steps` is given.
-          steps: number of steps; None if `epochs` is given.
+          epochs: number of epochs, or `math.inf`; None if and only if `steps` is given.
 
         Raises:
-          UserError: both or neither of epochs and steps are given, the epochs do not fill a batch, or a view index is too
-            large.
+          UserError: the epochs do not fill a batch, or a view index is too large.
         """
-        if (epochs is None) == (steps is None):
-            got = "neither" if epochs is None else "both"
-            raise UserError(f"expected one of --epochs and --steps, got {got}")
         count: int | float = steps or 0
         if epochs == math.inf:
             count = math.inf
@@ -91,6 +86,33 @@ class RunLength:
     def left_over(self, epochs: int) -> int:
         """Views at the end of `epochs` epochs that do not fill a batch. An extended run trains on them first."""
         return epochs * self.num_examples - int(self.steps) * self.batch_size
+
+
+def replica_batch_size(batch_size: int, replicas: int) -> int:
+    """Views per replica and step, b = B / R.
+
+    Raises:
+      UserError: b is not a whole number.
+    """
+    if batch_size % replicas:
+        raise UserError(
+            f"--batch_size={batch_size}: expected a multiple of the {replicas} replicas, so that a step trains on the same "
+            "views with any number of replicas"
+        )
+    return batch_size // replicas
+
+
+def check_warmup(warmup_steps: int, *, steps: int | float, allow_short_run: bool) -> None:
+    """Refuses a warm-up that is as long as the run.
+
+    Raises:
+      UserError: the learning rate would never reach its peak.
+    """
+    if warmup_steps >= steps and not allow_short_run:
+        raise UserError(
+            f"--warmup_steps={warmup_steps}: the run has only {steps} steps, so the learning rate never reaches its peak; train "
+            "longer, use a shorter warm-up, or pass --allow_short_run"
+        )
 
 
 def count_text(number: float) -> str:

@@ -55,20 +55,6 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
-def replica_batch_size(batch_size: int, replicas: int) -> int:
-    """Views per replica and step, b = B / R.
-
-    Raises:
-      UserError: b is not a whole number.
-    """
-    if batch_size % replicas:
-        raise UserError(
-            f"--batch_size={batch_size}: expected a multiple of the {replicas} replicas, so that a step trains on the same "
-            "views with any number of replicas"
-        )
-    return batch_size // replicas
-
-
 def replica_starts(
     start: int, stop: int, *, batch_size: int, replicas: int, pipeline: int = 0, pipelines: int = 1
 ) -> tf.data.Dataset:

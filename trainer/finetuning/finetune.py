@@ -7,7 +7,6 @@ view index, seed and policy determine what the network sees, as for a student.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,6 @@ class FinetuneOptions:
       learning_rate: Rate at the end of the warm-up for 512 views per step, >= 0; scaled in proportion to the batch size.
       image_cache_bytes: Memory for decoded images, used if all of them fit.
       input_buffer_bytes: Memory for batches that are rendered ahead; a quarter of the machine's memory by default.
-
-    Raises:
-      UserError: a number is out of range.
     """
 
     policy: ViewPolicy
@@ -68,11 +64,6 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", dataclasses.replace(self.policy, mixup=False))
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}`={getattr(self, name)}: expected 1 or more")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise UserError(f"`learning_rate`={self.learning_rate}: expected a finite number, 0 or more")
 
     def identity(self) -> dict[str, Any]:
         """Options that must not change when a run is continued. The length is one, because the schedule depends on it."""

@@ -50,16 +50,8 @@ class GroupNorm(tf.keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        """Creates `scale` and `bias`, float32 [D].
-
-        Raises:
-          UserError: D is not a multiple of 32.
-        """
+        """Creates `scale` and `bias`, float32 [D]; D is a multiple of 32."""
         channels = int(input_shape[-1])
-        if channels % _GROUPS:
-            raise UserError(
-                f"{self.name}: the number of channels must be a multiple of {_GROUPS}; got {channels}"
-            )
         self.scale = self.add_weight("scale", [channels], initializer="ones")
         self.bias = self.add_weight("bias", [channels], initializer="zeros")
         super().build(input_shape)
@@ -145,17 +137,8 @@ def bit(
 
     Returns:
       A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
-
-    Raises:
-      UserError: there is no such depth, or a number is not positive.
     """
-    units = BLOCK_UNITS.get(depth, ()) if isinstance(depth, int) else tuple(depth)
-    if not units or min(units) < 1:
-        raise UserError(
-            f"`depth`={depth}: expected one of {', '.join(map(str, BLOCK_UNITS))}, or the number of units of each block"
-        )
-    if width < 1:
-        raise UserError(f"`width`={width}: expected 1 or more")
+    units = BLOCK_UNITS[depth] if isinstance(depth, int) else depth
     image = tf.keras.Input((image_size, image_size, 3), dtype=tf.float32, name="image")
     x = tf.keras.layers.Rescaling(1 / 127.5, offset=-1, dtype=tf.float32, name="scale")(image)
     x = StandardizedConv2D(64 * width, 7, stride=2, name="root_block/conv_root")(x)

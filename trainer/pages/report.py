@@ -68,28 +68,12 @@ def _chart_figures(result: Result, runs: Sequence[Row]) -> dict[str, tuple[Any, 
     }
 
 
-def _draw_charts(result: Result, runs: Sequence[Row]) -> dict[str, str]:
-    """Inline SVG of all figures that are not empty, by name."""
-    from pipeline.pages.svg import inline_svg
-
-    return {
-        name: inline_svg(figure, name, title=title)
-        for name, (figure, title) in _chart_figures(result, runs).items()
-        if figure is not None
-    }
-
-
 def _in_order(result: Result) -> list[int]:
     """Positions in `runs`, ordered by arm, length and seed."""
-    order = arm_order([run["arm"] for run in result["runs"]])
-    places = range(len(result["runs"]))
-    return sorted(
-        places, key=lambda i: (order.index(result["runs"][i]["arm"]), *_length_and_seed(result["runs"][i]))
-    )
-
-
-def _length_and_seed(run: Row) -> tuple[float, int]:
-    return float(run["epochs"]), int(run["seed"])
+    runs = result["runs"]
+    order = arm_order([run["arm"] for run in runs])
+    keys = [(order.index(run["arm"]), run["epochs"], run["seed"]) for run in runs]
+    return sorted(range(len(runs)), key=keys.__getitem__)
 
 
 def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
@@ -101,31 +85,32 @@ def render(result: Result, *, views: Sequence[ShownView] = ()) -> str:
     epochs = main_epochs(result["runs"])
     runs = [run for run in result["runs"] if run["epochs"] == epochs]
     with report_extra("the report"):
-        charts = _draw_charts(result, runs)
-        return _render(result, runs, charts, views)
+        from pipeline.pages.svg import inline_svg
 
-
-def _render(result: Result, runs: Sequence[Row], charts: dict[str, str], views: Sequence[ShownView]) -> str:
-    """Renders the page of a result; `runs` are those of its main length."""
-    return render_page(
-        _TEMPLATE,
-        at=functools.partial(look_up, result),
-        show=functools.partial(show, result),
-        leaves=functools.partial(leaves, result),
-        found=Findings.of(result),
-        main_run=result["runs"].index(runs[0]),
-        evidence=offline_online_pairs(result),
-        order=_in_order(result),
-        arms=arm_order([run["arm"] for run in result["runs"]]),
-        described={name: arm.summary for name, arm in ARMS.items()},
-        breakable=breakable,
-        trusted=trusted,
-        arm_key=lambda arm: trusted(arm_key(arm)),
-        charts={name: trusted(chart) for name, chart in charts.items()},
-        views=[
-            {"image": base64.b64encode(view.png).decode(), "width": view.size, **view.facts} for view in views
-        ],
-    )
+        return render_page(
+            _TEMPLATE,
+            at=functools.partial(look_up, result),
+            show=functools.partial(show, result),
+            leaves=functools.partial(leaves, result),
+            found=Findings.of(result),
+            main_run=result["runs"].index(runs[0]),
+            evidence=offline_online_pairs(result),
+            order=_in_order(result),
+            arms=arm_order([run["arm"] for run in result["runs"]]),
+            described={name: arm.summary for name, arm in ARMS.items()},
+            breakable=breakable,
+            trusted=trusted,
+            arm_key=lambda arm: trusted(arm_key(arm)),
+            charts={
+                name: trusted(inline_svg(figure, name, title=title))
+                for name, (figure, title) in _chart_figures(result, runs).items()
+                if figure is not None
+            },
+            views=[
+                {"image": base64.b64encode(view.png).decode(), "width": view.size, **view.facts}
+                for view in views
+            ],
+        )
 
 
 def write_report(workdir: Path) -> Path:

@@ -20,7 +20,7 @@ from pipeline.inputs.locate import (
 from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import StoreReader
 from trainer import models
-from trainer.distribution.strategy import replica_batch_size
+from trainer.config.run_length import replica_batch_size
 from trainer.distribution.workers import Workers
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
 from trainer.run.checkpoints import Checkpoints

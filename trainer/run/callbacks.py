@@ -128,9 +128,6 @@ class RunCallback(tf.keras.callbacks.Callback):
     Keras calls it once per execution, of one or several steps. Whatever is due after a step inside an execution happens at
     the end of the execution. Intervals end with an execution.
 
-    Args:
-      step: completed steps.
-
     Attributes:
       step: completed steps.
       source: current source of the targets, `replay` or `online`, for the timings.
@@ -285,8 +282,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     def _evaluate(self) -> None:
         if self._evaluator is None:
             return
-        split, found = self._evaluator.split, self._evaluator.evaluate(self.model.student)
-        figures = found.to_json()
+        split = self._evaluator.split
+        figures: dict[str, Any] = {**self._evaluator.evaluate(self.model.student)}
         _check_finite(self.step, figures)
         # Before the line in metrics.jsonl: a run that is interrupted in between repeats both.
         if self._best is None or _score(figures) > self._best:
@@ -295,8 +292,8 @@ class RunCallback(tf.keras.callbacks.Callback):
         self._log.write(self.step, figures, prefix=f"eval_{split}")
         self.last = figures
         tqdm.write(
-            f"step {self.step}: {split} top-1 {accuracy_text(found.student_top1)}, agreement {found.agreement:.2%}, "
-            f"distillation loss {found.distillation_loss:.4f}{unlabeled_text(figures)}"
+            f"step {self.step}: {split} top-1 {accuracy_text(figures['student_top1'])}, agreement {figures['agreement']:.2%}, "
+            f"distillation loss {figures['distillation_loss']:.4f}{unlabeled_text(figures)}"
         )
 
     def close(self) -> None:

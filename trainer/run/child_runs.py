@@ -24,14 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypedDict
 
 from tqdm import tqdm
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_TRY_AGAIN, EXIT_USER_ERROR, Interrupted, UserError
-from pipeline.storage.checked_json import Count, build, parse_json
 from pipeline.storage.lock import LockedError, writer_lock
-from trainer.config.run_files import METRICS_FILE
+from trainer.config.run_files import METRICS_FILE, parse_step
 from trainer.run.preemption import EXIT_CODES, detach_closed_outputs, handle_signals
 
 _POLL_SECONDS = 0.2
@@ -175,12 +173,6 @@ def _wait_for_lock(job: Job) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-class _Step(TypedDict):
-    """Line of metrics.jsonl of any command."""
-
-    step: Count
-
-
 def latest_step(workdir: Path) -> int:
     """Step of the last complete line of a run's metrics.jsonl; 0 if there is none."""
     path = workdir / METRICS_FILE
@@ -189,7 +181,7 @@ def latest_step(workdir: Path) -> int:
         for line in reversed(file.read().splitlines(keepends=True)):
             with contextlib.suppress(ValueError):
                 if line.endswith(b"\n"):
-                    return build(_Step, parse_json(line.decode()))["step"]
+                    return parse_step(line.decode())["step"]
     return 0
 
 

@@ -6,8 +6,7 @@ view.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,8 @@ from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
 from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
+from trainer.config.run_files import Evaluation
 from trainer.step.loss import DistillationLoss
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Figures of one evaluation on all images of a split.
-
-    Attributes:
-      unlabeled: number of images without a label, which the accuracies exclude.
-      student_top1: top-1 accuracy of the student on labeled images, 0 to 1; None if no image is labeled.
-      agreement: share of images for which student and teacher predict the same class, 0 to 1.
-      distillation_loss: mean KL(teacher || student) at the run's temperature, in nats, scaled as in training.
-    """
-
-    examples: int
-    unlabeled: int = 0
-    student_top1: float | None
-    teacher_top1: float | None
-    agreement: float
-    distillation_loss: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object in result.json."""
-        return dataclasses.asdict(self)
 
 
 def accuracy_text(value: float | None) -> str:
@@ -54,7 +31,7 @@ def accuracy_text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.2%}"
 
 
-def unlabeled_text(figures: dict[str, Any]) -> str:
+def unlabeled_text(figures: Mapping[str, Any]) -> str:
     """Note on unlabeled images, to append to the line of an evaluation; empty if all images are labeled."""
     if not (count := figures.get("unlabeled")):
         return ""

@@ -17,7 +17,7 @@ from pipeline.store.spec import Spec, differences
 from pipeline.views.recipes import view_recipe
 from trainer.config.choices import check_student
 from trainer.config.recipes import TrainRecipe, train_recipe
-from trainer.config.run_length import MAX_VIEWS, RunLength, count_text
+from trainer.config.run_length import MAX_VIEWS, RunLength, check_warmup, count_text
 from trainer.flags.train import (
     ENDLESS_EVAL_EVERY,
     ENDLESS_WARMUP_STEPS,
@@ -200,11 +200,7 @@ def _warmup_steps(recipe: TrainRecipe, length: RunLength) -> int:
         steps = recipe.warmup_steps
     else:
         steps = ENDLESS_WARMUP_STEPS if length.endless else int(length.steps // 20)
-    if steps >= length.steps and not recipe.allow_short_run:
-        raise UserError(
-            f"--warmup_steps={steps}: the run has only {length.steps} steps, so the learning rate never reaches its peak; train "
-            "longer, use a shorter warm-up, or pass --allow_short_run"
-        )
+    check_warmup(steps, steps=length.steps, allow_short_run=recipe.allow_short_run)
     return steps
 
 

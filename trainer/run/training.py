@@ -305,7 +305,7 @@ class Run:
             return training
         store, options = self.store, self.options
         evaluations = {
-            name: self.evaluated.get(name) or self.evaluator(name).evaluate(self.student).to_json()
+            name: self.evaluated.get(name) or self.evaluator(name).evaluate(self.student)
             for name in store.held_out_splits
         }
         if options.eval_split is not None:

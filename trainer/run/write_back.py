@@ -176,7 +176,7 @@ class WriteBack:
 
     def _publish(self) -> None:
         identities = {VIEWS_SPLIT: self._spec.dataset}
-        publish_results(self._store.path, self._spec, self._results, identities)
+        publish_results(self._store.path, self._spec, results=self._results, identities=identities)
         remove_notes(self._store.path)
         self._lengths += [result.info.records for result in self._results]
         self._plan()

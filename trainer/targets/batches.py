@@ -14,7 +14,8 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.store.reader import StoreReader
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.source import ImageSource
-from trainer.distribution.strategy import replica_batch_size, replica_starts
+from trainer.config.run_length import replica_batch_size
+from trainer.distribution.strategy import replica_starts
 from trainer.targets.arms import OFFLINE, Arm
 from trainer.targets.continued_views import ContinuedViews
 

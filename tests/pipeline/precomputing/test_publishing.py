@@ -55,7 +55,7 @@ def unpublish(store: Path, *lengths: int) -> None:
 def test_results_are_published_in_order(store: Path) -> None:
     spec, results = Spec.load(store), results_of(store, 2, 0, 1)
     unpublish(store)
-    publish_results(store, spec, results, {"views": spec.dataset})
+    publish_results(store, spec, results=results, identities={"views": spec.dataset})
     assert published_lengths(store) == {"views": [20, 20, 11]}
     StoreReader(store).views.read(np.arange(51))
 
@@ -69,7 +69,7 @@ def test_publishing_twice_is_publishing_once(store: Path) -> None:
         "test": load_manifest(store / "eval", digest=spec.digest())["test"].dataset,
     }
     before = {name: (store / name).read_bytes() for name in ("dataset_info.json", "eval/dataset_info.json")}
-    publish_results(store, spec, results, identities)
+    publish_results(store, spec, results=results, identities=identities)
     assert {name: (store / name).read_bytes() for name in before} == before
 
 
@@ -77,7 +77,7 @@ def test_a_gap_is_never_published(store: Path) -> None:
     spec, results = Spec.load(store), results_of(store, 2)
     unpublish(store, 20)
     with pytest.raises(DataError, match=r"views.array_record-00002: .* 1 "):
-        publish_results(store, spec, results, {"views": spec.dataset})
+        publish_results(store, spec, results=results, identities={"views": spec.dataset})
     assert published_lengths(store) == {"views": [20]}
 
 
@@ -86,7 +86,7 @@ def test_a_published_shard_is_never_another(store: Path) -> None:
     other = dataclasses.replace(result, info=dataclasses.replace(result.info, sha256="0" * 64))
     before = (store / "manifest.json").read_bytes()
     with pytest.raises(DataError, match=f"views.array_record-00001: .*{result.info.sha256[:16]}.*{'0' * 16}"):
-        publish_results(store, spec, [other], {"views": spec.dataset})
+        publish_results(store, spec, results=[other], identities={"views": spec.dataset})
     assert (store / "manifest.json").read_bytes() == before
 
 

@@ -16,7 +16,8 @@ from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.replica_runs import BATCH, RUNS, STEPS
 from tests.runs import ROOT, environment, metrics
-from trainer.distribution.strategy import make_strategy, replica_batch_size, replica_starts
+from trainer.config.run_length import replica_batch_size
+from trainer.distribution.strategy import make_strategy, replica_starts
 from trainer.targets.batches import Targets
 
 

@@ -80,7 +80,7 @@ def test_lines_evaluations_checkpoints_and_tensorboard_are_written_when_due(run_
     assert found == ["ckpt-10", "ckpt-8", "ckpt-9"]
     for line in metrics(run.workdir, "train"):
         assert line["epoch"] == line["step"] * 5 / 17
-        assert line["learning_rate"] == pytest.approx(float(run.learning_rate.numpy(line["step"] - 1)))
+        assert line["learning_rate"] == pytest.approx(float(run.learning_rate(line["step"] - 1)))
         assert line["loss"] > 0
     shown = scalars(run.workdir)
     assert shown["train/loss"] == pytest.approx(losses(run.workdir), rel=1e-6)

@@ -17,7 +17,7 @@ from pipeline.views.render import Window, eval_renderer
 from tests import stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from trainer import models
-from trainer.run.evaluation import Evaluation, Evaluator, unlabeled_text
+from trainer.run.evaluation import Evaluator, unlabeled_text
 
 COUNT = len(TEST_IMAGES)
 LABELS = np.arange(COUNT) % stores.CLASSES
@@ -87,14 +87,14 @@ def test_figures_are_numpy_s(
     theirs = stores.PlainTeacher()(tf.constant(images)).numpy()
     p, q = softmax(theirs), softmax(ours)
     found = make_evaluator(published_store, data_dir).evaluate(student)
-    assert found.examples == COUNT
-    assert found.student_top1 == np.mean(ours.argmax(1) == LABELS)
-    assert found.teacher_top1 == np.mean(theirs.argmax(1) == LABELS)
-    assert found.agreement == np.mean(ours.argmax(1) == theirs.argmax(1))
+    assert found["examples"] == COUNT
+    assert found["student_top1"] == np.mean(ours.argmax(1) == LABELS)
+    assert found["teacher_top1"] == np.mean(theirs.argmax(1) == LABELS)
+    assert found["agreement"] == np.mean(ours.argmax(1) == theirs.argmax(1))
     loss = np.mean((p * np.log(p / q)).sum(axis=1))
-    assert found.distillation_loss == pytest.approx(loss, rel=1e-3)  # the store's logits are float16
+    assert found["distillation_loss"] == pytest.approx(loss, rel=1e-3)  # the store's logits are float16
     assert len(set(ours.argmax(1))) > 2
-    assert found.student_top1 != found.teacher_top1
+    assert found["student_top1"] != found["teacher_top1"]
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,17 @@ def test_changed_weights_change_the_evaluation(
         after = evaluator.evaluate(student)
     finally:
         student.set_weights(weights)
-    assert after.student_top1 == pytest.approx(1 / COUNT)
-    assert after.teacher_top1 == before.teacher_top1
+    assert after["student_top1"] == pytest.approx(1 / COUNT)
+    assert after["teacher_top1"] == before["teacher_top1"]
     assert evaluator.evaluate(student) == before
 
 
 def test_loss_is_scaled_as_in_training(published_store: Path, data_dir: Path, student: tf.keras.Model):
     plain = make_evaluator(published_store, data_dir).evaluate(student)
     squared = make_evaluator(published_store, data_dir, squared=True).evaluate(student)
-    assert squared.distillation_loss == pytest.approx(plain.distillation_loss * TEMPERATURE**2, rel=1e-5)
+    assert squared["distillation_loss"] == pytest.approx(
+        plain["distillation_loss"] * TEMPERATURE**2, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("unlabeled", [(0, 3), range(COUNT)], ids=["some", "all"])
@@ -192,13 +194,13 @@ def test_unlabeled_images_are_excluded_from_accuracy_and_counted(
     before, after = (make_evaluator(published_store, path) for path in (data_dir, tmp_path))
     ours, theirs = all_logits(before, student)
     found = after.evaluate(student)
-    assert (found.examples, found.unlabeled) == (COUNT, len(unlabeled))
-    assert found.agreement == before.evaluate(student).agreement
-    for value, logits in ((found.student_top1, ours), (found.teacher_top1, theirs)):
+    assert (found["examples"], found["unlabeled"]) == (COUNT, len(unlabeled))
+    assert found["agreement"] == before.evaluate(student)["agreement"]
+    for value, logits in ((found["student_top1"], ours), (found["teacher_top1"], theirs)):
         right = (logits.argmax(1) == LABELS)[labeled]
         assert value == (right.mean() if labeled else None)
-    assert f"{len(unlabeled)} of {COUNT}" in unlabeled_text(found.to_json())
-    assert unlabeled_text(before.evaluate(student).to_json()) == ""
+    assert f"{len(unlabeled)} of {COUNT}" in unlabeled_text(found)
+    assert unlabeled_text(before.evaluate(student)) == ""
 
 
 @pytest.mark.parametrize("cache", [0, CACHE], ids=["rendered_each_time", "kept"])
@@ -210,17 +212,3 @@ def test_other_pixels_are_refused_with_both_fingerprints(
         make_evaluator(published_store, forged_data_dir, cache=cache).evaluate(student)
     assert "view 0 (example 0): source fingerprint is " in str(error.value)
     assert f"{stored.source_hash[0]:08x} in the store" in str(error.value)
-
-
-def test_evaluation_goes_into_result_json_by_name():
-    evaluation = Evaluation(
-        examples=7, student_top1=0.5, teacher_top1=0.75, agreement=0.25, distillation_loss=1.0
-    )
-    assert evaluation.to_json() == {
-        "examples": 7,
-        "unlabeled": 0,
-        "student_top1": 0.5,
-        "teacher_top1": 0.75,
-        "agreement": 0.25,
-        "distillation_loss": 1.0,
-    }
