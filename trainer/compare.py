@@ -238,11 +238,7 @@ def _shared_settings(flags: argparse.Namespace, store: StoreReader) -> dict[str,
 
 
 def _check_same(flags: argparse.Namespace, store: StoreReader, workdir: Path) -> None:
-    """Checks that the settings are those of the existing runs.
-
-    Raises:
-      UserError: they differ; both sides are shown.
-    """
+    """Checks that the settings are those of the existing runs."""
     if (existing := _read_comparison(workdir)) is None:
         return
     existing.pop(EPOCHS, None)

@@ -210,9 +210,6 @@ class TpuRun:
 
         Returns:
           Exit code of the trainer, negative after `stop`; None if it ended without one.
-
-        Raises:
-          _HostLostError: the machine is gone.
         """
         line, failures = 1, 0
         while True:
@@ -245,11 +242,7 @@ class TpuRun:
         return self._patiently(lambda: find(command))
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
-        """Repeats commands while the service does not respond.
-
-        Raises:
-          TryAgainError: it did not respond to any attempt.
-        """
+        """Repeats commands while the service does not respond."""
         for _ in range(_TRIES - 1):
             try:
                 return work()

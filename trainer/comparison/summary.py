@@ -38,9 +38,6 @@ def make_result(
     Args:
       workdir: Directory of the comparison; the directories of runs below it are relative to it.
       measured: Tree of cost.json, or None.
-
-    Raises:
-      UserError: two runs differ in more than arm, seed and length.
     """
     check_comparable(store, runs)
     runs = sorted(runs, key=lambda run: (list(ARMS).index(run.arm), run.epochs, run.seed))
@@ -87,11 +84,7 @@ def make_result(
 
 
 def check_comparable(store: StoreReader, runs: Sequence[FinishedRun]) -> None:
-    """Checks that runs differ only in arm, seed and length.
-
-    Raises:
-      UserError: they differ in something else, or one occurs twice; both sides are shown.
-    """
+    """Checks that runs differ only in arm, seed and length."""
     keys = [(run.arm, run.seed, run.epochs) for run in runs]
     for run, key in zip(runs, keys, strict=True):
         if keys.count(key) > 1:
@@ -130,9 +123,6 @@ def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
 
     Args:
       runs: Directory, epochs and steps of each run; steps are None where an older result lacks them.
-
-    Raises:
-      UserError: two runs differ; both are named.
     """
     known: dict[float, tuple[str, float]] = {}
     for directory, epochs, steps in runs:

@@ -31,11 +31,7 @@ def check_student(name: str) -> None:
 
 
 def check_strategy(name: str, *, replicas: int | None, tpu: str | None) -> None:
-    """Checks `--strategy` and the flags that belong to one strategy.
-
-    Raises:
-      UserError: the strategy does not exist, or a flag belongs to another strategy.
-    """
+    """Checks `--strategy` and the flags that belong to one strategy."""
     if name not in STRATEGIES:
         raise UserError(f"--strategy={name}: expected one of {', '.join(STRATEGIES)}")
     for flag, value, owner in (("replicas", replicas, "mirrored"), ("tpu", tpu, "tpu")):

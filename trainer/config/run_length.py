@@ -89,11 +89,7 @@ class RunLength:
 
 
 def replica_batch_size(batch_size: int, replicas: int) -> int:
-    """Views per replica and step, b = B / R.
-
-    Raises:
-      UserError: b is not a whole number.
-    """
+    """Views per replica and step, b = B / R."""
     if batch_size % replicas:
         raise UserError(
             f"--batch_size={batch_size}: expected a multiple of the {replicas} replicas, so that a step trains on the same "
@@ -103,11 +99,7 @@ def replica_batch_size(batch_size: int, replicas: int) -> int:
 
 
 def check_warmup(warmup_steps: int, *, steps: int | float, allow_short_run: bool) -> None:
-    """Refuses a warm-up that is as long as the run.
-
-    Raises:
-      UserError: the learning rate would never reach its peak.
-    """
+    """Refuses a warm-up that is as long as the run."""
     if warmup_steps >= steps and not allow_short_run:
         raise UserError(
             f"--warmup_steps={warmup_steps}: the run has only {steps} steps, so the learning rate never reaches its peak; train "

@@ -210,12 +210,7 @@ class Finetune:
         )
 
     def latest_step(self) -> int:
-        """The step of the latest checkpoint, 0 if there is none.
-
-        Raises:
-          UserError: the checkpoint was written with other flags.
-          DataError: the checkpoint is damaged.
-        """
+        """The step of the latest checkpoint, 0 if there is none."""
         return self._checkpoints.latest_step()
 
     def restore(self) -> int:
@@ -289,9 +284,6 @@ def evaluate_top1(
 
     Returns:
       The accuracy on the labeled images, 0..1 (None if there are none), and the number of unlabeled images.
-
-    Raises:
-      DataError: an image is damaged.
     """
     count = dataset.num_examples
     size = min(batch_size, count)

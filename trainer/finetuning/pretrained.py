@@ -124,9 +124,6 @@ def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers
 
     Returns:
       The symbolic input tensor of the layer in the model's graph, and the layer.
-
-    Raises:
-      UserError: the model ends in another layer.
     """
     node = model.outputs[0].node
     while isinstance(node.layer, tf.keras.layers.Softmax | tf.keras.layers.Activation):
@@ -148,11 +145,7 @@ def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers
 
 
 def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
-    """Copies the weights of all layers but the last.
-
-    Raises:
-      UserError: the networks differ; shows both sides of the first difference.
-    """
+    """Copies the weights of all layers but the last."""
     found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
     for ours, theirs in zip(wanted, found, strict=False):
         if ours.shape != theirs.shape:

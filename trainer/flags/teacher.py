@@ -167,11 +167,7 @@ def _add_finetune_flags(parser: Parser) -> None:
 
 
 def _check_output(text: str) -> None:
-    """Checks --output before any work: only a SavedModel may be replaced.
-
-    Raises:
-      UserError: something else is there, or a directory of the project contains it.
-    """
+    """Checks --output before any work: only a SavedModel may be replaced."""
     path = Path(text)
     check_outside(path, flag="--output", replaceable="saved_model.pb")
     ours = (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))
@@ -180,11 +176,7 @@ def _check_output(text: str) -> None:
 
 
 def _check_network_flags(flags: argparse.Namespace) -> None:
-    """Checks the flags of the network before anything is loaded.
-
-    Raises:
-      UserError: they name no network, two networks, or one that does not exist.
-    """
+    """Checks the flags of the network before anything is loaded."""
     if (flags.model is None) == (flags.teacher is None):
         got = "neither" if flags.model is None else "both"
         raise UserError(
@@ -221,9 +213,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Returns:
       The flags, and the subcommand's name as `command`.
-
-    Raises:
-      UserError: a flag is unknown or out of range, or a path is missing.
     """
     parser, commands = make_parser()
     if not argv or argv[0] not in commands:

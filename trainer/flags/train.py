@@ -298,11 +298,7 @@ def shared_arguments(flags: argparse.Namespace) -> list[str]:
 
 
 def check_combinations(flags: argparse.Namespace) -> None:
-    """Refuses flags that exclude each other or need another.
-
-    Raises:
-      UserError: names both flags.
-    """
+    """Refuses flags that exclude each other or need another."""
     if flags.epochs and flags.steps:
         raise UserError(
             f"--epochs={flags.epochs} and --steps={flags.steps}: expected one of them; omit the other"
@@ -338,11 +334,7 @@ def _check_write_back(flags: argparse.Namespace) -> None:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Checks flags as far as possible without the store and TensorFlow.
-
-    Raises:
-      UserError: a flag is out of range, excludes another or needs another.
-    """
+    """Checks flags as far as possible without the store and TensorFlow."""
     check_combinations(flags)
     if flags.recipe is not None:
         train_recipe(flags.recipe)
@@ -352,11 +344,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def check_paths(flags: argparse.Namespace) -> None:
-    """Checks that the paths of the flags exist.
-
-    Raises:
-      UserError: a path does not exist.
-    """
+    """Checks that the paths of the flags exist."""
     if not (flags.follow and is_locked(Path(flags.store))):  # a running precompute will create it
         check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
@@ -364,11 +352,7 @@ def check_paths(flags: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the command's flags and checks them as far as possible without TensorFlow.
-
-    Raises:
-      UserError: a flag is unknown, out of range or without effect, or a path does not exist.
-    """
+    """Parses the command's flags and checks them as far as possible without TensorFlow."""
     flags = parse_effective(make_parser(), argv, TRAIN)
     check_flags(flags)
     check_paths(flags)

@@ -118,10 +118,6 @@ def write_report(workdir: Path) -> Path:
 
     Returns:
       Path of the report.
-
-    Raises:
-      UserError: the result is missing, or the packages of the extra `report` are not installed.
-      DataError: result.json or views.png is damaged.
     """
     result = load_result(workdir)
     views = read_views(workdir / VIEWS_FILE) if (workdir / VIEWS_FILE).exists() else []

@@ -70,9 +70,6 @@ class TrainOptions:
         """Refuses `--teacher` for a new run that does not need it.
 
         A continued run may have needed it before the store grew, and its command stays the same.
-
-        Raises:
-          UserError: the store has the logits of all views of the run.
         """
         teacher = self.flags.teacher
         if teacher is not None and not self.arm.live and self.length.online_from == self.length.steps:
@@ -225,11 +222,7 @@ def default_recipe(spec: Spec) -> str:
 
 
 def check_views(name: str, spec: Spec) -> None:
-    """Refuses a store whose views are not the recipe's.
-
-    Raises:
-      UserError: lists the differences, with both sides.
-    """
+    """Refuses a store whose views are not the recipe's."""
     wanted = train_recipe(name).views
     if wanted is None:
         return
@@ -274,11 +267,7 @@ def _check_stored(length: RunLength, store: StoreReader) -> None:
 
 
 def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: StoreReader) -> RunLength:
-    """The length of a run of an arm other than `offline`, which trains on stored views only.
-
-    Raises:
-      UserError: the store does not have what the arm needs.
-    """
+    """The length of a run of an arm other than `offline`, which trains on stored views only."""
     if flags.write_back:
         raise UserError(
             f"--arm={arm.name}: has all its views in the store, so that --write_back has nothing to append; omit one of them"

@@ -77,17 +77,14 @@ class Run:
 
     @property
     def student(self) -> tf.keras.Model:
-        """Student in training."""
         return self.distiller.student
 
     @property
     def optimizer(self) -> tf.keras.optimizers.legacy.Optimizer:
-        """Optimizer of the student."""
         return self.distiller.optimizer
 
     @property
     def workdir(self) -> Path:
-        """Directory of the run."""
         return Path(self.options.flags.workdir)
 
     def train(self) -> dict[str, Any]:
@@ -267,11 +264,7 @@ class Run:
         return find_unfit_logits(batches, self.online_teacher, codec)
 
     def check_workers(self, *, finished: bool) -> None:
-        """Compares what the workers found in --workdir. Collective.
-
-        Raises:
-          UserError: a worker found something else.
-        """
+        """Compares what the workers found in --workdir. Collective."""
         state = {"latest step in --workdir": self.checkpoints.latest_step(), "finished": finished}
         self.workers.check_same(state, remedy=SAME_WORKERS)
 

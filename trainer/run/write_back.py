@@ -69,7 +69,6 @@ class WriteBack:
 
     def __init__(self, store: StoreReader, *, views_per_shard: int) -> None:
         self._store, self._spec = store, store.spec
-        self._codec = store.spec.make_codec()
         self._digest = store.spec.digest()
         self._batch_size = store.spec.teacher.batch_size
         self._views_per_shard = views_per_shard

@@ -94,11 +94,7 @@ class Fixed(Arm):
 
     @staticmethod
     def _reader(store: StoreReader) -> SplitReader:
-        """Evaluation logits of the split that the views are drawn from, or of the whole split that it begins.
-
-        Raises:
-          UserError: the store has neither.
-        """
+        """Evaluation logits of the split that the views are drawn from, or of the whole split that it begins."""
         split = store.spec.dataset.split
         whole = re.sub(r"\[:.*\]$", "", split)  # its examples begin with those of `train[:90%]`
         for name in (split, whole):
@@ -187,11 +183,7 @@ class UnmixedViews:
 
 
 def _with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords) -> ViewRecords:
-    """Replaces the logits by those for the evaluation crop; record `i` of `targets` belongs to example `i`.
-
-    Raises:
-      DataError: the evaluation logits belong to another image.
-    """
+    """Replaces the logits by those for the evaluation crop; record `i` of `targets` belongs to example `i`."""
     found = targets.read(records.example)
     if (wrong := found.source_hash != records.source_hash).any():
         row = int(np.argmax(wrong))
@@ -204,11 +196,7 @@ def _with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords)
 
 
 def _check_pairs(views: np.ndarray, records: ViewRecords) -> ViewRecords:
-    """Passes on the records of views that `paired_plan` chose, int64 [2 * b].
-
-    Raises:
-      DataError: the order of the store is not the one that this version draws.
-    """
+    """Passes on the records of views that `paired_plan` chose, int64 [2 * b]."""
     own, other = np.split(records.example, 2)
     if (wrong := own != other).any():
         row = int(np.argmax(wrong))
