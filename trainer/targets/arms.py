@@ -90,7 +90,7 @@ class Fixed(Arm):
 
     def records(self, store: StoreReader) -> RecordSource:
         """Implements `Arm`."""
-        return UnmixedViews(store.views, functools.partial(_with_targets, self._reader(store)))
+        return UnmixedViews(store.views, functools.partial(with_targets, self._reader(store)))
 
     @staticmethod
     def _reader(store: StoreReader) -> SplitReader:
@@ -182,7 +182,7 @@ class UnmixedViews:
         return self._change(views, unmixed), loaded
 
 
-def _with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords) -> ViewRecords:
+def with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords) -> ViewRecords:
     """Replaces the logits by those for the evaluation crop; record `i` of `targets` belongs to example `i`."""
     found = targets.read(records.example)
     if (wrong := found.source_hash != records.source_hash).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from tests.runs import (
     numpy_batches,
     start_run,
 )
-from trainer.targets.arms import ARMS, other_views
+from trainer.targets.arms import ARMS, UnmixedViews, other_views, with_targets
 from trainer.targets.batches import Targets
 
 BATCH = 5
@@ -141,8 +142,7 @@ def test_every_arm_s_crops_are_checked(mixed: Path, forged_data_dir: Path):
 
 def test_evaluation_logits_of_another_image_are_refused(mixed: Path, data_dir: Path, tmp_path: Path):
     store = StoreReader(mixed)
-    records = ARMS["fixed"].records(store)
-    swapped = dataclasses.replace(records, targets=store.eval_reader("test"))  # type: ignore[type-var]
+    swapped = UnmixedViews(store.views, functools.partial(with_targets, store.eval_reader("test")))
     source = open_targets("fixed", mixed, data_dir).input.source
     inside = np.flatnonzero(store.views.read(np.arange(stores.N)).example < 7)[:1]
     with pytest.raises(DataError, match=r"eval/ \(test\)"):
