@@ -113,12 +113,6 @@ def test_endless_run_goes_online_at_the_end_of_the_store():
     assert isinstance(finite.steps, int)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (None, None)])
-def test_epochs_and_steps_exclude_each_other(epochs: int | None, steps: int | None):
-    with pytest.raises(UserError, match=r"--epochs.*--steps"):
-        RunLength.of(epochs=epochs, steps=steps, batch_size=1, num_examples=1, stored_views=1)
-
-
 def test_name_of_views_does_not_depend_on_their_order():
     named = name_views(np.array([5, 4, 7, 6]))
     # Golden value; must not change, because logs are compared across versions with NumPy alone.
