@@ -176,7 +176,7 @@ def test_locked_directory_is_waited_for(job: Callable[..., Job], capsys: pytest.
     def write() -> None:
         with writer_lock(later.workdir):
             held.set()
-            time.sleep(0.5)
+            time.sleep(2)  # a writer waits a second without a message
 
     writer = threading.Thread(target=write)
     writer.start()
