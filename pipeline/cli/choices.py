@@ -36,7 +36,6 @@ def check_num_classes(num_classes: int, *, of: str) -> None:
     """Refuses a single class: its softmax is 1 for every logit, so every loss is 0.
 
     Args:
-      num_classes: number of classes.
       of: the data set, teacher or store, for the error.
 
     Raises:

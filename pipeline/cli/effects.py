@@ -37,7 +37,6 @@ def refuse_without_effect(
     """Refuses given flags that have no effect.
 
     Args:
-      parser: parser of the command.
       argv: its arguments.
       flags: the parsed arguments.
       conditions: by flag name without dashes; a flag that is not listed always has an effect.

@@ -245,7 +245,6 @@ def make_directory(path: Path, *, flag: str, replaceable: str | None = None) -> 
     """Creates a directory with its parents, and checks that it is writable.
 
     Args:
-      path: directory.
       flag: flag that names it.
       replaceable: see `find_enclosing`.
 

@@ -180,7 +180,6 @@ def asks_for_demo(flags: argparse.Namespace, *, needs_store: bool = True) -> boo
     """Whether the flags ask for the embedded default.
 
     Args:
-      flags: of the command.
       needs_store: whether the command writes a store.
 
     Raises:

@@ -29,7 +29,6 @@ def check(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Checks that a runner's workers see the given paths, and that its service answers.
 
     Args:
-      flags: flags of the precompute.
       arguments: Beam's arguments.
 
     Raises:

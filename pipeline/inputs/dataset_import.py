@@ -99,8 +99,6 @@ def make_builder(
     """Makes the TFDS builder of a folder of images, with features `image`, `label` and `filename` (`CLASS/FILE`).
 
     Args:
-      name: name of the data set.
-      folder: the images.
       changes: changes of the images.
       on_image: called after each image.
     """

@@ -83,7 +83,6 @@ def load_keras_file(path: str | Path, *, parameter: str) -> tf.keras.Model:
     """Loads an uncompiled model from a `.keras` archive of Keras 2.
 
     Args:
-      path: path of the file.
       parameter: the parameter that gave the path, for errors.
 
     Raises:

@@ -88,9 +88,7 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
     a bucket, which may be anyone's.
 
     Args:
-      spec: spec of the store.
       given: path from the user; None to look for one.
-      store: location of the store.
 
     Raises:
       UserError: the precompute's teacher does not exist here, or is inside the store or in a bucket.

@@ -234,7 +234,7 @@ class Teacher:
 
     def _naming_memory(self, views: int) -> contextlib.AbstractContextManager[None]:
         return naming_memory(
-            f"--teacher={self.path} runs on {views} views at a time; use a smaller `teacher_batch_size` for a new store, or a "
+            f"`teacher`={self.path} runs on {views} views at a time; use a smaller `teacher_batch_size` for a new store, or a "
             "device with more memory for an existing one"
         )
 
@@ -298,7 +298,6 @@ def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, path: str) ->
     """Checks the shape of a teacher's outputs.
 
     Args:
-      outputs: outputs of the teacher.
       expected: (B, C).
       path: path of the teacher, for errors.
 

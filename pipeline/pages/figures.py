@@ -122,7 +122,6 @@ def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) ->
     """Formats the value at a path as HTML, with the path in `data-figure` and the value as JSON in `data-value`.
 
     Args:
-      tree: JSON tree.
       path: path in the tree.
       kind: format, a key of `KINDS`.
       absent: text for a missing value; `not measured` by default for a number, `not known` for another kind.

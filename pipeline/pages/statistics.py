@@ -27,8 +27,6 @@ def sample_views(
     """Draws views of whole epochs from shards all over a split.
 
     Args:
-      reader: split reader.
-      seed: random seed.
       shards: largest number of shards.
       records: largest number of views, about.
 
@@ -66,7 +64,6 @@ def record_statistics(store: StoreReader, views: list[np.ndarray], *, on_views: 
     """Histograms of the mixup ratio and of the teacher's entropy, at T = 1 and at the store's temperature.
 
     Args:
-      store: the store.
       views: views from `sample_views`.
       on_views: called with the number of views after each chunk.
 
@@ -99,10 +96,7 @@ def area_statistics(
     """Histogram of the share of the image that the box covers.
 
     Args:
-      store: the store.
-      dataset: data set of the store.
       views: views from `sample_views`, of which at most `IMAGES` are used.
-      seed: random seed.
       on_views: called with the number of views after each chunk.
 
     Raises:
@@ -110,12 +104,13 @@ def area_statistics(
     """
     sample = stratified_sample(np.concatenate(views), IMAGES, seed=seed, stream="areas")
     policy, shares = store.spec.policy, []
+    renderer = policy.renderer()
     for chunk in _chunks(sample):
         records = store.views.read(chunk)
         sizes = np.zeros((len(chunk), 2), np.int64)
         if policy.uses_source_sizes:
             sizes = image_sizes(dataset.read(records.example))
-        frames = policy.box_frames(sizes).astype(np.float64)
+        frames = renderer.prepared_shapes(sizes).astype(np.float64)
         shares.append(records.box[:, 2:].astype(np.float64).prod(axis=1) / frames.prod(axis=1))
         on_views(len(chunk))
     return {"views": len(sample), **_histogram(np.concatenate(shares))}

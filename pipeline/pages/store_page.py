@@ -129,8 +129,6 @@ def make_gallery(
     """Replays views and checks their fingerprints.
 
     Args:
-      store: the store.
-      dataset: data set of the store.
       views: view indices, int64 [n].
       on_views: called with 1 after each view.
 
@@ -203,12 +201,8 @@ def write_store_page(
     """Samples and replays views, adds `sample` and `gallery` to `contents`, and writes the page.
 
     Args:
-      store: the store.
-      dataset: data set of the store.
       contents: contents from `pipeline.pages.summary`.
-      path: path of the page.
       views: number of views in the gallery.
-      seed: random seed of the sample and the gallery.
 
     Raises:
       DataError: a shard is damaged, or a fingerprint differs.

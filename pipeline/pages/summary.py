@@ -80,7 +80,6 @@ def find_problems(store: StoreReader, *, checksums: bool) -> list[str]:
     """One line for each published shard that does not match the manifest.
 
     Args:
-      store: the store.
       checksums: whether to read every shard and compare its SHA-256.
     """
     if not checksums:

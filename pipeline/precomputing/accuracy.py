@@ -46,7 +46,6 @@ def record_accuracy(
     """Measures and records the accuracy on splits for which it is not recorded; the caller holds the store's lock.
 
     Args:
-      store: published store.
       datasets: data set of each evaluated split.
       before: called before each attempt to write to a bucket; see `BucketDirectory.write`.
 

@@ -141,7 +141,7 @@ def find_eval_splits(text: str, dataset: Dataset) -> dict[str, Dataset]:
         other = taken[file_split(name)]
         if other != name or name == VIEWS_SPLIT or len(file_split(name)) > _LONGEST_SPLIT:
             raise UserError(
-                f"--eval_splits={name}: its file name in a store, {file_split(name):.120}, is longer than {_LONGEST_SPLIT} "
+                f"`eval_splits`={name}: its file name in a store, {file_split(name):.120}, is longer than {_LONGEST_SPLIT} "
                 f"characters or taken by {VIEWS_SPLIT if name == VIEWS_SPLIT else other}; name another slice, or rename the split"
             )
     return found

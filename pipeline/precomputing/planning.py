@@ -82,7 +82,6 @@ def calibrate(worker: ShardWorker, *, seconds: float) -> tuple[Rates, np.ndarray
     """Measures the rates of a worker on the first views.
 
     Args:
-      worker: the worker.
       seconds: duration, start-up excluded; at least two batches are timed.
 
     Returns:
@@ -135,10 +134,8 @@ def make_plan(
     """The plan as a tree for JSON.
 
     Args:
-      workload: the planned store.
       rates: rates of one worker.
       students: number of students that will be trained on the store.
-      workers: number of workers.
       logits: logits float32 [n, C] on which the codecs are compared.
 
     Raises:

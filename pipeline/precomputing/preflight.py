@@ -77,8 +77,6 @@ def make_job(
     """The job of the workers. Paths are absolute, because a worker may run in another directory.
 
     Args:
-      session: session of the store.
-      options: precompute options.
       identities: data set identity of each split.
       input_buffer_bytes: used if the options do not state it.
     """

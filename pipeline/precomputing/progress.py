@@ -29,7 +29,6 @@ class ProgressNote:
 
     Args:
       directory: store, or copy of its metadata; nothing is written where this machine has no such directory.
-      task: shard task.
     """
 
     def __init__(self, directory: str | Path, task: ShardTask) -> None:

@@ -37,7 +37,6 @@ def publish_results(
 
     Args:
       store: directory of the store's metadata.
-      spec: store spec.
       results: finished shards in any order.
       identities: data set identity of each split.
       check: compares a shard with its file, see `ShardSink.check`; by default the file in `store`.
@@ -95,8 +94,6 @@ class Publisher:
     published as a whole. Then, when an epoch is complete, its shards and the finished ones after it are published.
 
     Args:
-      session: session of the store.
-      spec: store spec.
       tasks: all shards that are not published yet.
       identities: data set identity of each split.
       fail: called from the thread with an exception of publishing; has to end the work.

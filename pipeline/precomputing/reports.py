@@ -40,7 +40,6 @@ def found_text(finished: list[ShardTask], tasks: list[ShardTask], options: Preco
     Args:
       finished: shards that an interrupted run finished.
       tasks: all shards that are not published, and published ones to repair.
-      options: precompute options.
     """
     num_examples = options.spec.num_examples
     published = next((task.first for task in tasks if task.split == VIEWS_SPLIT and not task.sha256), None)
@@ -61,7 +60,6 @@ def work_text(tasks: list[ShardTask], *, seconds_per_batch: float, options: Prec
     Args:
       tasks: shards to be computed.
       seconds_per_batch: teacher seconds per batch.
-      options: precompute options.
     """
     records = split_records(tasks)
     rate = options.spec.teacher.batch_size / seconds_per_batch
@@ -86,8 +84,6 @@ def summary_text(
     """The size of the store, the cost of its codec, and the rates of this run.
 
     Args:
-      session: session of the store.
-      spec: store spec.
       counters: sums over all workers: `views`, `bytes`, `microseconds`, `teacher_microseconds`, `input_microseconds`; None
         if the runner reports none; empty if nothing was computed.
       seconds: duration of the work.
@@ -117,7 +113,6 @@ def codec_error_text(codec: str, *, mean_kl: float, max_logit_error: float, temp
     """One line on the error of a codec.
 
     Args:
-      codec: codec name.
       mean_kl: mean KL(teacher || decoded) in nats.
       max_logit_error: largest absolute logit error.
       temperature: temperature of the KL.

@@ -18,7 +18,6 @@ def service_failure(error: BaseException, *, runner: str) -> UserError | None:
 
     Args:
       error: exception of the Beam runner.
-      runner: name of the runner.
     """
     if find_reason(error) is not None:
         return None

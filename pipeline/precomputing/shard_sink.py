@@ -40,11 +40,7 @@ from pipeline.views.records import ViewRecords
 
 
 class RecordEncoder:
-    """Serializes the records of one shard and measures the error that the codec adds.
-
-    Args:
-      spec: store spec.
-    """
+    """Serializes the records of one shard and measures the error that the codec adds."""
 
     def __init__(self, spec: Spec) -> None:
         self._codec, self._temperature = spec.make_codec(), spec.temperature
@@ -107,11 +103,7 @@ class OpenShard:
 
 
 class ShardSink(abc.ABC):
-    """Writes the shards of a store.
-
-    Args:
-      spec: store spec.
-    """
+    """Writes the shards of a store."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec, self._digest = spec, spec.digest()
@@ -178,12 +170,7 @@ class ShardSink(abc.ABC):
 
 
 class LocalShardSink(ShardSink):
-    """Writes the shards of a store on a file system.
-
-    Args:
-      store: directory of the store.
-      spec: store spec.
-    """
+    """Writes the shards of a store on a file system."""
 
     def __init__(self, store: Path, spec: Spec) -> None:
         super().__init__(spec)
@@ -201,15 +188,12 @@ class LocalShardSink(ShardSink):
         write_note(split_directory(self._store, task.split), task, info, digest=self._digest)
 
     def finished(self, task: ShardTask) -> ShardInfo | None:
-        """Implements `ShardSink`."""
         return finished_shard(split_directory(self._store, task.split), task, digest=self._digest)
 
     def check(self, task: ShardTask, info: ShardInfo) -> None:
-        """Implements `ShardSink`."""
         check_shard(self._path(task), info, stated="in the note on it")
 
     def remove(self, task: ShardTask) -> None:
-        """Implements `ShardSink`."""
         note_path(split_directory(self._store, task.split), task).unlink(missing_ok=True)
         self._path(task).unlink(missing_ok=True)
 
@@ -219,7 +203,6 @@ class BucketShardSink(ShardSink):
 
     Args:
       bucket: directory of the store.
-      spec: store spec.
       lease: lease of the lock under which the run writes.
       scratch: directory for shards that are not uploaded yet; the directory of temporary files by default.
     """
@@ -307,7 +290,6 @@ class BucketShardSink(ShardSink):
                 ) from error
 
     def remove(self, task: ShardTask) -> None:
-        """Implements `ShardSink`."""
         for name in (note_name(task), self._name(task)):
             self._bucket.remove(name, before=self._check_lease)
 
@@ -322,7 +304,6 @@ def open_sink(store: str, spec: Spec, *, lease: str | None, scratch: str | Path 
 
     Args:
       store: path or URL.
-      spec: store spec.
       lease: see `BucketShardSink`.
       scratch: see `BucketShardSink`; ignored where this machine has no such directory. The command removes it, with the
         files of worker processes that were ended.

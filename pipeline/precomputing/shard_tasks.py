@@ -22,7 +22,6 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
     """Cuts the missing views of a split into shards, from the published end on.
 
     Args:
-      split: split name.
       published: lengths of the published shards.
       total: number of views that the split is to have.
       views_per_shard: largest number of views per shard; the last shard may be shorter.
@@ -35,8 +34,8 @@ def cut_shards(split: str, *, published: list[int], total: int, views_per_shard:
     if number + count > MAX_SHARDS:
         least = -(-(total - end) // max(MAX_SHARDS - number, 1))
         raise UserError(
-            f"--views_per_shard={views_per_shard}: makes {number + count} shards, expected at most {MAX_SHARDS}; use "
-            f"--views_per_shard={least} or more"
+            f"`views_per_shard`={views_per_shard}: makes {number + count} shards, expected at most {MAX_SHARDS}; use "
+            f"`views_per_shard`={least} or more"
         )
     return [
         ShardTask(split=split, number=number + i, first=first, records=min(views_per_shard, total - first))
@@ -71,7 +70,6 @@ def missing_shards(
     """Returns the shards that are not published, views last, and the data set identity of each split.
 
     Args:
-      options: precompute options.
       store: directory of the store's metadata.
 
     Raises:
@@ -95,7 +93,7 @@ def missing_shards(
             if lines := differences(here, there, sides=("here", f"in {directory}")):
                 raise DataError(
                     f"{directory}: split {split} was written from other data: {'; '.join(lines)}; use the same data set, or "
-                    "name another --store"
+                    "name another `store`"
                 )
             published = [shard.records for shard in manifest[split].shards]
         else:
@@ -113,6 +111,6 @@ def _check_file_name(split: str, *, published: Iterable[str], store: str) -> Non
     for other in published:
         if file_split(other) == file_split(split):
             raise UserError(
-                f"--eval_splits={split}: {store} stores {other} under the same file name, {file_split(split)}; use "
-                f"--eval_splits={other}, or name another slice"
+                f"`eval_splits`={split}: {store} stores {other} under the same file name, {file_split(split)}; use "
+                f"`eval_splits`={other}, or name another slice"
             )

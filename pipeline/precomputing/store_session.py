@@ -52,13 +52,13 @@ def prepare_directory(location: str) -> None:
         else:
             return
     else:
-        store = make_directory(Path(location), flag="--store", replaceable=SPEC_FILE)
+        store = make_directory(Path(location), flag="`store`", replaceable=SPEC_FILE)
         if (store / SPEC_FILE).exists():
             return
         names = [entry.name for entry in store.iterdir()]
     if foreign := sorted(name for name in names if not _is_leftover(name)):
         raise UserError(
-            f"--store={location}: the directory is neither a store nor empty ({foreign[0]}, ...); name another directory"
+            f"`store`={location}: the directory is neither a store nor empty ({foreign[0]}, ...); name another directory"
         )
 
 
@@ -136,7 +136,7 @@ class StoreSession:
             bucket.replace(SPEC_FILE, text, version=None, before=self.check_lock)
         except FileExistsError as error:
             raise TryAgainError(
-                f"--store={self.location}: another run has written its {SPEC_FILE} meanwhile; run the same command again"
+                f"`store`={self.location}: another run has written its {SPEC_FILE} meanwhile; run the same command again"
             ) from error
 
     def remove_leftovers(self) -> None:
@@ -229,7 +229,6 @@ def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
 
     Args:
       tasks: shards to be written.
-      options: precompute options.
 
     Raises:
       UserError: the disk is too small; names both sizes.
@@ -242,6 +241,6 @@ def check_space(tasks: list[ShardTask], options: PrecomputeOptions) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"--store={options.store}: about {needed / 1e6:,.1f} MB are needed{f' in {place}' if remote else ''}, "
+            f"`store`={options.store}: about {needed / 1e6:,.1f} MB are needed{f' in {place}' if remote else ''}, "
             f"{free / 1e6:,.1f} MB are free there; free some space, or name another directory"
         )

@@ -166,7 +166,7 @@ def check_value_range(figures: RangeFigures, *, assumed: bool) -> None:
         return
     ours, theirs = figures.correct[figures.requested], figures.correct[better]
     raise UserError(
-        f"--teacher_value_range={figures.requested}: the teacher's top-1 on {figures.count} images of {figures.split} is "
-        f"{ours.mean():.1%}, but {theirs.mean():.1%} with {better}; pass --teacher_value_range={better}, or "
-        "--assume_value_range if the range is right"
+        f"`teacher_value_range`={figures.requested}: the teacher's top-1 on {figures.count} images of {figures.split} is "
+        f"{ours.mean():.1%}, but {theirs.mean():.1%} with {better}; pass `teacher_value_range`={better}, or "
+        "`assume_value_range` if the range is right"
     )

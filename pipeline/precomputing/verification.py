@@ -81,10 +81,8 @@ def verify_store(
     """Verifies all shards of a store, and a sample of its teacher batches.
 
     Args:
-      store: the store.
       worker: worker with the store's teacher and data set.
       fraction: share of the teacher batches in the sample, 0..1.
-      seed: random seed of the sample.
       capacity: see `verified_shards`.
 
     Returns:
@@ -122,7 +120,6 @@ def sample_batches(
       lengths: number of views of each shard.
       batch_size: teacher batch size.
       fraction: share of the batches, 0..1; at least one batch is sampled.
-      seed: random seed.
 
     Yields:
       First views of the sampled batches of a shard, int64 [n], ascending.
@@ -142,7 +139,6 @@ def verified_shards(reader: SplitReader, *, capacity: int) -> Iterator[ArrayReco
     """Compares the shards of a split with the manifest and yields their readers in order; prefetches the next shards.
 
     Args:
-      reader: split reader.
       capacity: largest size in bytes of downloaded shards on this machine; one shard may exceed it.
 
     Raises:
@@ -175,7 +171,6 @@ def verify_split(
 
     Args:
       worker: worker with the store's teacher and data set.
-      reader: split reader.
       samples: see `sample_batches`.
       on_views: called with the number of views after each batch and shard.
       capacity: see `verified_shards`.
@@ -226,8 +221,6 @@ def compare(
       batch: batch as rendered now.
       logits: logits of its first n views as the teacher returns them now, float32 [n, C].
       stored: records of these views.
-      findings: findings of the split.
-      codec: codec of the store.
       first_view: index of the first view.
     """
     found = rendered_records(batch, logits)

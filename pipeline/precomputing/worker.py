@@ -102,7 +102,6 @@ class ShardWorker:
     """Holds the teacher and the data sets of a job, and computes shards.
 
     Args:
-      job: the job.
       datasets: open data sets by split of the store; others are opened when they are needed.
       teacher: the loaded teacher; loaded from the job by default.
 

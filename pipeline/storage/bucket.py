@@ -157,8 +157,6 @@ class BucketDirectory:
         """Writes an object, whole or not at all, and replaces an existing one.
 
         Args:
-          name: object name.
-          data: content.
           before: called before each attempt; an exception that it raises ends the attempts.
         """
         self._put(name, lambda: self._files.pipe_file(self.place(name), data), before)
@@ -172,8 +170,6 @@ class BucketDirectory:
         If another writer could write the same content, `data` must contain something unique.
 
         Args:
-          name: object name.
-          data: content.
           version: expected version, from `read_version` or `replace`; None if the object must not exist.
           before: called before each attempt; an exception that it raises ends the attempts.
 
@@ -203,7 +199,6 @@ class BucketDirectory:
 
         Args:
           path: local file.
-          name: object name.
           create: whether the object must not exist.
           before: see `write`.
 
@@ -255,7 +250,6 @@ class BucketDirectory:
         """A verified copy of an object in a temporary file without a name, which disappears when it is closed.
 
         Args:
-          name: object name.
           size: expected size in bytes.
           sha256: expected SHA-256 of the content.
           scratch: directory on the file system that holds the copy; by default the one for temporary files.
@@ -290,7 +284,6 @@ class BucketDirectory:
         """Removes an object if it exists.
 
         Args:
-          name: object name.
           before: called before each attempt; an exception that it raises ends the attempts.
         """
 

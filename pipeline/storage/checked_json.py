@@ -208,7 +208,6 @@ def read_text(path: Path, *, limit: int) -> str:
     """Text of a file.
 
     Args:
-      path: file.
       limit: maximum size in bytes.
 
     Raises:

@@ -61,7 +61,6 @@ class S3Objects:
         self._files = files
 
     def get(self, place: str, *, limit: int) -> tuple[bytes, str]:
-        """Implements `ConditionalObjects`."""
         import fsspec.asyn
 
         bucket, key, _ = self._files.split_path(place)
@@ -89,7 +88,6 @@ class S3Objects:
         return data, str(info["ETag"])
 
     def put(self, place: str, data: bytes, *, version: str | None) -> str:
-        """Implements `ConditionalObjects`."""
         bucket, key, _ = self._files.split_path(place)
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
         try:
@@ -119,7 +117,6 @@ class GcsObjects:
         self._files = files
 
     def get(self, place: str, *, limit: int) -> tuple[bytes, str]:
-        """Implements `ConditionalObjects`."""
         info = self._files.info(place)
         if info["type"] != "file":
             raise FileNotFoundError(place)
@@ -133,7 +130,6 @@ class GcsObjects:
         return data, str(info["generation"])
 
     def put(self, place: str, data: bytes, *, version: str | None) -> str:
-        """Implements `ConditionalObjects`."""
         bucket, key, _ = self._files.split_path(place)
         answer = self._files.call(
             "POST",

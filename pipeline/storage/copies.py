@@ -36,7 +36,6 @@ def local_copy(
     """A local directory with some of a bucket's objects, kept at least until this process ends.
 
     Args:
-      bucket: directory in a bucket.
       objects: objects from `bucket.objects()`; their names become relative paths.
       flag: flag that names the location, for errors.
       limit: maximum size of all copies on this machine in bytes; the least recently used ones are removed first.

@@ -36,7 +36,6 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Several processes may write the same `path` at once.
 
     Args:
-      path: final path.
       replace: whether an existing file is replaced.
 
     Raises:
@@ -100,7 +99,6 @@ def move_directory(fresh: Path, path: Path, *, replaced: Path | None = None) -> 
 
     Args:
       fresh: directory on the same file system.
-      path: final path.
       replaced: where a directory at `path` is moved first; by default none may exist.
     """
     for parent, _, names in os.walk(fresh):

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from pipeline.cli.choices import FLOAT_CODECS, check_codec
+from pipeline.cli.choices import check_codec
 from pipeline.errors import DataError, UserError
 
 Encoded = dict[str, np.ndarray]  # column of a record to its values for n views, [n, ...]
-
-_FLOATS: dict[str, tf.DType] = {name: tf.as_dtype(name) for name in FLOAT_CODECS}
 
 
 def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:
@@ -36,10 +34,8 @@ def make_codec(name: str, num_classes: int, *, temperature: float) -> Codec:
       UserError: the name is unknown, or K does not fit the number of classes.
     """
     check_codec(name)
-    if name in _FLOATS:
-        return FloatCodec(name, num_classes)
-    if name == "int8":
-        return Int8Codec(name, num_classes)
+    if name in _PLAIN:
+        return _PLAIN[name](name, num_classes)
     return TopKCodec(name, num_classes, temperature=temperature)
 
 
@@ -163,12 +159,14 @@ class Codec(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class FloatCodec(Codec):
-    """Logits as floating-point numbers."""
+    """Logits as floating-point numbers of `float_type`."""
+
+    float_type: ClassVar[tf.DType]
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Little-endian type of a stored logit."""
-        return np.dtype(_FLOATS[self.name].as_numpy_dtype).newbyteorder("<")
+        return np.dtype(self.float_type.as_numpy_dtype).newbyteorder("<")
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -176,7 +174,7 @@ class FloatCodec(Codec):
 
     @property
     def largest(self) -> float:
-        return float(_FLOATS[self.name].max)
+        return float(self.float_type.max)
 
     def _encode(self, logits: np.ndarray) -> Encoded:
         return {"logits": logits.astype(self.dtype)}
@@ -185,12 +183,31 @@ class FloatCodec(Codec):
         return _finite(encoded["logits"].astype(np.float32))
 
     def round_trip(self, logits: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.cast(logits, _FLOATS[self.name]), tf.float32)
+        return tf.cast(tf.cast(logits, self.float_type), tf.float32)
 
     def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
-        if self.name == "float32":
-            return np.broadcast_to(slack, logits.shape)
-        return slack + _one_place(np.abs(logits) + slack, _FLOATS[self.name])
+        return slack + _one_place(np.abs(logits) + slack, self.float_type)
+
+
+class Float32Codec(FloatCodec):
+    """Logits as the teacher returned them."""
+
+    float_type = tf.float32
+
+    def allowed_difference(self, logits: np.ndarray, slack: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(slack, logits.shape)
+
+
+class BFloat16Codec(FloatCodec):
+    """Logits in bfloat16."""
+
+    float_type = tf.bfloat16
+
+
+class Float16Codec(FloatCodec):
+    """Logits in float16."""
+
+    float_type = tf.float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,6 +363,14 @@ class TopKCodec(Codec):
         allowed = 4 * slack + _one_place(np.abs(logits) + slack, tf.float16)
         either = (logits <= first_rest + 2 * slack) & (logits >= last - 2 * slack)
         return allowed + np.where(either, np.abs(logits - each), np.float32(0))
+
+
+_PLAIN: dict[str, type[Codec]] = {
+    "float32": Float32Codec,
+    "bfloat16": BFloat16Codec,
+    "float16": Float16Codec,
+    "int8": Int8Codec,
+}
 
 
 def _finite(decoded: np.ndarray) -> np.ndarray:

@@ -72,11 +72,9 @@ class DiskOpener:
         return self._directory / shard_name(self._split, number)
 
     def place(self, number: int) -> str:
-        """Implements `Opener`."""
         return str(self._path(number))
 
     def open(self, number: int) -> ArrayRecordReader:
-        """Implements `Opener`."""
         with self._lock:
             if number not in self._readers:
                 self._readers[number] = self._reopen(number)
@@ -97,7 +95,6 @@ class DiskOpener:
         return reader
 
     def verify(self, number: int) -> ArrayRecordReader:
-        """Implements `Opener`."""
         return self._verify(number)[0]
 
     def _verify(self, number: int) -> tuple[ArrayRecordReader, _FileState]:
@@ -114,11 +111,9 @@ class DiskOpener:
         return reader, after
 
     def extend(self, shards: Sequence[ShardInfo]) -> None:
-        """Implements `Opener`."""
         self._shards = shards
 
     def files(self) -> dict[str, int]:
-        """Implements `Opener`."""
         with os.scandir(self._directory) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
@@ -240,8 +235,6 @@ class BucketOpener:
 
     Args:
       bucket: directory of the split in the bucket.
-      split: name of the split.
-      shards: shards in the manifest.
       cache: cache of fetched shards.
       epoch: number of views per epoch, whose last view has the first as its partner; 0 for views without partners.
       ahead: number of shards fetched at a time, including the requested one.
@@ -262,16 +255,13 @@ class BucketOpener:
         self.extend(shards)
 
     def extend(self, shards: Sequence[ShardInfo]) -> None:
-        """Implements `Opener`."""
         self._shards = shards
         self._ends = np.cumsum([shard.records for shard in shards])
 
     def place(self, number: int) -> str:
-        """Implements `Opener`."""
         return self._bucket.place(shard_name(self._split, number))
 
     def open(self, number: int) -> ArrayRecordReader:
-        """Implements `Opener`."""
         return self._cache.get(self._bucket, self._split, self._shards, self._wanted(number))
 
     def _wanted(self, number: int) -> list[int]:
@@ -291,9 +281,7 @@ class BucketOpener:
         return np.unique(np.searchsorted(self._ends, np.asarray(starts, np.int64), side="right")).tolist()
 
     def verify(self, number: int) -> ArrayRecordReader:
-        """Implements `Opener`."""
         return fetch_shard(self._bucket, self._split, number, self._shards[number])
 
     def files(self) -> dict[str, int]:
-        """Implements `Opener`."""
         return {name: found.size for name, found in self._bucket.objects().items() if "/" not in name}

@@ -107,7 +107,6 @@ def open_shard(path: Path, records: int, *, place: str | None = None) -> ArrayRe
     """Opens a shard and checks its number of records.
 
     Args:
-      path: path of the file.
       records: expected number of records.
       place: path or URL of the shard for errors, if the file is a copy.
 
@@ -201,7 +200,6 @@ def create_shard(
     """Writes a shard within the context: temporary name, close, reopen, count, checksum, rename.
 
     Args:
-      path: final path.
       records: number of records that the context has to write.
       expected: SHA-256 that the file must have, if it is known.
       replace: whether the shard replaces a file at `path`.
@@ -255,7 +253,6 @@ def check_shard(path: Path, info: ShardInfo, *, stated: str = "in the manifest")
     """Compares the file of a shard with its size and SHA-256.
 
     Args:
-      path: path of the file.
       info: expected size and SHA-256.
       stated: source of the expectation, for errors.
 
@@ -277,7 +274,6 @@ def note_path(store: Path, task: ShardTask) -> Path:
 
     Args:
       store: directory of the shard.
-      task: task of the shard.
     """
     return store / PENDING / f"{task.name}.json"
 

@@ -68,7 +68,6 @@ class SampledViews:
     num_classes: int
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:
-        """Implements `RecordSource`."""
         loaded = source.load(self.examples(views))
         return self.draw(views, loaded), loaded
 

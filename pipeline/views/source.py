@@ -120,7 +120,6 @@ class ImageSource:
     without the cache.
 
     Args:
-      images: encoded images.
       renderer: prepares images for the cache.
       cache_bytes: maximum size of the decoded images; 0 disables the cache.
     """

@@ -13,7 +13,6 @@ def stratified_sample(values: np.ndarray | range, count: int, *, seed: int, stre
     Args:
       values: sorted values. A range costs no memory, however long it is.
       count: number of values to draw; all values are returned if there are no more than that.
-      seed: random seed.
       stream: name of the random stream.
 
     Returns:

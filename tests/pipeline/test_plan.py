@@ -79,7 +79,7 @@ def test_smaller_shards_are_recommended_if_there_are_fewer_shards_than_workers()
 
 def test_more_shards_than_a_store_can_have_are_refused() -> None:
     workload = Workload(**(vars(WORKLOAD) | {"epochs": 10**6, "views_per_shard": 1000}))
-    with pytest.raises(UserError, match=r"--views_per_shard=1000: .*1000000"):
+    with pytest.raises(UserError, match=r"`views_per_shard`=1000: .*1000000"):
         make_plan(workload, Rates(teacher=1.0, precompute=1.0, measured=False), students=1, workers=1)
 
 

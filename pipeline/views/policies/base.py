@@ -31,7 +31,7 @@ class ViewPolicy(abc.ABC):
 
     Class attributes:
       name: name in flags and in the spec.
-      uses_source_sizes: whether `draw_boxes` and `box_frames` depend on the sizes of the source images.
+      uses_source_sizes: whether boxes, and the images that they refer to, depend on the sizes of the source images.
       any_size: whether the boxes are independent of `image_size`. If so, the same views can be rendered at any size.
 
     Attributes:
@@ -78,10 +78,6 @@ class ViewPolicy(abc.ABC):
         Returns:
           int32 [n, 4]: y, x, height, width, in pixels of the image that `renderer().prepare` returns.
         """
-
-    @abc.abstractmethod
-    def box_frames(self, sizes: np.ndarray) -> np.ndarray:
-        """Height and width of the images that boxes refer to, for source sizes int [n, 2]: int [n, 2]."""
 
     @abc.abstractmethod
     def renderer(self) -> Renderer:

@@ -48,7 +48,6 @@ class Inception(ViewPolicy):
             raise UserError(f"`aspect_range`={low},{high}: expected finite 0 < low <= high")
 
     def draw_boxes(self, views: np.ndarray, *, seed: int, sizes: np.ndarray) -> np.ndarray:
-        """Implements `ViewPolicy`."""
         key = keys.stream_key(seed, "box")
         boxes = np.empty((len(views), 4), np.int32)
         for start in range(0, len(views), _CHUNK):
@@ -57,12 +56,7 @@ class Inception(ViewPolicy):
             boxes[part] = self._distorted_boxes(words.reshape(-1, ATTEMPTS, 4), np.asarray(sizes)[part])
         return boxes
 
-    def box_frames(self, sizes: np.ndarray) -> np.ndarray:
-        """Implements `ViewPolicy`."""
-        return sizes
-
     def renderer(self) -> Renderer:
-        """Implements `ViewPolicy`."""
         from pipeline.views.render import BoxRenderer
 
         return BoxRenderer(self.image_size)

@@ -40,20 +40,16 @@ class Light(ViewPolicy):
         return round(self.light_scale * self.image_size)
 
     def draw_boxes(self, views: np.ndarray, *, seed: int, sizes: np.ndarray) -> np.ndarray:
-        """Implements `ViewPolicy`."""
         del sizes
         words = keys.words_of(views, keys.stream_key(seed, "window"))
         corners = keys.below(words[:, :2], np.array(self.canvas_size - self.image_size + 1))
         return np.concatenate([corners, np.full_like(corners, self.image_size)], 1).astype(np.int32)
 
-    def box_frames(self, sizes: np.ndarray) -> np.ndarray:
-        """Implements `ViewPolicy`."""
-        return np.full_like(sizes, self.canvas_size)
-
     def renderer(self) -> Renderer:
-        """Implements `ViewPolicy`."""
         from pipeline.views.render import WindowRenderer, resize_bilinear
 
         return WindowRenderer(
-            self.image_size, lambda image: resize_bilinear(image, self.canvas_size), self.box_frames
+            self.image_size,
+            lambda image: resize_bilinear(image, self.canvas_size),
+            lambda sizes: np.full_like(sizes, self.canvas_size),
         )

@@ -65,7 +65,7 @@ def test_five_digits_number_every_shard() -> None:
     for part in ("--views_per_shard=10:", "100000", "99999", "--views_per_shard=11 "):
         assert part in str(caught.value)
     assert len(cut_shards("views", published=[], total=1_000_000, views_per_shard=11)) <= MAX_SHARDS
-    with pytest.raises(UserError, match="--views_per_shard=30 "):
+    with pytest.raises(UserError, match="`views_per_shard`=30 "):
         cut_shards("views", published=[1] * 99_998, total=99_998 + 30, views_per_shard=1)
     with pytest.raises(UserError):  # not one number is left
         cut_shards("views", published=[1] * 99_999, total=100_000, views_per_shard=1000)

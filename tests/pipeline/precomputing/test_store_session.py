@@ -105,7 +105,7 @@ def test_a_directory_placeholder_in_a_bucket_is_empty(s3: str, s3_port: int) -> 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--store=.*/file/below/store"):
+    with pytest.raises(UserError, match=r"`store`=.*/file/below/store"):
         prepare_directory(str(tmp_path / "file" / "below" / "store"))
 
 

@@ -133,7 +133,7 @@ def test_what_is_clearly_better(requested: list[int], other: list[int], better: 
 
 def test_a_user_may_state_that_the_range_is_right() -> None:
     found = figures([0] * 10, [1] * 10)
-    with pytest.raises(UserError, match="--assume_value_range"):
+    with pytest.raises(UserError, match="`assume_value_range`"):
         check_value_range(found, assumed=False)
     check_value_range(found, assumed=True)
 

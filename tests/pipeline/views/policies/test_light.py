@@ -28,6 +28,6 @@ def test_light_windows_are_uniform() -> None:
 
 def test_boxes_refer_to_the_canvas() -> None:
     sizes = np.array([[500, 600], [7, 5]])
-    frames = Light(image_size=16).box_frames(sizes)
+    frames = Light(image_size=16).renderer().prepared_shapes(sizes)
     assert frames.tolist() == [[20, 20], [20, 20]]
     np.testing.assert_array_equal(Light(image_size=16).renderer().prepared_shapes(sizes), frames)
