@@ -62,7 +62,7 @@ def test_five_digits_number_every_shard() -> None:
     assert tasks[-1].number == MAX_SHARDS - 1 == 99_998
     with pytest.raises(UserError) as caught:
         cut_shards("views", published=[], total=1_000_000, views_per_shard=10)
-    for part in ("--views_per_shard=10:", "100000", "99999", "--views_per_shard=11 "):
+    for part in ("`views_per_shard`=10:", "100000", "99999", "`views_per_shard`=11 "):
         assert part in str(caught.value)
     assert len(cut_shards("views", published=[], total=1_000_000, views_per_shard=11)) <= MAX_SHARDS
     with pytest.raises(UserError, match="`views_per_shard`=30 "):
