@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 from pipeline.errors import DataError, Interrupted, UserError
 from pipeline.precomputing.worker import ShardWorker
@@ -37,13 +39,22 @@ from tests.runs import (
     losses,
     metrics,
     run_process,
+    start_run,
 )
 from tests.stores import Asked, N, job_for, write_store
+from tests.students import MINIMAL
 from trainer.run import following
 from trainer.train import main
 
 ROOT = Path(__file__).resolve().parents[3]
-RUN = ("--epochs=3", "--eval_every=4", "--eval_split=test", "--warmup_steps=2", "--log_every=1")
+RUN = (
+    f"--student={MINIMAL}",
+    "--epochs=3",
+    "--eval_every=4",
+    "--eval_split=test",
+    "--warmup_steps=2",
+    "--log_every=1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +67,13 @@ def worker(tmp_path: Path, spec: Spec, data_dir: Path, teacher_path: Path) -> Sh
     return ShardWorker(job_for(tmp_path / "growing", spec, data_dir, teacher_path))
 
 
-@pytest.fixture
-def finished(tmp_path: Path, published_store: Path, data_dir: Path, deterministic: None) -> Path:
-    """Work directory of a run on the finished store."""
-    workdir = tmp_path / "finished"
-    assert main(arguments(published_store, workdir, data_dir, *RUN)) == 0
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, published_store: Path, data_dir: Path) -> Path:
+    """Work directory of a run on the finished store; read-only."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    tf.config.experimental.enable_op_determinism()
+    start_run(arguments(published_store, workdir, data_dir, *RUN)).train()
+    disable_op_determinism()
     return workdir
 
 
@@ -102,6 +115,7 @@ def wait_for_checkpoint(workdir: Path, step: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_run_waits_for_each_epoch_and_equals_one_on_the_finished_store(
     tmp_path: Path, worker: ShardWorker, data_dir: Path, finished: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +138,7 @@ def test_run_waits_for_each_epoch_and_equals_one_on_the_finished_store(
     assert_same_run(workdir, finished)
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_run_ends_without_a_writer_and_continues_on_a_larger_store(
     tmp_path: Path,
     worker: ShardWorker,
@@ -210,6 +225,7 @@ def remote(s3: str, s3_port: int, published_store: Path) -> str:
     return s3
 
 
+@pytest.mark.usefixtures("deterministic")
 def test_run_follows_a_store_in_a_bucket(
     tmp_path: Path, remote: str, published_store: Path, data_dir: Path, finished: Path
 ) -> None:
