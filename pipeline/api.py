@@ -24,6 +24,7 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.inputs import embedded
 from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import match_classes
 from pipeline.inputs.locate import open_dataset
 from pipeline.pages.template import report_extra
 from pipeline.pages.views import View, ViewImages
@@ -71,7 +72,7 @@ class Store:
       spec: what the records are determined by: data set, seed, policy, teacher, codec.
       epochs: whole epochs stored.
       temperature: the spec's, which the precompute was run with.
-      class_names: name of each class of the data set, in the order of its labels.
+      class_names: name of each class of the logits: the teacher's, as the precompute was given them, or the data set's.
       dataset: the images and labels.
       reader: the records without the images, evaluation splits included.
     """
@@ -81,7 +82,7 @@ class Store:
         self.spec = records.spec
         self.epochs = records.epochs
         self.temperature = self.spec.temperature
-        self.class_names = dataset.class_names
+        self.class_names = match_classes(dataset, self.spec.num_classes, records.classes).names
         self.dataset = dataset
 
     @functools.cached_property
@@ -149,7 +150,7 @@ class Store:
         with report_extra("show"):
             from pipeline.pages.view_figure import draw_views
         indices = views if isinstance(views, Iterable) else [views]
-        return draw_views([self[index] for index in indices], self.class_names)
+        return draw_views([self[index] for index in indices], self.class_names, self.dataset.class_names)
 
     def as_dataset(
         self,
@@ -268,6 +269,7 @@ def sample_views(
     dataset: str | None = None,
     split: str = "train",
     data_dir: str | Path | None = None,
+    image_feature: str | None = None,
     seed: int = 0,
     policy: ViewPolicy | None = None,
 ) -> list[View]:
@@ -280,6 +282,7 @@ def sample_views(
       dataset: `NAME[/CONFIG][:VERSION]`, prepared as ArrayRecord; by default the embedded data set, 5,000 digits.
       split: split or slice to draw from, such as `train[:90%]`.
       data_dir: TFDS data directory; TFDS's own by default.
+      image_feature: image feature of the data set; by default the supervised one, or the only one.
       seed: random seed for all augmentations.
       policy: view policy; `Inception()` by default.
 
@@ -294,7 +297,7 @@ def sample_views(
         raise UserError(f"`indices`: {numbers.min()} is negative; the view axis begins at 0")
     if dataset is None:
         dataset, data_dir = embedded.DATASET, embedded.prepare_dataset()
-    opened = Dataset(dataset, split, data_dir=data_dir)
+    opened = Dataset(dataset, split, data_dir=data_dir, image_feature=image_feature)
     policy = policy or Inception()
     drawn = SampledViews(
         policy=policy, seed=seed, num_examples=opened.num_examples, num_classes=opened.num_classes

@@ -48,7 +48,7 @@ from pipeline.precomputing.progress import Progress
 from pipeline.precomputing.publishing import Publisher
 from pipeline.precomputing.reports import eval_splits_text, summary_text
 from pipeline.precomputing.services import service_failure
-from pipeline.precomputing.store_session import open_session, prepare_directory
+from pipeline.precomputing.store_session import open_session, prepare_directory, recorded_classes
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
@@ -211,14 +211,18 @@ def main(argv: list[str]) -> int:
     flags = parse(argv)
     runner_options = beam_options(flags.beam, make_parser())
     is_demo = announce_demo(flags)
-    prepare_directory(flags.store or DEMO_STORE)
-    options = resolve(flags, is_demo=is_demo)
+    location = flags.store or DEMO_STORE
+    prepare_directory(location)
+    options = resolve(flags, is_demo=is_demo, recorded=recorded_classes(location))
+    if options.match.note is not None:
+        print(options.match.note, flush=True)
     with open_session(options.store) as session:
         work = find_work(session, options)
         start = time.monotonic()
         counters: dict[str, int] | None = {}
         if not work.tasks:
             print(f"nothing to do: {counted(options.epochs, 'epoch')} or more are published")
+            session.write_classes(options.classes, options.spec)
         else:
             print(eval_splits_text(options))
             job = make_job(session, options, work.identities, input_buffer_bytes=buffer_share(runner_options))
@@ -229,6 +233,7 @@ def main(argv: list[str]) -> int:
                 )
                 try_worker(worker, work.to_compute, options)
             session.write_spec(options.spec)
+            session.write_classes(options.classes, options.spec)
             start = time.monotonic()
             with (
                 beam_worker.workers_end_with_command() as fail,
@@ -242,8 +247,10 @@ def main(argv: list[str]) -> int:
         accuracy = record_accuracy(
             StoreReader(session.location, in_order=False),
             {name: options.datasets[name] for name in options.eval_splits},
+            options.match,
             before=session.check_lock,
         )
         print(summary_text(session, options.spec, counters, seconds=seconds))
-        print(accuracy_text(accuracy))
+        if options.match.no_accuracy is None:
+            print(accuracy_text(accuracy))
     return 0

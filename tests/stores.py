@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,34 @@ def prepare_dataset(
     name: str = DATASET,
     file_format: str = "array_record",
     unlabeled: Collection[int] = (),
+    classes: int | Sequence[str] = CLASSES,
+    second_image: bool = False,
 ) -> Path:
-    """Prepares encoded images as a TFDS data set. Labels are index modulo `CLASSES`, or -1 for `unlabeled` indices."""
+    """Prepares encoded images as a TFDS data set. Labels are index modulo `CLASSES`, or -1 for `unlabeled` indices.
+
+    Args:
+      data_dir: TFDS data directory.
+      splits: images by split.
+      name: name of the data set.
+      file_format: format of its files.
+      unlabeled: indices without a label.
+      classes: number or names of the classes; 0 for no label feature.
+      second_image: whether there is a second image feature, with the images in reverse, and no supervised pair.
+    """
+    features: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3))}
+    if classes:
+        count = {"num_classes": classes} if isinstance(classes, int) else {"names": classes}
+        features["label"] = tfds.features.ClassLabel(**count)
+    if second_image:
+        features["second"] = features["image"]
 
     class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3)),
-                        "label": tfds.features.ClassLabel(num_classes=CLASSES),
-                    }
-                ),
-                supervised_keys=("image", "label"),
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label") if classes and not second_image else None,
                 disable_shuffling=True,
             )
 
@@ -73,7 +86,9 @@ def prepare_dataset(
 
         def _generate_examples(self, images: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
             for key, image in enumerate(images):
-                yield key, {"image": io.BytesIO(image), "label": -1 if key in unlabeled else key % CLASSES}
+                number = -1 if key in unlabeled else key % CLASSES
+                values = {"image": io.BytesIO(image), "label": number, "second": io.BytesIO(images[-1 - key])}
+                yield key, {feature: values[feature] for feature in features}
 
     Photos.name = name
     with contextlib.redirect_stdout(io.StringIO()):

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from pipeline.cli.parser import make_directory
 from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
+from pipeline.inputs.labels import match_classes
 from pipeline.inputs.locate import check_teacher_exists, find_data_dir, find_teacher, open_dataset
 from pipeline.storage.checked_json import build, read_json
 from pipeline.storage.files import remove_temporaries, write_json
@@ -90,6 +91,10 @@ def main(argv: list[str]) -> int:
     store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
     store.check_files()
     planned = plan_runs(flags, store)
+    dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
+    match = match_classes(dataset, store.spec.num_classes, store.classes)
+    if match.note is not None:
+        print(match.note, flush=True)
     _check_same(flags, store, workdir)
     make_directory(workdir, flag="--workdir")
     with writer_lock(workdir, flag="--workdir"):
@@ -108,9 +113,6 @@ def main(argv: list[str]) -> int:
             shutil.rmtree(cost.workdir)
         result = _make_result(store, _finished_below(workdir), workdir, _read_cost(workdir))
         if not (workdir / VIEWS_FILE).exists():
-            dataset = open_dataset(
-                store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
-            )
             save_views(store, dataset, workdir / VIEWS_FILE)
         _finish(result, workdir)
     return 0

@@ -102,6 +102,10 @@ def finetune(flags: argparse.Namespace) -> int:
     """The `finetune` command; returns the exit code."""
     output = Path(flags.output)
     dataset, options = _options(flags)
+    if not dataset.num_classes:
+        raise UserError(
+            f"--dataset={dataset.name}: has no ClassLabel feature, but fine-tuning needs labels; name a labeled data set"
+        )
     check_num_classes(dataset.num_classes, of=f"--dataset={dataset.name}")
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)

@@ -23,6 +23,8 @@ import tensorflow as tf
 
 from pipeline.errors import Interrupted
 from pipeline.inputs.device_memory import naming_memory
+from pipeline.inputs.labels import match_classes
+from pipeline.inputs.locate import open_dataset
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
 from pipeline.store.reader import StoreReader
@@ -64,10 +66,14 @@ def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distri
     options = resolve(flags, store, previous=previous)
     if previous is None:
         options.check_teacher()
+    dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
     workdir = open_workdir(flags.workdir, store=flags.store)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)
+    match = match_classes(dataset, store.spec.num_classes, store.classes)
+    if match.note is not None:
+        print(match.note, flush=True)
     print(describe(options, store, previous=previous), flush=True)
     # Keras and TensorFlow warn about retracing and slow callbacks in short runs, which are harmless.
     tf.get_logger().setLevel("ERROR")
@@ -80,7 +86,7 @@ def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distri
     with naming_memory(remedy), workers.watch(), lock, Preemption() as preemption:
         if workers.chief:
             remove_temporaries(workdir)
-        run = build_run(options, store, strategy=strategy, preemption=preemption)
+        run = build_run(options, store, dataset=dataset, strategy=strategy, preemption=preemption)
         result = _complete(run, options, store)
     if workers.chief:
         _print_result(result, workdir)

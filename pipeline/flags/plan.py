@@ -42,19 +42,19 @@ def make_parser() -> Parser:
         help="Views per second of one worker, input included (default: that of the teacher).",
     )
     add("--num_examples", type=positive, help="Number of training examples, instead of --dataset.")
-    add("--num_classes", type=positive, help="Number of classes, instead of --dataset.")
+    add("--num_classes", type=positive, help="Number of classes of the teacher (default: that of --dataset).")
     add("--json", type=output_path, help="File for the plan.")
     return parser
 
 
 # The precompute's flags that a plan from given rates depends on.
-_DATA_FLAGS = {"split", "data_dir", "data_cache_bytes", "eval_splits"}
+_DATA_FLAGS = {"split", "data_dir", "data_cache_bytes", "eval_splits", "image_feature", "label_feature"}
 _STORE_FLAGS = {"dataset", "epochs", "recipe", "codec", "temperature", "views_per_shard"}
 
 MEASURED_CONDITIONS = {
     **PRECOMPUTE_CONDITIONS,
     **dict.fromkeys(
-        ("store", "repair", "shared_filesystem", "assume_value_range"),
+        ("store", "repair", "shared_filesystem", "assume_value_range", "class_names", "class_map"),
         never("on a plan, which writes no store"),
     ),
     **dict.fromkeys(("precompute_rate", "num_examples", "num_classes"), never("without --teacher_rate")),
@@ -93,8 +93,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_given_rates(flags: argparse.Namespace) -> None:
-    if flags.dataset is not None and (flags.num_examples or flags.num_classes):
-        raise UserError("give either --dataset, or --num_examples and --num_classes")
+    if flags.dataset is not None and flags.num_examples:
+        raise UserError(
+            f"got --dataset={flags.dataset} and --num_examples={flags.num_examples}; give one of them"
+        )
     if flags.dataset is None and (flags.num_examples is None or flags.num_classes is None):
         raise UserError("--teacher_rate needs a data set: --dataset, or --num_examples and --num_classes")
     if (flags.precompute_rate or 0) > flags.teacher_rate:

@@ -16,6 +16,7 @@ from pipeline.cli.choices import (
     CODECS,
     DEFAULT_SIGNATURE,
     DEMO_EPOCHS,
+    NO_LABELS,
     VALUE_RANGES,
     check_codec,
     check_value_range,
@@ -26,6 +27,7 @@ from pipeline.cli.parser import (
     Parser,
     batch_size,
     check_exists,
+    file_path,
     place,
     positive,
     positive_number,
@@ -34,6 +36,7 @@ from pipeline.cli.parser import (
 from pipeline.errors import UserError
 from pipeline.flags import beam as beam_flags
 from pipeline.flags import runners
+from pipeline.flags.classes import read_class_map, read_class_names
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, change_policy, parameters
 from pipeline.views.policies.inception import Inception
@@ -67,11 +70,12 @@ CONDITIONS = {
     "mixup_fold": Condition(_mixes, "without mixup"),
     "data_dir": _OWN_INPUTS,
     "data_cache_bytes": DATA_IN_BUCKET,
-    "teacher_value_range": _OWN_INPUTS,
+    **dict.fromkeys(("image_feature", "label_feature", "teacher_output", "teacher_value_range"), _OWN_INPUTS),
     "teacher_signature": Condition(
         lambda flags: flags.teacher is not None and not flags.teacher.endswith(".keras"),
         "without a SavedModel as --teacher",
     ),
+    "class_map": Condition(lambda flags: flags.label_feature != NO_LABELS, "with --label_feature=none"),
 }
 
 
@@ -109,6 +113,16 @@ def _add_data_flags(parser: Parser) -> None:
     add("--split", default="train", help="Split to augment.")
     add("--data_dir", type=place, help="TFDS data directory, or its URL in a bucket.")
     add(
+        "--image_feature",
+        metavar="NAME",
+        help="Image feature to augment (default: the supervised or only one).",
+    )
+    add(
+        "--label_feature",
+        metavar="NAME|none",
+        help="Label feature for accuracies, or none (default: the supervised or only one; none if there is none).",
+    )
+    add(
         "--eval_splits",
         default="all",
         help="Comma-separated splits or slices to store evaluation logits for, such as validation,train[800:]; or all; or "
@@ -120,6 +134,11 @@ def _add_teacher_flags(parser: Parser) -> None:
     add = parser.group("teacher").add_argument
     add("--teacher", type=place, help="SavedModel directory or .keras file, or its URL.")
     add("--teacher_signature", default=DEFAULT_SIGNATURE, help="Signature of a SavedModel.")
+    add(
+        "--teacher_output",
+        metavar="NAME",
+        help="Output of a teacher with several (default: the only one, or the one named logits).",
+    )
     add("--teacher_value_range", default="0..255", help=f"Range of input pixels: {', '.join(VALUE_RANGES)}.")
     add("--teacher_batch_size", type=batch_size, default=64, help="Teacher batch size.")
     add(
@@ -132,6 +151,19 @@ def _add_teacher_flags(parser: Parser) -> None:
         "--assume_value_range",
         action="store_true",
         help="Keep --teacher_value_range even if the teacher's top-1 accuracy is clearly higher with another range.",
+    )
+    add(
+        "--class_names",
+        type=file_path,
+        metavar="FILE",
+        help="Names of the teacher's classes, one per line, for pages and for --class_map.",
+    )
+    add(
+        "--class_map",
+        type=file_path,
+        metavar="FILE",
+        help="CSV of a teacher class and its class of the data set per line, by index or name, for accuracies where the "
+        "classes differ. Teacher classes that are not listed are ignored.",
     )
 
 
@@ -238,11 +270,15 @@ def view_recipe_of(flags: argparse.Namespace) -> ViewRecipe:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Checks values, without loading or creating anything.
+    """Checks values and the files of classes, without loading or creating anything.
 
     Raises:
-      UserError: a flag is out of range.
+      UserError: a flag is out of range, or a file of classes is not as expected.
     """
+    if flags.class_names is not None:
+        read_class_names(flags.class_names)
+    if flags.class_map is not None:
+        read_class_map(flags.class_map)
     check_codec(flags.codec)
     check_value_range(flags.teacher_value_range)
     view_recipe_of(flags)

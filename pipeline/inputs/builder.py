@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
+from pipeline.cli.choices import NO_LABELS
 from pipeline.errors import UserError
 from pipeline.errors.causes import first_line
 from pipeline.flags.dataset import COMMAND
@@ -119,38 +121,97 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
     return builder
 
 
-def image_and_label(info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Names of the image feature and the label feature: the supervised pair, or the only candidates.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of a data set that are read.
+
+    Attributes:
+      image: name of the image feature.
+      label: name of the label feature; None for a data set without labels.
+      named_image: `image` if it is not the one that is read by default, else None.
+    """
+
+    image: str
+    label: str | None
+    named_image: str | None
+
+
+def find_features(
+    info: tfds.core.DatasetInfo, *, image: str | None = None, label: str | None = None
+) -> Features:
+    """Finds the image feature and the label feature: those named, or the supervised pair, or the only candidates.
+
+    Args:
+      info: metadata of the data set.
+      image: name of the image feature; None for the default.
+      label: name of the label feature, or `none`; None for the default. A data set without a `ClassLabel` has no labels.
 
     Raises:
-      UserError: there is no such pair, or the features are not supported.
+      UserError: there is no such feature, there are several candidates, or the features are not supported.
     """
-    features, keys = info.features, info.supervised_keys
-    if keys and len(keys) == 2 and all(isinstance(key, str) for key in keys):
-        image, label = keys
-    else:
-        images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-        labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-        if len(images) != 1 or len(labels) != 1:
+    for key in info.supervised_keys or ():
+        if isinstance(key, str) and key not in info.features:
             raise UserError(
-                f"{info.full_name}: expected one image and one label feature, got images {images} and labels {labels}"
+                f"{info.full_name}: its supervised keys name feature {key!r:.100}, but it has {', '.join(info.features)}; "
+                "prepare the data set again"
             )
-        image, label = images[0], labels[0]
-    if missing := [key for key in (image, label) if key not in features]:
-        raise UserError(
-            f"{info.full_name}: its supervised keys name feature {missing[0]!r:.100}, but it has {', '.join(features)}; "
-            "prepare the data set again"
-        )
-    if not isinstance(features[image], tfds.features.Image) or not isinstance(
-        features[label], tfds.features.ClassLabel
-    ):
-        raise UserError(
-            f"{info.full_name}: expected an image-classification data set, got features {image}: "
-            f"{type(features[image]).__name__}, {label}: {type(features[label]).__name__}"
-        )
-    _check_image_feature(info.full_name, image, features[image])
-    _check_label_feature(info.full_name, label, features[label].num_classes or 0)
-    return image, label
+    image_key = _choose(info, tfds.features.Image, image, position=0, parameter="image_feature")
+    if image_key is None:
+        kinds = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in info.features.items())
+        raise UserError(f"{info.full_name}: expected an Image feature, got {kinds}; use a data set of images")
+    label_key = None
+    if label != NO_LABELS:
+        label_key = _choose(info, tfds.features.ClassLabel, label, position=1, parameter="label_feature")
+    _check_image_feature(info.full_name, image_key, info.features[image_key])
+    if label_key is not None:
+        _check_label_feature(info.full_name, label_key, info.features[label_key].num_classes or 0)
+    default = _default(info, tfds.features.Image, position=0)
+    return Features(image=image_key, label=label_key, named_image=None if image_key == default else image_key)
+
+
+def check_features(info: tfds.core.DatasetInfo) -> None:
+    """Refuses a data set without an image feature that can be read; which one is read is chosen later.
+
+    Raises:
+      UserError: there is none, or it is not supported.
+    """
+    images, labels = _names(info, tfds.features.Image), _names(info, tfds.features.ClassLabel)
+    find_features(
+        info,
+        image=_default(info, tfds.features.Image, position=0) or next(iter(images), None),
+        label=_default(info, tfds.features.ClassLabel, position=1) or next(iter(labels), None),
+    )
+
+
+def _names(info: tfds.core.DatasetInfo, kind: type) -> list[str]:
+    return [name for name, feature in info.features.items() if isinstance(feature, kind)]
+
+
+def _default(info: tfds.core.DatasetInfo, kind: type, *, position: int) -> str | None:
+    """The feature of a kind in the supervised pair, or the only one; None if there is none, or several."""
+    names, keys = _names(info, kind), info.supervised_keys or ()
+    if len(keys) == 2 and keys[position] in names:
+        return str(keys[position])
+    return names[0] if len(names) == 1 else None
+
+
+def _choose(
+    info: tfds.core.DatasetInfo, kind: type, named: str | None, *, position: int, parameter: str
+) -> str | None:
+    """The feature that is named, or the default; None if there is no feature of the kind.
+
+    Raises:
+      UserError: there is no such feature, or none is named and there are several.
+    """
+    names = _names(info, kind)
+    listed = f"{info.full_name} has {kind.__name__} features {', '.join(names) or 'none'}"
+    if named is not None and named not in names:
+        raise UserError(f"`{parameter}`={named}: {listed}; name one of them")
+    if named is None and (default := _default(info, kind, position=position)) is not None:
+        return default
+    if named is None and names:
+        raise UserError(f"{listed}; choose one, such as `{parameter}`={names[0]}")
+    return named
 
 
 def _check_label_feature(name: str, key: str, num_classes: int) -> None:

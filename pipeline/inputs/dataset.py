@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line, system_error
-from pipeline.inputs.builder import image_and_label, load_builder, prepare_hint
+from pipeline.inputs.builder import find_features, load_builder, prepare_hint
 from pipeline.inputs.labels import UNLABELED
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import DATA_CACHE_BYTES
@@ -67,13 +67,15 @@ class Dataset:
       split: split or slice, such as `train` or `train[:90%]`.
       data_dir: TFDS data directory, or its URL, which is copied to this machine once; None for TFDS's default.
       data_cache_bytes: size limit of such copies.
+      image_feature: name of the image feature; by default the supervised one, or the only one.
+      label_feature: name of the label feature, or `none`; by default the supervised one, or the only one.
 
     Attributes:
       name: `NAME[/CONFIG]:VERSION`.
       split: split or slice, as given.
       num_examples: number of examples N.
-      num_classes: number of classes C of the label feature.
-      class_names: C class names.
+      num_classes: number of classes of the label feature; 0 without labels.
+      class_names: their names.
       split_names: names of all splits of the data set.
       data_dir: as given.
       path: directory of the data set on this machine.
@@ -89,6 +91,8 @@ class Dataset:
         *,
         data_dir: str | Path | None = None,
         data_cache_bytes: int = DATA_CACHE_BYTES,
+        image_feature: str | None = None,
+        label_feature: str | None = None,
     ) -> None:
         place = data_dir
         if data_dir is not None and is_url(data_dir):
@@ -100,9 +104,11 @@ class Dataset:
         self.data_cache_bytes = data_cache_bytes
         self.path = str(builder.data_dir)
         self.split_names = sorted(info.splits)
-        self._image_key, self._label_key = image_and_label(info)
-        self.num_classes = int(info.features[self._label_key].num_classes)
-        self.class_names = list(info.features[self._label_key].names)
+        self._keys = find_features(info, image=image_feature, label=label_feature)
+        self.num_classes, self.class_names = 0, []
+        if self._keys.label is not None:
+            label = info.features[self._keys.label]
+            self.num_classes, self.class_names = int(label.num_classes), list(label.names)
         self._features_json = json.dumps(info.features.to_json(), sort_keys=True, default=str)
         self._select(split, parameter="split")
 
@@ -165,7 +171,11 @@ class Dataset:
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return DatasetIdentity(
-            name=self.name, split=self.split, num_examples=self.num_examples, fingerprint=digest[:32]
+            name=self.name,
+            split=self.split,
+            num_examples=self.num_examples,
+            fingerprint=digest[:32],
+            image_feature=self._keys.named_image,
         )
 
     def overlap(self, other: Dataset) -> int:
@@ -218,7 +228,7 @@ class Dataset:
         """
         out = []
         for example, features in zip(examples, self._features(examples), strict=True):
-            values = features[self._image_key].bytes_list.value
+            values = features[self._keys.image].bytes_list.value
             if len(values) != 1:
                 raise DataError(f"{self.path}: example {example} of {self.split} holds no image")
             if has_16_bits(values[0]):
@@ -230,18 +240,20 @@ class Dataset:
         return out
 
     def labels(self, examples: np.ndarray) -> np.ndarray:
-        """Reads the labels of examples int64 [n]: int64 [n], in 0..C-1 or `UNLABELED`.
+        """Reads the labels of examples int64 [n]: int64 [n], in 0..num_classes-1 or `UNLABELED`.
 
         A record has image and label, so at most `_LABELS_AT_ONCE` of them are in memory at a time.
 
         Raises:
           DataError: a file is corrupt, or an example has no label or one outside of the classes.
         """
-        labels = np.empty(len(examples), np.int64)
+        labels = np.full(len(examples), UNLABELED)
+        if self._keys.label is None:
+            return labels
         for start in range(0, len(examples), _LABELS_AT_ONCE):
             some = examples[start : start + _LABELS_AT_ONCE]
             for row, features in enumerate(self._features(some)):
-                values = features[self._label_key].int64_list.value
+                values = features[self._keys.label].int64_list.value
                 if len(values) != 1:
                     raise DataError(f"{self.path}: example {some[row]} of {self.split} holds no label")
                 labels[start + row] = values[0]

@@ -34,7 +34,7 @@ from pipeline.cli.parser import make_directory
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.flags.dataset import CHANGES
-from pipeline.inputs.builder import find_builder, image_and_label, load_builder, quiet_tfds
+from pipeline.inputs.builder import check_features, find_builder, load_builder, quiet_tfds
 from pipeline.inputs.image_files import Changes, Examined, change, examine
 from pipeline.inputs.image_folder import Folder, scan, shown
 from pipeline.storage.files import move_directory, remove_directory
@@ -265,7 +265,7 @@ def convert_tfds(name: str, from_data_dir: str | None, data_dir: Path) -> str:
         raise UserError(
             f"--from_tfds={name}: is {file_format.value} in {source}, expected a format that tf.data can read, such as tfrecord"
         )
-    image_and_label(info)  # refuses unsupported features early
+    check_features(info)  # refuses unsupported features early
     path = Path(info.name, info.config_name or "", str(info.version))
     shards = [
         (split.filename_template.replace(filetype_suffix="array_record"), split, number)

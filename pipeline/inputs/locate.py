@@ -76,7 +76,14 @@ def open_dataset(
     stored = store.spec.dataset
     name = stored.split if split == "views" else split
     found = find_data_dir(store.spec, data_dir)
-    dataset = Dataset(stored.name, name, data_dir=found, data_cache_bytes=data_cache_bytes)
+    dataset = Dataset(
+        stored.name,
+        name,
+        data_dir=found,
+        data_cache_bytes=data_cache_bytes,
+        image_feature=stored.image_feature,
+        label_feature=store.classes.label_feature,
+    )
     store.check_dataset(dataset.identity(), split=split)
     return dataset
 
@@ -160,5 +167,6 @@ def load_teacher(spec: Spec, path: str) -> Teacher:
         num_classes=spec.num_classes,
         value_range=spec.teacher.value_range,
         signature=spec.teacher.signature,
+        output=spec.teacher.output,
         batch_size=spec.teacher.batch_size,
     )

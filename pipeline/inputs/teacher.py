@@ -19,13 +19,16 @@ from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.keras_file import load_keras_file
-from pipeline.inputs.teacher_checks import check_rows, tolerance_of
+from pipeline.inputs.teacher_checks import check_rows, tolerance_of, trial_crops
 from pipeline.storage.bucket import is_url
 from pipeline.storage.copies import copied_teacher
 from pipeline.store.identity import TeacherIdentity
 from pipeline.views.mix import mix
 
 _BLOCK = 1 << 20
+_ONE_LOGIT = (
+    "for a single logit z of class 1, export the two logits `tf.concat([tf.zeros_like(z), z], axis=-1)`"
+)
 
 
 def fingerprint(path: str | Path) -> str:
@@ -63,13 +66,16 @@ class Teacher:
       path: SavedModel directory or `.keras` file; for a URL, that of its copy on this machine.
       signature: signature of the SavedModel; `keras` for a `.keras` file.
       value_range: range of the model's input pixels, one of `VALUE_RANGES`.
+      output: name of the output; None for the one that is used by default.
+      num_classes: number of classes C.
 
     Args:
       path: SavedModel directory or `.keras` file, or its URL.
       image_size: side length S of a view, in pixels.
-      num_classes: number of classes C, at least 2.
+      num_classes: number of classes C, at least 2; by default that of the output.
       value_range: see Attributes.
       signature: see Attributes.
+      output: name of one of several outputs; by default the only one, or the one named `logits`.
       batch_size: number of views B per call, if it is known; a model with another fixed batch size is refused.
 
     Raises:
@@ -81,18 +87,20 @@ class Teacher:
         path: str | Path,
         *,
         image_size: int,
-        num_classes: int,
+        num_classes: int | None = None,
         value_range: str = "0..255",
         signature: str = DEFAULT_SIGNATURE,
+        output: str | None = None,
         batch_size: int | None = None,
     ) -> None:
         check_value_range(value_range)
-        check_num_classes(num_classes, of=f"`teacher`={path}")
+        if num_classes is not None:
+            check_num_classes(num_classes, of=f"`teacher`={path}")
         self.path = local_teacher(path)
         self.signature = signature
         self.value_range = value_range
+        self.output = output
         self._image_size = image_size
-        self._num_classes = num_classes
         self._batch_size = batch_size
         self._scale, self._shift = VALUE_RANGES[value_range]
         if self.path.is_file():
@@ -105,6 +113,7 @@ class Teacher:
         self._in_range = tf.function(
             lambda crops, scale, shift: self._outputs(tf.cast(crops, tf.float32) * scale + shift)
         )
+        self.num_classes = self._count_classes() if num_classes is None else num_classes
 
     def _load_keras(self) -> None:
         self._model = load_keras_file(self.path, parameter="teacher")
@@ -115,15 +124,22 @@ class Teacher:
                 f"`teacher`={self.path}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built and "
                 f"has no weights; call it on images or `model.build((None, {size}, {size}, 3))`, train it, and save it again"
             )
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(inputs) != 1:
             raise UserError(
-                f"`teacher`={self.path}: has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each; export such a model"
+                f"`teacher`={self.path}: has {len(inputs)} inputs, expected one; export such a model"
             )
         self.signature = "keras"
+        named = self._model.output
+        if not isinstance(named, dict):
+            named = dict(zip(self._model.output_names, outputs, strict=True))
+        name = self._choose_output({key: tensor.shape for key, tensor in named.items()})
+        model = self._model
+        if isinstance(model.output, dict | list | tuple):
+            model = tf.keras.Model(model.inputs, named[name])
         self._dtype = tf.as_dtype(self._model.inputs[0].dtype)
         self._check_input(self._model.inputs[0].shape)
         self._variables = self._model.variables
-        self._call = lambda images: self._model(images, training=False)
+        self._call = lambda images: model(images, training=False)
 
     def _load_saved_model(self) -> None:
         if not (self.path / "saved_model.pb").is_file():
@@ -146,17 +162,50 @@ class Teacher:
                 f"`teacher`={self.path}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
                 "one image input"
             )
-        (name, spec), outputs = next(iter(inputs.items())), function.structured_outputs
-        output = "logits" if "logits" in outputs else next(iter(outputs))
-        if len(outputs) != 1 and output != "logits":
-            raise UserError(
-                f"`teacher`={self.path}: signature {self.signature} returns {', '.join(outputs)}; expected one output, or "
-                "one named 'logits'"
-            )
+        name, spec = next(iter(inputs.items()))
+        output = self._choose_output({key: found.shape for key, found in function.structured_outputs.items()})
         self._dtype = spec.dtype
         self._check_input(spec.shape)
         self._variables = function.variables
         self._call = lambda images: function(**{name: images})[output]
+
+    def _choose_output(self, outputs: dict[str, tf.TensorShape]) -> str:
+        """Chooses one of the outputs: the one named, the only one, or `logits`.
+
+        Raises:
+          UserError: there is no output of that name, or there are several and none is named.
+        """
+        listed = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
+        default = next(iter(outputs)) if len(outputs) == 1 else "logits" if "logits" in outputs else None
+        if self.output is not None and self.output not in outputs:
+            raise UserError(f"`teacher_output`={self.output}: {self.path} returns {listed}; name one of them")
+        if (chosen := self.output or default) is None:
+            raise UserError(
+                f"`teacher`={self.path}: returns {listed}; choose one, such as `teacher_output`={next(iter(outputs), 'NAME')}"
+            )
+        self.output = None if chosen == default else chosen  # the default has no place in the identity
+        self._output_shape = outputs[chosen]
+        return chosen
+
+    def _count_classes(self) -> int:
+        """C, from the shape of the output, or from a trial batch if the model does not state it.
+
+        Raises:
+          UserError: the output is not [B, C], or C is 1.
+        """
+        shape = self._output_shape
+        if shape.rank is None or shape[-1:].as_list() == [None]:
+            size = self._batch_size or 1
+            outputs = self._run(
+                tf.constant(trial_crops(size, self._image_size)), tf.range(size), tf.ones([size])
+            )
+            shape = tf.TensorShape(outputs.shape)
+        if shape.rank != 2 or shape[1] == 1:
+            advice = f"; {_ONE_LOGIT}" if shape[1:].num_elements() == 1 else ""
+            raise UserError(
+                f"`teacher`={self.path}: returns {shape}, expected [B, C] with at least 2 classes{advice}"
+            )
+        return int(shape[1])
 
     def _check_input(self, shape: tf.TensorShape) -> None:
         size = self._image_size
@@ -202,6 +251,7 @@ class Teacher:
             value_range=self.value_range,
             signature=self.signature,
             batch_size=batch_size,
+            output=self.output,
         )
 
     def __call__(self, views: tf.Tensor) -> tf.Tensor:
@@ -221,6 +271,11 @@ class Teacher:
         Raises:
           UserError: the model cannot run on the batch, or its output is not [B, C].
         """
+        outputs = self._run(crops, partner, ratio)
+        check_shape(outputs, (int(partner.shape[0]), self.num_classes), path=str(self.path))
+        return outputs
+
+    def _run(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
         try:
             with self._naming_memory(partner.shape[0]):
                 outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
@@ -229,7 +284,6 @@ class Teacher:
                 f"`teacher`={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
                 f"{self._image_size}: {first_line(error)}"
             ) from error
-        check_shape(outputs, (int(partner.shape[0]), self._num_classes), path=str(self.path))
         return outputs
 
     def _naming_memory(self, views: int) -> contextlib.AbstractContextManager[None]:
@@ -304,11 +358,6 @@ def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, path: str) ->
     Raises:
       UserError: the shape differs.
     """
-    if outputs.shape == expected:
-        return
-    advice = ""
-    if expected[1] == 2 and outputs.shape in ((expected[0], 1), (expected[0],)):
-        advice = "; for a single logit z of class 1, export the two logits `tf.concat([tf.zeros_like(z), z], axis=-1)`"
-    raise UserError(
-        f"`teacher`={path}: returns {outputs.shape}, expected {expected}, since the data set has {expected[1]} classes{advice}"
-    )
+    if outputs.shape != expected:
+        advice = f"; {_ONE_LOGIT}" if outputs[0].size == 1 else ""
+        raise UserError(f"`teacher`={path}: returns {outputs.shape}, expected {expected}{advice}")

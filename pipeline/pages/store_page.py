@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import ClassMatch, match_classes
 from pipeline.pages.charts import histogram
 from pipeline.pages.figures import leaves, look_up, show
 from pipeline.pages.statistics import IMAGES, area_statistics, record_statistics, sample_views
@@ -99,9 +100,9 @@ def _crop_facts(view: View, dataset: Dataset) -> Facts:
     }
 
 
-def _facts(own: View, partner: View, dataset: Dataset, *, temperature: float) -> Facts:
-    """Facts of a view: `own` and `partner` (view, epoch, example, label, box, flip), `ratio`, `teacher` (the top classes with
-    their probabilities at T = 1 and at the store's temperature), and both entropies.
+def _facts(own: View, partner: View, dataset: Dataset, match: ClassMatch, *, temperature: float) -> Facts:
+    """Facts of a view: `own` and `partner` (view, epoch, example, label, box, flip), `ratio`, `teacher` (the top classes, the
+    labels that they stand for, and their probabilities at T = 1 and at the store's temperature), and both entropies.
     """
     logits = np.asarray(own.logits)
     at_one, at_temperature = (log_softmax(logits, at) for at in (1.0, temperature))
@@ -112,7 +113,8 @@ def _facts(own: View, partner: View, dataset: Dataset, *, temperature: float) ->
         "ratio": own.ratio,
         "teacher": [
             {
-                "class": dataset.class_names[number],
+                "class": match.names[number],
+                "label": None if (label := match.label_of(number)) is None else dataset.class_names[label],
                 "probability": float(np.exp(at_one[number])),
                 "probability_at_temperature": float(np.exp(at_temperature[number])),
             }
@@ -135,11 +137,11 @@ def make_gallery(
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
     """
-    gallery = []
+    match, gallery = match_classes(dataset, store.spec.num_classes, store.classes), []
     for own, partner in replay_views(store, dataset, views):
         gallery.append(
             GalleryView(
-                _facts(own, partner, dataset, temperature=store.spec.temperature),
+                _facts(own, partner, dataset, match, temperature=store.spec.temperature),
                 own=_picture(own.crop),
                 partner=_picture(own.partner_crop),
                 mixed=_picture(own.mixed.round().astype(np.uint8)),

@@ -27,17 +27,25 @@ class ViewFigure(Figure):
             return file.getvalue()
 
 
-def draw_views(views: Sequence[View], class_names: Sequence[str]) -> Figure:
-    """Draws one row per stored view."""
+def draw_views(views: Sequence[View], class_names: Sequence[str], label_names: Sequence[str]) -> Figure:
+    """Draws one row per stored view.
+
+    Args:
+      views: the views.
+      class_names: names of the classes of the logits.
+      label_names: names of the classes of the labels.
+    """
     figure = ViewFigure(figsize=(_WIDTH, _ROW * max(len(views), 1)), layout="constrained")
     grid = figure.subplots(max(len(views), 1), 5, squeeze=False, width_ratios=[1, 1, 1, 1, 1.2])
     for view, axes in zip(views, grid, strict=False):
-        _draw_view(view, axes, class_names)
+        _draw_view(view, axes, class_names, label_names)
     return figure
 
 
-def _draw_view(view: View, axes: Sequence[Axes], class_names: Sequence[str]) -> None:
-    label = "no label" if view.label is None else class_names[view.label]
+def _draw_view(
+    view: View, axes: Sequence[Axes], class_names: Sequence[str], label_names: Sequence[str]
+) -> None:
+    label = "no label" if view.label is None else label_names[view.label]
     pictures = {
         f"view {view.index}: {label}": view.source,
         "crop, mirrored" if view.flip else "crop": view.crop,
@@ -54,12 +62,12 @@ def _draw_view(view: View, axes: Sequence[Axes], class_names: Sequence[str]) -> 
     )
     probability = np.exp(log_softmax(np.asarray(view.logits), 1.0))
     likeliest = np.argsort(-probability, kind="stable")[:5].tolist()
-    _draw_classes({class_names[number]: float(probability[number]) for number in likeliest}, axes[-1])
+    _draw_classes([class_names[number] for number in likeliest], probability[likeliest], axes[-1])
 
 
-def _draw_classes(likely: dict[str, float], axes: Axes) -> None:
-    axes.barh(range(len(likely)), list(likely.values()), color=_BLUE, alpha=0.4)
-    for place, name in enumerate(likely):
+def _draw_classes(names: Sequence[str], probability: np.ndarray, axes: Axes) -> None:
+    axes.barh(range(len(names)), probability, color=_BLUE, alpha=0.4)
+    for place, name in enumerate(names):
         axes.text(0.02, place, name, va="center", fontsize=9, parse_math=False)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))

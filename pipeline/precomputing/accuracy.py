@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.labels import UNLABELED
+from pipeline.inputs.labels import UNLABELED, ClassMatch
 from pipeline.storage.bucket import BucketDirectory, is_url
 from pipeline.storage.files import write_text
 from pipeline.store.accuracy import SAMPLE, SplitAccuracy, accuracy_json, read_accuracy
@@ -19,7 +19,7 @@ from pipeline.views.stratified import stratified_sample
 _CHUNK = 256  # examples in memory
 
 
-def measure_accuracy(store: StoreReader, split: str, dataset: Dataset) -> SplitAccuracy:
+def measure_accuracy(store: StoreReader, split: str, dataset: Dataset, match: ClassMatch) -> SplitAccuracy:
     """Compares stored logits with labels, on a seeded sample of a large split: reading a label reads its image.
 
     Raises:
@@ -33,7 +33,7 @@ def measure_accuracy(store: StoreReader, split: str, dataset: Dataset) -> SplitA
     ) as bar:
         for chunk in np.array_split(examples, -(-len(examples) // _CHUNK)):
             labels = dataset.labels(chunk)
-            choices = reader.read(chunk).logits.argmax(axis=1)
+            choices = match.predict(reader.read(chunk).logits)
             labeled += int((labels != UNLABELED).sum())
             correct += int(((labels == choices) & (labels != UNLABELED)).sum())
             bar.update(len(chunk))
@@ -41,21 +41,28 @@ def measure_accuracy(store: StoreReader, split: str, dataset: Dataset) -> SplitA
 
 
 def record_accuracy(
-    store: StoreReader, datasets: Mapping[str, Dataset], *, before: Callable[[], None] | None = None
+    store: StoreReader,
+    datasets: Mapping[str, Dataset],
+    match: ClassMatch,
+    *,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, SplitAccuracy]:
     """Measures and records the accuracy on splits for which it is not recorded; the caller holds the store's lock.
 
     Args:
       datasets: data set of each evaluated split.
+      match: how the teacher's classes match the labels; nothing is measured if they do not.
       before: called before each attempt to write to a bucket; see `BucketDirectory.write`.
 
     Returns:
       All recorded accuracies by split.
     """
+    if match.no_accuracy is not None:
+        return {}
     known = read_accuracy(store)
     missing = [split for split in datasets if split in store.eval_splits and split not in known]
     for split in missing:
-        known[split] = measure_accuracy(store, split, datasets[split])
+        known[split] = measure_accuracy(store, split, datasets[split], match)
     if missing:
         text = accuracy_json(store, known)
         if is_url(store.location):

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.cli.choices import check_num_classes
 from pipeline.cli.units import bytes_text, counted
+from pipeline.errors import UserError
 from pipeline.flags.precompute import view_recipe_of
 from pipeline.inputs.dataset import Dataset
 from pipeline.precomputing.break_even import break_even_students
@@ -261,9 +262,16 @@ def given_workload(flags: argparse.Namespace) -> Workload:
         name, examples, classes, eval_views = "data set as given", flags.num_examples, flags.num_classes, 0
     else:
         dataset = Dataset(
-            flags.dataset, flags.split, data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
+            flags.dataset,
+            flags.split,
+            data_dir=flags.data_dir,
+            data_cache_bytes=flags.data_cache_bytes,
+            image_feature=flags.image_feature,
+            label_feature=flags.label_feature,
         )
-        name, examples, classes = dataset.name, dataset.num_examples, dataset.num_classes
+        name, examples, classes = dataset.name, dataset.num_examples, flags.num_classes or dataset.num_classes
+        if not classes:
+            raise UserError(f"--dataset={flags.dataset}: has no labels; pass the teacher's --num_classes")
         eval_views = _eval_views(find_eval_splits(flags.eval_splits, dataset))
     check_num_classes(classes, of=name)
     return Workload(
@@ -284,7 +292,7 @@ def workload_of(options: PrecomputeOptions) -> Workload:
     return Workload(
         dataset=dataset.name,
         num_examples=dataset.num_examples,
-        num_classes=dataset.num_classes,
+        num_classes=options.spec.num_classes,
         epochs=options.epochs,
         eval_views=_eval_views(options.datasets),
         views_per_shard=options.views_per_shard,

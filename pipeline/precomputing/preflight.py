@@ -108,9 +108,9 @@ def try_worker(worker: ShardWorker, to_compute: list[ShardTask], options: Precom
       DataError: an image or a logit is invalid.
     """
     seconds_per_batch = worker.try_teacher()
-    figures = value_range.measure(worker, options.datasets)
+    figures = value_range.measure(worker, options.datasets, options.match)
     if figures is None:
-        print("no labels: the teacher's top-1 and its value range cannot be checked", flush=True)
+        print("the teacher's value range is not checked, since no accuracy can be computed", flush=True)
     else:
         print(figures.text(), flush=True)
         value_range.check_value_range(figures, assumed=options.assume_value_range)

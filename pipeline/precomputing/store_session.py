@@ -18,7 +18,10 @@ from pipeline.storage.bucket import BucketDirectory, is_url
 from pipeline.storage.files import TEMPORARY, check_links, remove_temporaries, write_text
 from pipeline.storage.lease import check_lease, hold_lease
 from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.store.classes import Classes, classes_json, read_classes
 from pipeline.store.layout import (
+    ACCURACY_FILE,
+    CLASSES_FILE,
     EVAL_DIRECTORY,
     PENDING,
     SPEC_LIMIT,
@@ -65,6 +68,19 @@ def prepare_directory(location: str) -> None:
 def _is_leftover(name: str) -> bool:
     """Whether a run that died before it wrote the spec may have left a file of this name."""
     return name == LOCK_FILE or name.startswith(f"{TEMPORARY}{SPEC_FILE}")
+
+
+def recorded_classes(location: str) -> Classes:
+    """Classes and labels that a store has recorded; the defaults if there is no store.
+
+    Raises:
+      DataError: they are damaged.
+    """
+    path = MetadataCopy(BucketDirectory(location)).path if is_url(location) else Path(location)
+    if not (path / SPEC_FILE).exists():
+        return Classes()
+    with naming(path, location):
+        return read_classes(path, Spec.load(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +140,22 @@ class StoreSession:
                 self._create_spec(spec.to_json().encode())
             write_text(self.path / SPEC_FILE, spec.to_json())
         (self.path / EVAL_DIRECTORY).mkdir(exist_ok=True)
+
+    def write_classes(self, classes: Classes, spec: Spec) -> None:
+        """Writes classes and labels unless the store has them. Accuracies of others are removed, so that they are measured again.
+
+        Raises:
+          TryAgainError: another run has taken the store over.
+        """
+        if classes == read_classes(self.path, spec):
+            return
+        text = classes_json(classes, spec)
+        if self.copy is not None:
+            bucket = BucketDirectory(self.location)
+            bucket.remove(ACCURACY_FILE, before=self.check_lock)
+            bucket.write(CLASSES_FILE, text.encode(), before=self.check_lock)
+        (self.path / ACCURACY_FILE).unlink(missing_ok=True)
+        write_text(self.path / CLASSES_FILE, text)
 
     def _create_spec(self, text: bytes) -> None:
         """Writes the spec into the bucket unless another run has written one.

@@ -16,7 +16,7 @@ import tensorflow as tf
 from pipeline.cli.choices import VALUE_RANGES
 from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.labels import UNLABELED
+from pipeline.inputs.labels import UNLABELED, ClassMatch
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.views.eval_crop import EvalCrop
@@ -85,15 +85,16 @@ def _is_better(ours: np.ndarray, theirs: np.ndarray, *, lead: float) -> bool:
     return tail < SIGNIFICANCE * 2**different
 
 
-def measure(worker: ShardWorker, datasets: Mapping[str, Dataset]) -> RangeFigures | None:
+def measure(worker: ShardWorker, datasets: Mapping[str, Dataset], match: ClassMatch) -> RangeFigures | None:
     """Tries each value range on the same evaluation crops, until the others are clearly worse than the requested one.
 
     Args:
       worker: worker of the precompute.
       datasets: data set of each split of the store; a held-out split is preferred to the training split.
+      match: how the teacher's classes match the labels.
 
     Returns:
-      The results, or None if the sample has no labels.
+      The results, or None if the sample has no labels that the outputs can be compared with.
 
     Raises:
       UserError: the teacher fails.
@@ -103,13 +104,15 @@ def measure(worker: ShardWorker, datasets: Mapping[str, Dataset]) -> RangeFigure
     held_out = [dataset for dataset in datasets.values() if not dataset.overlap(views)]
     for dataset in [*held_out, views]:
         examples = stratified_sample(range(dataset.num_examples), SAMPLE, seed=0, stream="value range")
-        labels = dataset.labels(examples)
+        labels = match.labels(dataset, examples)
         if (labeled := labels != UNLABELED).any():
-            return _measure(worker, dataset, examples[labeled], labels[labeled])
+            return _measure(worker, dataset, match, examples[labeled], labels[labeled])
     return None
 
 
-def _measure(worker: ShardWorker, dataset: Dataset, examples: np.ndarray, labels: np.ndarray) -> RangeFigures:
+def _measure(
+    worker: ShardWorker, dataset: Dataset, match: ClassMatch, examples: np.ndarray, labels: np.ndarray
+) -> RangeFigures:
     size, crop, image_size = worker.batch_size, worker.spec.eval_crop, worker.spec.policy.image_size
     requested = worker.teacher.value_range
     figures = RangeFigures(
@@ -124,7 +127,7 @@ def _measure(worker: ShardWorker, dataset: Dataset, examples: np.ndarray, labels
         count = len(crops)
         padded = np.concatenate([crops, np.repeat(crops[-1:], size - count, axis=0)])
         for name in [name for name in figures.correct if not figures.is_worse(name)]:
-            choice = worker.teacher.run_in_range(padded, name)[:count].argmax(axis=1)
+            choice = match.predict(worker.teacher.run_in_range(padded, name)[:count])
             found = choice == labels[start : start + size]
             figures.correct[name] = np.concatenate([figures.correct[name], found])
         if figures.better() or all(figures.is_worse(name) for name in figures.correct if name != requested):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.cli.choices import NO_LABELS
 from pipeline.errors import DataError
 from pipeline.errors.causes import system_error
 from pipeline.inputs.dataset import Dataset
@@ -252,6 +253,8 @@ class ShardWorker:
                     name,
                     data_dir=self.job.data_dir,
                     data_cache_bytes=self.job.data_cache_bytes,
+                    image_feature=self.spec.dataset.image_feature,
+                    label_feature=NO_LABELS,
                 )
         return self._datasets[split]
 

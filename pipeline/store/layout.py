@@ -13,12 +13,16 @@ SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
 EVAL_DIRECTORY = "eval"  # a TFDS data set with the teacher's logits on evaluation crops
 ACCURACY_FILE = f"{EVAL_DIRECTORY}/accuracy.json"  # top-1 of the teacher on evaluation crops; informational
+CLASSES_FILE = (
+    "classes.json"  # what the classes are called and how labels are compared with them; informational
+)
 PENDING = "pending"  # directory of notes on finished shards that are not published yet
 STORE_DIRECTORIES = (EVAL_DIRECTORY, PENDING, f"{EVAL_DIRECTORY}/{PENDING}")
 
 
 # Size limits of files, in bytes. A manifest of 99,999 shards has 19 MB.
 SPEC_LIMIT, INFO_LIMIT, MANIFEST_LIMIT, NOTE_LIMIT = 1 << 20, 8 << 20, 64 << 20, 1 << 16
+CLASSES_LIMIT = 64 << 20
 # A split name of TFDS that is not a path.
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 

@@ -14,6 +14,8 @@ from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.files import write_bytes
 from pipeline.store.layout import (
     ACCURACY_FILE,
+    CLASSES_FILE,
+    CLASSES_LIMIT,
     EVAL_DIRECTORY,
     INFO_LIMIT,
     MANIFEST_LIMIT,
@@ -53,7 +55,7 @@ class MetadataCopy:
         # The store's files before those of `eval`, which are published first and so are complete for these views.
         limits = {SPEC_FILE: SPEC_LIMIT} | _FILES
         limits |= {f"{EVAL_DIRECTORY}/{name}": limit for name, limit in _FILES.items()}
-        limits[ACCURACY_FILE] = NOTE_LIMIT
+        limits |= {ACCURACY_FILE: NOTE_LIMIT, CLASSES_FILE: CLASSES_LIMIT}
         for name, limit in limits.items():
             try:
                 data, self._versions[name] = self.bucket.read_version(name, limit=limit)

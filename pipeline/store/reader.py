@@ -16,6 +16,7 @@ from pipeline.errors.causes import first_line
 from pipeline.storage.bucket import BucketDirectory, is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.files import check_links
+from pipeline.store.classes import read_classes
 from pipeline.store.codecs import Codec
 from pipeline.store.identity import DatasetIdentity
 from pipeline.store.layout import EVAL_DIRECTORY, STORE_DIRECTORIES, VIEWS_SPLIT, below, split_directory
@@ -154,6 +155,7 @@ class StoreReader:
       location: as given.
       path: directory of the metadata: the store, or a local copy.
       spec: spec of the store.
+      classes: names of the teacher's classes, and the labels that they are compared with.
       views: reader of the training views.
       eval_splits: names of the splits with evaluation logits.
 
@@ -188,6 +190,7 @@ class StoreReader:
 
     def _load(self) -> None:
         self.spec = Spec.load(self.path)
+        self.classes = read_classes(self.path, self.spec)
         self._codec = self.spec.make_codec()
         digest = self.spec.digest()
         self._eval = load_manifest(self.path / EVAL_DIRECTORY, digest=digest)

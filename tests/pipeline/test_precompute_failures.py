@@ -46,18 +46,11 @@ def refusal(asked: Asked, teacher: Path) -> UserError | DataError:
     return caught.value
 
 
-def test_a_teacher_of_another_number_of_classes(asked: Asked, tmp_path: Path) -> None:
-    error = refusal(asked, save_teacher(tmp_path / "t", module=PlainTeacher(7)))
-    assert isinstance(error, UserError)
-    for part in ("(4, 7)", "(4, 5)"):
-        assert part in str(error)
-
-
 def test_a_teacher_whose_output_has_another_shape(asked: Asked, tmp_path: Path) -> None:
     module = PlainTeacher()
     teacher = save_teacher(tmp_path / "t", lambda image: {"logits": module(image)[:, None]}, module=module)
     error = refusal(asked, teacher)
-    for part in ("(4, 1, 5)", "(4, 5)"):
+    for part in ("(None, 1, 5)", "[B, C]"):
         assert part in str(error)
 
 

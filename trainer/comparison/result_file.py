@@ -125,6 +125,7 @@ class ResultFile(TypedDict):
     eval_split: NotRequired[Text]
     eval_images: NotRequired[Figure]
     eval_unlabeled: NotRequired[Figure]
+    no_accuracy: NotRequired[Text]
     classes: NotRequired[Figure]
 
 

@@ -75,6 +75,7 @@ def make_result(
         "eval_split": first.result["eval_split"],
         "eval_images": final["examples"],
         "eval_unlabeled": final.get("unlabeled", 0),
+        "no_accuracy": first.result.get("no_accuracy"),
         "classes": spec.num_classes,
         "runs": rows,
         "pairs": [compare_runs(a, b) for a, b in _pairs(runs)],
@@ -159,11 +160,13 @@ def compare_runs(a: FinishedRun, b: FinishedRun) -> Row:
       DataError: students or predictions have different shapes.
     """
     ours, labels = a.predictions()
-    theirs, _ = b.predictions()
+    theirs, other_labels = b.predictions()
     try:
         weights = weight_figures(a.weights(), b.weights())
         if ours.shape != theirs.shape:
             raise ValueError(f"{len(ours)} and {len(theirs)} predictions")
+        if (labels != other_labels).any():
+            raise ValueError("predictions with different labels")
     except ValueError as error:
         raise DataError(f"{a.directory} and {b.directory}: {error}; leave one of them out") from error
     return {

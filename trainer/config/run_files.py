@@ -76,6 +76,7 @@ class RunResult(TypedDict):
     evaluation: dict[str, Evaluation]
     eval_split: str | None
     best: NotRequired[dict[str, Any] | None]
+    no_accuracy: NotRequired[str | None]
 
 
 class Line(TypedDict):

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import match_classes
 from pipeline.pages.views import replay_views
 from pipeline.storage.checked_json import build, parse_json
 from pipeline.storage.files import atomic_file
@@ -49,6 +50,7 @@ def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int =
     from PIL import Image, PngImagePlugin
 
     wanted = np.unique(np.linspace(0, store.views.num_records - 1, views).round().astype(np.int64))
+    names = match_classes(dataset, store.spec.num_classes, store.classes).names
     rows, facts = [], []
     for own, partner in replay_views(store, dataset, wanted):
         rows.append(np.concatenate([own.crop, own.partner_crop, own.mixed.round().astype(np.uint8)], axis=1))
@@ -60,7 +62,7 @@ def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int =
                 "example": own.example,
                 "partner_example": partner.example,
                 "ratio": own.ratio,
-                "teacher": {"class": dataset.class_names[likely], "probability": float(probability[likely])},
+                "teacher": {"class": names[likely], "probability": float(probability[likely])},
             }
         )
     text = PngImagePlugin.PngInfo()

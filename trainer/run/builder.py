@@ -41,6 +41,7 @@ def build_run(
     options: TrainOptions,
     store: StoreReader,
     *,
+    dataset: Dataset | None = None,
     strategy: tf.distribute.Strategy | None = None,
     preemption: Preemption | None = None,
 ) -> Run:
@@ -60,7 +61,10 @@ def build_run(
         )
     size = replica_batch_size(options.recipe.batch_size, replicas)
     workers = Workers(strategy)
-    dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
+    if dataset is None:
+        dataset = open_dataset(
+            store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
+        )
     teacher = _load_teacher(options, store)
     online_teacher = _batched_teacher(teacher, store, size)
     learning_rate = Scaled(options.recipe.learning_rate, options.schedule.multiplier())

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.device_memory import naming_memory
-from pipeline.inputs.labels import UNLABELED, top1
+from pipeline.inputs.labels import UNLABELED, match_classes, top1
 from pipeline.storage.files import atomic_file
 from pipeline.store.reader import StoreReader
 from pipeline.views.input import ViewInput
@@ -69,7 +69,8 @@ class Evaluator:
         self._keep = self._count * kept_bytes <= cache_bytes
         self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []
         self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None
-        self._labels = dataset.labels(np.arange(self._count))
+        self._match = match_classes(dataset, store.spec.num_classes, store.classes)
+        self._labels = self._match.labels(dataset, np.arange(self._count))
 
     def _batches(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Batches of (crops uint8 [B, S, S, 3], teacher logits float32 [B, C]), as a list or an iterator."""
@@ -107,8 +108,11 @@ class Evaluator:
             left -= self._size
 
     def write_predictions(self, student: tf.keras.Model, path: Path) -> None:
-        """Writes predicted classes `top1` and `labels`, int32 [n] each, in the order of the split, to an .npz file."""
-        top1 = np.concatenate([ours.argmax(axis=1) for ours, _ in self.logits(student)])
+        """Writes predictions `top1` and `labels`, int32 [n] each, in the order of the split, to an .npz file.
+
+        Predictions are classes of the teacher, or of the data set where the store has a class map.
+        """
+        top1 = np.concatenate([self._match.predict(ours) for ours, _ in self.logits(student)])
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
 
@@ -118,18 +122,20 @@ class Evaluator:
         Raises:
           DataError: an evaluation crop differs from the one that the teacher saw.
         """
-        # Three numbers per image: int64 [n], int64 [n], float32 [n].
-        choices, teacher_choices, losses = [], [], []
+        # Four numbers per image: int64 [n], int64 [n], bool [n], float32 [n].
+        choices, teacher_choices, same, losses = [], [], [], []
         for ours, theirs in self.logits(student):
-            choices.append(ours.argmax(axis=1))
-            teacher_choices.append(theirs.argmax(axis=1))
+            choices.append(self._match.predict(ours))
+            teacher_choices.append(self._match.predict(theirs))
+            same.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
             losses.append(self._loss.call(tf.constant(theirs), tf.constant(ours)).numpy())
         choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
+        computed = self._match.no_accuracy is None
         return Evaluation(
             examples=self._count,
-            unlabeled=int((self._labels == UNLABELED).sum()),
+            unlabeled=int((self._labels == UNLABELED).sum()) if computed else 0,
             student_top1=top1(choice, self._labels),
             teacher_top1=top1(teacher_choice, self._labels),
-            agreement=float((choice == teacher_choice).mean()),
+            agreement=float(np.concatenate(same).mean()),
             distillation_loss=float(tf.reduce_mean(np.concatenate(losses))),
         )

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
 from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import match_classes
 from pipeline.inputs.teacher import Teacher
 from pipeline.storage.files import atomic_directory, remove_directory, write_json
 from pipeline.store.reader import StoreReader
@@ -318,6 +319,7 @@ class Run:
             "store_bytes": store.views.manifest.bytes,
             "evaluation": evaluations,
             **({} if evaluations else {"not_evaluated": NOT_EVALUATED}),
+            "no_accuracy": match_classes(self.dataset, store.spec.num_classes, store.classes).no_accuracy,
             "eval_split": options.eval_split,
             "best": best,
         }

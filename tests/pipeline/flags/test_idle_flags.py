@@ -27,6 +27,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir()
     for name in ("store/spec.json", "teacher.keras"):
         (tmp_path / name).touch()
+    (tmp_path / "map.csv").write_text("0,0\n")
+    (tmp_path / "names.txt").write_text("a\n")
     monkeypatch.chdir(tmp_path)
 
 
@@ -45,6 +47,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("precompute", (), "--data_dir=data"),
         ("precompute", (), "--teacher_signature=a"),
         ("precompute", (), "--teacher_value_range=0..1"),
+        ("precompute", (), "--teacher_output=a"),
+        ("precompute", (), "--image_feature=a"),
+        ("precompute", (), "--label_feature=none"),
+        ("precompute", (*OWN, "--label_feature=none"), "--class_map=map.csv"),
+        ("plan", OWN[:2], "--class_map=map.csv"),
+        ("plan", OWN[:2], "--class_names=names.txt"),
+        ("plan", RATES, "--label_feature=a"),
         ("precompute", OWN, "--shared_filesystem"),
         ("plan", RATES, "--calibrate_seconds=3"),
         ("plan", RATES, "--teacher=teacher"),
@@ -108,7 +117,7 @@ def test_the_same_flags_are_taken_where_they_have_an_effect() -> None:
 ALWAYS = {
     "precompute": "dataset split teacher teacher_batch_size assume_logits assume_value_range store epochs seed recipe policy "
     "image_size mixup codec temperature views_per_shard repair eval_splits image_cache_bytes input_buffer_bytes "
-    "shared_filesystem",  # which `runners.check` judges
+    "class_names shared_filesystem",  # which `runners.check` judges
     "plan": "students workers teacher_rate calibrate_seconds json",
     "verify": "store teacher data_dir fraction seed",
     "inspect": "store checksums json html",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
@@ -236,7 +237,8 @@ def prepare_other(
 
         def _generate_examples(self) -> Any:
             for key, label in enumerate(labels):
-                values = {"image": image, "second": image, "label": label, "text": "a"}
+                second = 255 - image if "second" in features else None
+                values = {"image": image, "second": second, "label": label, "kind": 2, "text": "a"}
                 yield key, {name: values[name] for name in features}
 
     Other(data_dir=data_dir).download_and_prepare(
@@ -260,16 +262,49 @@ def test_image_and_label_are_found_without_supervised_keys(tmp_path: Path) -> No
         ({"image": IMAGE, "second": IMAGE, "label": LABEL}, None, "second"),
         ({"text": tfds.features.Text(), "label": LABEL}, None, "label"),
         ({"text": tfds.features.Text(), "label": LABEL}, ("text", "label"), "text: Text"),
-        ({"image": IMAGE, "text": tfds.features.Text()}, ("image", "text"), "text: Text"),
+        ({"image": IMAGE, "label": LABEL, "kind": LABEL}, None, "kind"),
     ],
-    ids=["two_images", "no_image", "text", "no_label"],
+    ids=["two_images", "no_image", "text", "two_labels"],
 )
 def test_another_kind_of_data_set_is_refused(
     tmp_path: Path, features: dict[str, Any], keys: tuple[str, str] | None, message: str
 ) -> None:
     prepare_other(tmp_path, features, keys)
-    with pytest.raises(UserError, match=f"other/1.0.0: .*{message}"):
+    with pytest.raises(UserError, match=f"other/1.0.0.*{message}"):
         Dataset("other", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("keys", [None, ("image", "text")], ids=["none_supervised", "text_supervised"])
+def test_a_data_set_without_a_label_feature_has_no_labels(tmp_path: Path, keys: Any) -> None:
+    prepare_other(tmp_path, {"image": IMAGE, "text": tfds.features.Text()}, keys)
+    dataset = Dataset("other", "train", data_dir=tmp_path)
+    assert (dataset.num_classes, dataset.class_names) == (0, [])
+    assert dataset.labels(np.array([0, 0])).tolist() == [UNLABELED, UNLABELED]
+
+
+def test_features_by_name(tmp_path: Path) -> None:
+    features = {"image": IMAGE, "second": IMAGE, "label": LABEL, "kind": LABEL, "text": tfds.features.Text()}
+    prepare_other(tmp_path, features, ("image", "label"))
+
+    def opened(**names: str) -> Dataset:
+        return Dataset("other", "train", data_dir=tmp_path, **names)
+
+    default, first = opened(), np.array([0])
+    assert default.identity() == opened(image_feature="image", label_feature="none").identity()
+    assert "image_feature" not in default.identity().to_json()
+    second = opened(image_feature="second", label_feature="kind")
+    assert second.identity() == dataclasses.replace(default.identity(), image_feature="second")
+    assert second.read(first) != default.read(first)
+    assert second.select("train").read(first) == second.read(first)
+    assert (default.labels(first)[0], second.labels(first)[0]) == (1, 2)
+    assert opened(label_feature="none").labels(first)[0] == UNLABELED
+    for names in ({"image_feature": "text"}, {"label_feature": "image"}, {"image_feature": "third"}):
+        ((parameter, name),) = names.items()
+        with pytest.raises(UserError) as caught:
+            opened(**names)
+        kind = ("image", "second") if parameter == "image_feature" else ("label", "kind")
+        for word in (f"`{parameter}`={name}", *kind):
+            assert word in str(caught.value)
 
 
 SHAPE = (None, None, 3)

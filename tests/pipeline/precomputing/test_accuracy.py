@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.inputs.dataset import Dataset
+from pipeline.inputs.labels import match_classes
 from pipeline.pages.summary import contents_text, find_contents
 from pipeline.precomputing.accuracy import record_accuracy
 from pipeline.store.accuracy import SplitAccuracy
+from pipeline.store.classes import Classes
 from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.images import TEST_IMAGES, encoded_images
@@ -26,7 +28,9 @@ def test_unlabeled_examples_are_counted_and_left_out(
     choices = opened.eval_reader("test").read(np.arange(7)).logits.argmax(axis=1)
     labeled = [example for example in range(7) if example not in unlabeled]
     right = sum(choices[example] == example % stores.CLASSES for example in labeled)
-    found = record_accuracy(opened, {"test": Dataset(stores.DATASET, "test", data_dir=data_dir)})
+    dataset = Dataset(stores.DATASET, "test", data_dir=data_dir)
+    match = match_classes(dataset, stores.CLASSES, Classes())
+    found = record_accuracy(opened, {"test": dataset}, match)
     assert found["test"] == SplitAccuracy(labeled=len(labeled), correct=int(right), unlabeled=len(unlabeled))
     assert found["test"].top1 == (right / len(labeled) if labeled else None)
     contents = find_contents(StoreReader(store)) | {"whole": True, "checksums": False, "problems": []}

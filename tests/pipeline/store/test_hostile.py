@@ -270,11 +270,11 @@ def test_a_spec_that_lacks_something_or_has_another_type_is_refused(store: Path,
 
 @pytest.mark.parametrize("part", ["dataset", "teacher"])
 def test_a_nested_key_that_is_missing_is_named(store: Path, spec: Spec, part: str) -> None:
-    for field in dataclasses.fields(getattr(spec, part)):
+    for field in getattr(spec, part).to_json():
         copy = store / SPEC_FILE
         before = copy.read_text()
-        rewrite_spec(store, lambda identity, name=field.name: (identity[part].pop(name), None)[1])
-        with pytest.raises(DataError, match=rf"spec\.json: .*identity\.{part}\.{field.name}: missing"):
+        rewrite_spec(store, lambda identity, name=field: (identity[part].pop(name), None)[1])
+        with pytest.raises(DataError, match=rf"spec\.json: .*identity\.{part}\.{field}: missing"):
             StoreReader(store)
         copy.write_text(before)
 

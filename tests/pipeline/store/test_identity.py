@@ -28,6 +28,7 @@ def test_golden_digest_of_a_view_axis() -> None:
         {"seed": 1},
         {"dataset": dataclasses.replace(DATASET, split="test")},
         {"dataset": dataclasses.replace(DATASET, fingerprint="g")},
+        {"dataset": dataclasses.replace(DATASET, image_feature="second")},
         {"policy": Inception(mixup=False)},
         {"policy": Inception(area_range=(0.06, 1.0))},
         {"policy": Light()},
@@ -57,6 +58,10 @@ def test_views_do_not_depend_on_the_resolution_but_for_light() -> None:
         (DATASET, {"split": "train\nerror: all is well"}),
         (DATASET, {"fingerprint": "\u202eabc"}),
         (DATASET, {"fingerprint": 5}),
+        (DATASET, {"fingerprint": None}),
+        (DATASET, {"image_feature": ""}),
+        (TEACHER, {"signature": None}),
+        (TEACHER, {"output": "a\x1b[2Jb"}),
         (DATASET, {"num_examples": 0}),
         (DATASET, {"num_examples": 10**13}),
         (DATASET, {"num_examples": True}),
@@ -72,3 +77,11 @@ def test_views_do_not_depend_on_the_resolution_but_for_light() -> None:
 def test_an_impossible_identity_cannot_be_made(identity: Any, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="expected"):
         dataclasses.replace(identity, **changes)
+
+
+def test_an_optional_field_is_left_out_where_it_is_the_default() -> None:
+    """Otherwise the digests of existing stores would change."""
+    assert "image_feature" not in DATASET.to_json()
+    assert "output" not in TEACHER.to_json()
+    assert dataclasses.replace(DATASET, image_feature="b").to_json()["image_feature"] == "b"
+    assert dataclasses.replace(TEACHER, output="b").to_json()["output"] == "b"

@@ -228,9 +228,9 @@ def test_a_process_ends_while_shards_are_fetched(
 ) -> None:
     """However slow the link is on which they come."""
     code = f"""
-from pipeline.store.reader import Store
+from pipeline.store.reader import StoreReader
 import numpy as np
-Store({uploaded!r}).views.read(np.arange(3))
+StoreReader({uploaded!r}).views.read(np.arange(3))
 print("read", flush=True)
 """
     seconds = 30
