@@ -57,8 +57,9 @@ def find_contents(store: StoreReader) -> Contents:
 
     Returns:
       `store` (path or URL), `spec` (identity, provenance), `digest`, `epochs`, `views`, `shards` and `bytes` (with evaluation
-      splits), `bytes_a_view`, `splits` (training views first), and `unpublished` (files, bytes). `teacher_top1` of a split is
-      the share of correct answers on `labeled` examples, without the `unlabeled` ones; None if it was not measured.
+      splits), `bytes_a_view`, `splits` (training views first), `unpublished` (files, bytes), and `classes` (label feature,
+      numbers of names and of mapped classes). `teacher_top1` of a split is the share of correct answers on `labeled` examples,
+      without the `unlabeled` ones; None if it was not measured.
     """
     accuracy = read_accuracy(store)
     splits = [_split_contents(reader, accuracy.get(reader.split)) for reader in store.readers()]
@@ -72,6 +73,11 @@ def find_contents(store: StoreReader) -> Contents:
         "bytes_a_view": splits[0]["bytes_a_view"],
         "splits": splits,
         "unpublished": _unpublished(store),
+        "classes": {
+            "label_feature": store.classes.label_feature,
+            "names": store.classes.names and len(store.classes.names),
+            "mapped": store.classes.class_map and len(store.classes.class_map),
+        },
         "spec": {"identity": store.spec.identity(), "provenance": store.spec.provenance},
     }
 
@@ -142,6 +148,8 @@ def contents_text(contents: Contents) -> str:
         ),
         "size": f"{bytes_text(contents['bytes'])} in {counted(contents['shards'], 'shard')}",
     }
+    if recorded := [f"{name} {value}" for name, value in contents["classes"].items() if value is not None]:
+        facts["classes"] = ", ".join(recorded)
     if unpublished := contents["unpublished"]["files"]:
         facts["unpublished"] = (
             f"{counted(unpublished, 'shard file')}, {bytes_text(contents['unpublished']['bytes'])}: a run is writing them or has "

@@ -97,6 +97,7 @@ def test_precompute_verify_and_inspect_need_no_labels(
     page, figures = tmp_path / "page.html", tmp_path / "figures.json"
     assert inspect.main([f"--store={wide_store}", f"--html={page}", f"--json={figures}", "--views=2"]) == 0
     view = json.loads(figures.read_text())["gallery"][0]
+    assert "names 1000" in capsys.readouterr().out
     assert view["own"]["label"] == "no label"
     assert view["teacher"][0]["class"].startswith("kind ")
     assert "own label" not in page.read_text()

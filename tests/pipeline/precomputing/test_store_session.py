@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from pipeline.flags.precompute import announce_demo, make_parser
 from pipeline.precompute import main
 from pipeline.precomputing.options import resolve
 from pipeline.precomputing.shard_sink import open_sink
-from pipeline.precomputing.store_session import check_space, open_session, prepare_directory
+from pipeline.precomputing.store_session import check_space, open_session, prepare_directory, recorded_classes
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.lock import LOCK_FILE
+from pipeline.store.classes import Classes
+from pipeline.store.layout import ACCURACY_FILE
+from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardTask
 from pipeline.store.spec import SPEC_FILE, Spec
-from tests.buckets import BUCKET, put_object
+from tests.buckets import BUCKET, put_object, upload_tree
 from tests.stores import Asked, assert_same_store
 
 
@@ -53,6 +57,28 @@ def test_the_directory_of_a_run_that_died_before_its_spec_is_used(tmp_path: Path
         session.write_spec(spec)
     assert Spec.load(tmp_path) == spec
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_new_classes_remove_the_accuracy_of_the_old_ones(
+    store: Path, spec: Spec, s3: str, s3_port: int, place: str
+) -> None:
+    (store / ACCURACY_FILE).write_text(json.dumps({"spec": spec.digest(), "splits": {}}))
+    location = str(store)
+    if place == "bucket":
+        location = s3
+        upload_tree(s3_port, store, s3.removeprefix(f"s3://{BUCKET}/"))
+    names = tuple("abcde")
+    for classes, kept in (
+        (Classes(), True),
+        (Classes(names=names), False),
+        (Classes(label_feature="none"), False),
+    ):
+        with open_session(location) as session:
+            session.write_classes(classes, spec)
+        opened = StoreReader(location)
+        assert opened.classes == recorded_classes(location) == classes
+        assert (opened.path / ACCURACY_FILE).exists() == kept
 
 
 @pytest.mark.parametrize("below", ["", "eval"])
