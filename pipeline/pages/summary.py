@@ -133,9 +133,9 @@ def contents_text(contents: Contents) -> str:
     tensorflow = provenance.get("versions", {}).get("tensorflow")
     facts = {
         "store": f"{contents['store']}, format {identity['format']}, spec {contents['digest'][:16]}",
-        "data set": f"{dataset['name']}, split {dataset['split']}: {dataset['num_examples']:,} examples, "
-        f"{identity['num_classes']:,} classes",
-        "teacher": f"{provenance.get('teacher')}, fingerprint {identity['teacher']['fingerprint'][:16]}",
+        "data set": f"{dataset['name']}, split {dataset['split']}: {dataset['num_examples']:,} examples",
+        "teacher": f"{provenance.get('teacher')}, {identity['num_classes']:,} classes, fingerprint "
+        f"{identity['teacher']['fingerprint'][:16]}",
         "views": f"{policy['name']}: {numbers}; seed {identity['seed']}",
         "command": provenance.get("command"),
         "machine": f"{provenance.get('processor')}, TensorFlow {tensorflow}",
