@@ -30,7 +30,10 @@ from pipeline.pages.template import report_extra
 from pipeline.pages.views import View, ViewImages
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
+from pipeline.store.combination import combine
 from pipeline.store.reader import StoreReader
+from pipeline.store.replay import replay_input
+from pipeline.store.view_store import ViewStore
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies.base import ViewPolicy
@@ -77,7 +80,7 @@ class Store:
       reader: the records without the images, evaluation splits included.
     """
 
-    def __init__(self, records: StoreReader, dataset: Dataset) -> None:
+    def __init__(self, records: ViewStore, dataset: Dataset) -> None:
         self.reader = records
         self.spec = records.spec
         self.epochs = records.epochs
@@ -87,7 +90,7 @@ class Store:
 
     @functools.cached_property
     def _images(self) -> ViewImages:
-        return ViewImages(self.reader.views, self.dataset, self.spec.policy)
+        return ViewImages(replay_input(self.reader, self.dataset, 1), self.dataset)
 
     def __len__(self) -> int:
         """Number of views."""
@@ -158,17 +161,20 @@ class Store:
         *,
         epochs: int | None = None,
         first_step: int = 0,
+        image_size: int | None = None,
         image_cache_bytes: int = 0,
     ) -> tf.data.Dataset:
         """Batches of mixed views and logits for `fit`, in the order of the view axis.
 
         Step `t` has the views `[t * batch_size, (t + 1) * batch_size)`, as in `trainer.train`. Both fingerprints of every
-        view are compared. Views at the end that do not fill a batch are left out.
+        view are compared; at another image size, that of the source image, and in one batch of 32, the first one included,
+        that of the crop at the store's size. Views at the end that do not fill a batch are left out.
 
         Args:
           batch_size: B, views per batch.
           epochs: epochs of the store to use; all by default.
           first_step: step at which to begin; to resume, the number of steps done.
+          image_size: S, side of the views in pixels; the store's by default. Views of the policy `light` have one size.
           image_cache_bytes: memory for decoded images, used if all images fit; 0 decodes each image when it is needed.
 
         Returns:
@@ -178,7 +184,7 @@ class Store:
         Raises:
           UserError: a number is out of range.
         """
-        return self._batches(batch_size, epochs, first_step, image_cache_bytes)[1]
+        return self._batches(batch_size, epochs, first_step, image_size, image_cache_bytes)[1]
 
     def as_numpy(
         self,
@@ -186,12 +192,13 @@ class Store:
         *,
         epochs: int | None = None,
         first_step: int = 0,
+        image_size: int | None = None,
         image_cache_bytes: int = 0,
     ) -> NumpyBatches:
         """The batches of `as_dataset` as NumPy arrays, for PyTorch, JAX or a loop of your own.
 
         Args:
-          batch_size, epochs, first_step, image_cache_bytes: see `as_dataset`.
+          batch_size, epochs, first_step, image_size, image_cache_bytes: see `as_dataset`.
 
         Returns:
           An iterable with a length. Iterating raises a DataError if a fingerprint differs or a shard is damaged.
@@ -199,14 +206,21 @@ class Store:
         Raises:
           UserError: a number is out of range.
         """
-        return NumpyBatches(*self._batches(batch_size, epochs, first_step, image_cache_bytes))
+        return NumpyBatches(*self._batches(batch_size, epochs, first_step, image_size, image_cache_bytes))
 
     def _batches(
-        self, batch_size: int, epochs: int | None, first_step: int, image_cache_bytes: int
+        self,
+        batch_size: int,
+        epochs: int | None,
+        first_step: int,
+        image_size: int | None,
+        image_cache_bytes: int,
     ) -> tuple[ViewInput, tf.data.Dataset, range]:
         starts = self._starts(batch_size, epochs, first_step)
-        source = ImageSource(self.dataset, self.spec.policy.renderer(), cache_bytes=image_cache_bytes)
-        view_input = ViewInput(self.reader.views, source, batch_size)
+        reader = self.reader
+        if image_size is not None:
+            reader = combine(reader.stores, weights=reader.weights, image_size=image_size)
+        view_input = replay_input(reader, self.dataset, batch_size, image_cache_bytes=image_cache_bytes)
 
         def select(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
             return mix(batch["crops"], batch["partner"], batch["ratio"][:batch_size]), batch["logits"]
@@ -303,4 +317,5 @@ def sample_views(
         policy=policy, seed=seed, num_examples=opened.num_examples, num_classes=opened.num_classes
     )
     records, _ = drawn.fetch(numbers, ImageSource(opened, policy.renderer()))
-    return list(ViewImages(drawn, opened, policy).views(numbers, records))
+    view_input = ViewInput(drawn, ImageSource(opened, policy.renderer()), 1)
+    return list(ViewImages(view_input, opened).views(numbers, records))

@@ -36,8 +36,10 @@ from pipeline.inputs.locate import check_teacher_exists, find_data_dir, find_tea
 from pipeline.storage.checked_json import build, read_json
 from pipeline.storage.files import remove_temporaries, write_json
 from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.store.combination import combine
 from pipeline.store.reader import StoreReader
 from pipeline.store.spec import differences
+from pipeline.store.view_store import ViewStore
 from trainer.comparison.finished import FinishedRun, is_finished
 from trainer.comparison.result_file import RESULT_LIMIT, CostFile, load_result
 from trainer.comparison.summary import make_result, merge_results
@@ -65,6 +67,7 @@ EPOCHS = "epochs"  # key in comparison.json
 COST_FILE = "cost.json"  # written by `trainer.comparison.measure`
 # Flags that may differ between commands for one directory, because no figure depends on them.
 _FREE = (
+    "image_size",  # part of the store's identity where it differs from the store's
     "data_dir",
     "data_cache_bytes",
     "shard_cache_bytes",
@@ -88,7 +91,8 @@ def main(argv: list[str]) -> int:
     _check_workdir(workdir, earlier=flags.earlier)
     if flags.earlier is not None:
         return _compare_earlier(flags, workdir)
-    store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+    opened = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+    store = combine([opened], image_size=flags.image_size)
     store.check_files()
     planned = plan_runs(flags, store)
     dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
@@ -128,7 +132,9 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     make_directory(workdir, flag="--workdir")
     with writer_lock(workdir, flag="--workdir"):
         if runs:
-            store = StoreReader(flags.store or FinishedRun.load(runs[0]).config["flags"]["store"])
+            earlier = FinishedRun.load(runs[0]).config["flags"]
+            opened = StoreReader(flags.store or earlier["store"])
+            store = combine([opened], image_size=earlier.get("image_size"))
             measured = next(filter(None, map(_read_cost, flags.earlier)), None)
             results.insert(0, _make_result(store, runs, workdir, measured))
         for directory in flags.earlier:
@@ -138,7 +144,7 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     return 0
 
 
-def plan_runs(flags: argparse.Namespace, store: StoreReader) -> list[Job]:
+def plan_runs(flags: argparse.Namespace, store: ViewStore) -> list[Job]:
     """Plans a job for each arm, seed and length.
 
     Raises:
@@ -166,7 +172,7 @@ def _is_done(job: Job) -> bool:
         return False
 
 
-def _lengths(flags: argparse.Namespace, store: StoreReader) -> list[int]:
+def _lengths(flags: argparse.Namespace, store: ViewStore) -> list[int]:
     """Lengths of the runs in epochs: `--epochs`, or those of the first command, even if the store has grown."""
     shared = _read_comparison(Path(flags.workdir)) or {}
     recipe = train_recipe(flags.recipe or default_recipe(store.spec))
@@ -175,7 +181,7 @@ def _lengths(flags: argparse.Namespace, store: StoreReader) -> list[int]:
 
 
 def _plan_run(
-    flags: argparse.Namespace, store: StoreReader, *, arm: str, seed: int, epochs: int, teacher: str | None
+    flags: argparse.Namespace, store: ViewStore, *, arm: str, seed: int, epochs: int, teacher: str | None
 ) -> Job:
     argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teacher=teacher)
     # The directory of the comparison stands for the run's, which does not affect the options.
@@ -233,13 +239,13 @@ def _check_workdir(workdir: Path, *, earlier: Sequence[Path] | None) -> None:
         )
 
 
-def _shared_settings(flags: argparse.Namespace, store: StoreReader) -> dict[str, Any]:
+def _shared_settings(flags: argparse.Namespace, store: ViewStore) -> dict[str, Any]:
     """Settings that all runs of a comparison share."""
     common = {name: value for name, value in shared_flags(flags).items() if name not in _FREE}
-    return {"spec": store.spec.digest(), **common}
+    return {**common, **store.identity()}
 
 
-def _check_same(flags: argparse.Namespace, store: StoreReader, workdir: Path) -> None:
+def _check_same(flags: argparse.Namespace, store: ViewStore, workdir: Path) -> None:
     """Checks that the settings are those of the existing runs."""
     if (existing := _read_comparison(workdir)) is None:
         return
@@ -319,7 +325,7 @@ def _report_run(job: Job) -> None:
 
 
 def _make_result(
-    store: StoreReader, directories: Sequence[Path], workdir: Path, measured: dict[str, Any] | None
+    store: ViewStore, directories: Sequence[Path], workdir: Path, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The result of the finished runs in these directories."""
     runs = [FinishedRun.load(path) for path in directories]

@@ -27,7 +27,8 @@ from pipeline.inputs.labels import match_classes
 from pipeline.inputs.locate import open_dataset
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
-from pipeline.store.reader import StoreReader
+from pipeline.store.combination import combine
+from pipeline.store.view_store import ViewStore
 from trainer.config.run_files import RESULT_FILE
 from trainer.distribution.strategy import make_strategy
 from trainer.distribution.workers import SAME_WORKERS, Workers
@@ -54,14 +55,14 @@ def main(argv: list[str]) -> int:
         follow=flags.follow,
         shard_cache_bytes=flags.shard_cache_bytes,
     ) as store:
-        _train_on(store, flags, strategy)
+        _train_on(combine([store], image_size=flags.image_size), flags, strategy)
     return 0
 
 
-def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distribute.Strategy) -> None:
+def _train_on(store: ViewStore, flags: argparse.Namespace, strategy: tf.distribute.Strategy) -> None:
     """Checks the store, resolves the options, and trains."""
     store.check_files()
-    store.spec.check_renderer()
+    store.check_renderer()
     previous = previous_schedule(Path(flags.workdir), needed=flags.epochs is None and flags.steps is None)
     options = resolve(flags, store, previous=previous)
     if previous is None:
@@ -79,7 +80,7 @@ def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distri
     tf.get_logger().setLevel("ERROR")
     workers = Workers(strategy)
     # Before variables are created, which is collective and fails if students differ.
-    workers.check_same(options.shared(store.spec.digest()), remedy=SAME_WORKERS)
+    workers.check_same(options.shared(store.identity()), remedy=SAME_WORKERS)
     lock = writer_lock(workdir, flag="--workdir") if workers.chief else contextlib.nullcontext()
     recipe = options.recipe
     remedy = f"choose a smaller --student ({recipe.student}) or --batch_size ({recipe.batch_size})"
@@ -92,7 +93,7 @@ def _train_on(store: StoreReader, flags: argparse.Namespace, strategy: tf.distri
         _print_result(result, workdir)
 
 
-def _complete(run: Run, options: TrainOptions, store: StoreReader) -> dict[str, Any]:
+def _complete(run: Run, options: TrainOptions, store: ViewStore) -> dict[str, Any]:
     """Trains and evaluates unless the run is finished; returns the content of result.json."""
     try:
         result = run.finished_result()

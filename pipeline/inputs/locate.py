@@ -15,8 +15,8 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.teacher import Teacher, fingerprint, local_teacher
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import DATA_CACHE_BYTES
-from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec, differences
+from pipeline.store.view_store import ViewStore
 
 
 def _candidates(spec: Spec, path: str) -> list[str]:
@@ -52,7 +52,7 @@ def find_data_dir(spec: Spec, given: str | None) -> str | None:
     )
 
 
-def select_split(store: StoreReader, split: str, opened: Dataset) -> Dataset:
+def select_split(store: ViewStore, split: str, opened: Dataset) -> Dataset:
     """Selects an evaluation split of an open data set, and verifies its identity.
 
     Raises:
@@ -65,7 +65,7 @@ def select_split(store: StoreReader, split: str, opened: Dataset) -> Dataset:
 
 
 def open_dataset(
-    store: StoreReader, split: str, *, data_dir: str | None, data_cache_bytes: int = DATA_CACHE_BYTES
+    store: ViewStore, split: str, *, data_dir: str | None, data_cache_bytes: int = DATA_CACHE_BYTES
 ) -> Dataset:
     """Opens the data set of a store's views (`split="views"`) or of an evaluation split, and verifies its identity.
 

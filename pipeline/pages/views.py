@@ -11,13 +11,12 @@ import tensorflow as tf
 
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.labels import UNLABELED
-from pipeline.store.reader import StoreReader
+from pipeline.store.replay import replay_input
+from pipeline.store.view_store import ViewStore
 from pipeline.views.batches import partner_views
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
-from pipeline.views.policies.base import ViewPolicy
-from pipeline.views.records import RecordSource, ViewRecords
-from pipeline.views.source import ImageSource
+from pipeline.views.records import ViewRecords
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,10 +76,9 @@ class View:
 class ViewImages:
     """Renders single views of a data set. Fingerprints of stored views are compared."""
 
-    def __init__(self, records: RecordSource, dataset: Dataset, policy: ViewPolicy) -> None:
+    def __init__(self, view_input: ViewInput, dataset: Dataset) -> None:
         self.dataset = dataset
-        self._renderer = policy.renderer()
-        self._input = ViewInput(records, ImageSource(dataset, self._renderer), 1)
+        self._input = view_input  # of batches of one view
 
     def render(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Crop, partner's crop and mixed view of one view.
@@ -94,7 +92,7 @@ class ViewImages:
     def source(self, example: int) -> np.ndarray:
         """The image that an example's boxes refer to, uint8 [H, W, 3]."""
         (encoded,) = self.dataset.read(np.array([example]))
-        pixels: np.ndarray = self._renderer.prepare(tf.constant(encoded)).numpy()
+        pixels: np.ndarray = self._input.renderer.prepare(tf.constant(encoded)).numpy()
         return pixels
 
     def views(self, indices: np.ndarray, records: ViewRecords) -> Iterator[View]:
@@ -120,13 +118,13 @@ class ViewImages:
             yield view
 
 
-def replay_views(store: StoreReader, dataset: Dataset, indices: np.ndarray) -> Iterator[tuple[View, View]]:
+def replay_views(store: ViewStore, dataset: Dataset, indices: np.ndarray) -> Iterator[tuple[View, View]]:
     """Yields stored views, in any order, each with its partner.
 
     Raises:
       DataError: a fingerprint differs, or a shard is damaged.
     """
-    images = ViewImages(store.views, dataset, store.spec.policy)
+    images = ViewImages(replay_input(store, dataset, 1), dataset)
     partners = partner_views(indices, num_examples=dataset.num_examples)
     yield from zip(
         images.rendered(indices, store.views.read(indices)),

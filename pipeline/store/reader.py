@@ -5,7 +5,7 @@ The published shards are a prefix of all shards, and may end inside an epoch whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipeline.store.openers import DOWNLOADS, BucketOpener, DiskOpener, Opener, 
 from pipeline.store.serialization import parse
 from pipeline.store.shards import shard_name
 from pipeline.store.spec import Spec, differences
-from pipeline.store.splits import may_overlap
+from pipeline.store.view_store import ViewStore
 from pipeline.views.records import ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
@@ -142,7 +142,7 @@ class SplitReader:
         return records, source.load(records.example)
 
 
-class StoreReader:
+class StoreReader(ViewStore):
     """A published store, on a file system of this machine or in a bucket.
 
     Args:
@@ -151,18 +151,16 @@ class StoreReader:
       in_order: whether views are read in order, so that the following shards are prefetched.
       unfinished: whether to accept a store without a published epoch, which has no `views`.
 
-    Attributes:
-      location: as given.
+    Attributes (see also `ViewStore`):
       path: directory of the metadata: the store, or a local copy.
-      spec: spec of the store.
-      classes: names of the teacher's classes, and the labels that they are compared with.
       views: reader of the training views.
-      eval_splits: names of the splits with evaluation logits.
 
     Raises:
       UserError: there is no store, nothing is published, or the cache is too small.
       DataError: the metadata are damaged.
     """
+
+    views: SplitReader
 
     def __init__(
         self,
@@ -206,11 +204,7 @@ class StoreReader:
             )
 
     def refresh(self) -> None:
-        """Adds newly published epochs to `views`. Must not run while records are read.
-
-        Raises:
-          DataError: the metadata are damaged, or shards that were published before have changed.
-        """
+        """Implements `ViewStore`."""
         if self._bucket is not None and not self._copy.refresh_published():
             return
         with naming(self.path, self.location):
@@ -274,30 +268,17 @@ class StoreReader:
                     yield f"{reader.opener.place(number)}: {size} bytes here, {info.bytes} in the manifest"
 
     def check_files(self) -> None:
-        """Checks that every published shard exists and has the size in the manifest, without opening it.
-
-        Raises:
-          DataError: names the first one with both sizes.
-        """
+        """Implements `ViewStore`."""
         for problem in self.file_problems():
             raise DataError(f"{problem}; restore the file from a copy, or rerun the precompute with --repair")
 
     @property
-    def epochs(self) -> int:
-        """Number of whole epochs."""
-        return self.views.num_records // self.spec.num_examples
-
-    @property
-    def held_out_splits(self) -> list[str]:
-        """Evaluated splits and slices that share no example with the training split, according to their names."""
-        return [name for name in self.eval_splits if not may_overlap(name, self.spec.dataset.split)]
+    def stores(self) -> Sequence[StoreReader]:
+        """Implements `ViewStore`: this one."""
+        return (self,)
 
     def eval_reader(self, split: str) -> SplitReader:
-        """Opens the teacher's logits on the evaluation crops of a split.
-
-        Raises:
-          UserError: the store does not have that split.
-        """
+        """Implements `ViewStore`."""
         if split not in self._eval:
             raise UserError(
                 f"`eval_split`={split}: {self.location} has evaluation logits of {', '.join(self.eval_splits) or 'no split'}"
@@ -305,11 +286,7 @@ class StoreReader:
         return self._split(split, self._eval[split])
 
     def check_dataset(self, found: DatasetIdentity, *, split: str = VIEWS_SPLIT) -> None:
-        """Compares a data set's identity with the one in the store.
-
-        Raises:
-          DataError: lists the differing fields with both values.
-        """
+        """Implements `ViewStore`."""
         stored = self.spec.dataset if split == VIEWS_SPLIT else self._eval[split].dataset
         if lines := differences(found.to_json(), stored.to_json(), sides=("here", "in the store")):
             raise DataError(

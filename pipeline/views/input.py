@@ -18,11 +18,12 @@ from pipeline.cli.environment import usable_cpus, usable_memory
 from pipeline.errors import DataError
 from pipeline.errors.causes import find_error
 from pipeline.views.batches import EXTRA_CROPS, plan_batch
-from pipeline.views.records import RecordSource, ViewRecords
+from pipeline.views.records import NO_FINGERPRINT, RecordSource, ViewRecords
 from pipeline.views.render import Renderer, Window, fingerprint32, flip, pack_windows, slice_window
 from pipeline.views.source import ImageSource, LoadedImages
 
 _CHECKED, _PREFETCHED = 2, 2  # finished batches ahead of the consumer
+CHECK_EVERY = 32  # of this many batches, the first is also rendered at the other sizes and compared there
 
 Planner = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Batch = dict[str, tf.Tensor]
@@ -75,6 +76,32 @@ def check_fingerprints(
         )
 
 
+def check_sources(views: np.ndarray, records: ViewRecords, loaded: LoadedImages) -> None:
+    """Compares the fingerprints of the encoded images of views int64 [n] with their records.
+
+    Raises:
+      DataError: one differs; see `check_fingerprints`.
+    """
+    found = loaded.source_hash
+    if found is None:
+        found = fingerprint32(tf.constant(loaded.encoded)).numpy()
+    check_fingerprints(
+        views,
+        records.example,
+        checked=records.stored,
+        what="source",
+        stored=records.source_hash,
+        found=found,
+    )
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    # The autotuner sometimes delayed the end of an iterator for as long as the iterator had existed.
+    options.autotune.enabled = False
+    return options
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewInput:
     """Batches of crops of consecutive views.
@@ -86,6 +113,8 @@ class ViewInput:
       plan: function from the first view to (views int64 [K], partner int32 [B]); `plan_batch` by default.
       extra_crops: number of crops besides the batch's own, for partners.
       buffer_bytes: memory for batches rendered ahead; a quarter of the machine's memory by default.
+      others: inputs of the same batches at other image sizes, those of the stores. One batch of `CHECK_EVERY` is rendered at
+        these sizes, too, the first one included, so that its crops can be compared with the stores.
     """
 
     records: RecordSource
@@ -94,6 +123,7 @@ class ViewInput:
     plan: Planner | None = None
     extra_crops: int = EXTRA_CROPS
     buffer_bytes: int | None = None
+    others: tuple[ViewInput, ...] = ()
     _built: dict[int | None, tuple[Any, Any]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -122,24 +152,10 @@ class ViewInput:
             images = [np.array(loaded.encoded, object)]
         else:
             # Checked before cropping: the box of another image may lie outside this one.
-            self._check_source(views, records, loaded)
+            check_sources(views, records, loaded)
             images = [loaded.bank, loaded.places, loaded.source_hash]
         columns = [views, *(getattr(records, name) for name, _, _ in _COLUMNS[1:])]
         return [*columns, partner, records.logits[: self.batch_size], *images]
-
-    @staticmethod
-    def _check_source(views: np.ndarray, records: ViewRecords, loaded: LoadedImages) -> None:
-        found = loaded.source_hash
-        if found is None:
-            found = fingerprint32(tf.constant(loaded.encoded)).numpy()
-        check_fingerprints(
-            views,
-            records.example,
-            checked=records.stored,
-            what="source",
-            stored=records.source_hash,
-            found=found,
-        )
 
     def _render(self, *tensors: tf.Tensor) -> Batch:
         """Renders the output of `_fetch` to a batch with static shapes."""
@@ -191,7 +207,7 @@ class ViewInput:
         return batch
 
     def _check(self, batch: Batch) -> Batch:
-        """Passes a batch on only if both fingerprints of every stored view match."""
+        """Passes a batch on only if both fingerprints of every stored view match; the crop's if it is stored at this size."""
         names = [
             "views",
             "example",
@@ -208,7 +224,7 @@ class ViewInput:
                 check_fingerprints(
                     got["views"],
                     got["example"],
-                    checked=got["stored"],
+                    checked=got["stored"] & (got[f"{what}_hash"] != NO_FINGERPRINT),
                     what=what,
                     stored=got[f"{what}_hash"],
                     found=got[f"found_{what}_hash"],
@@ -229,19 +245,44 @@ class ViewInput:
         fitting = (available - (_CHECKED + _PREFETCHED) * crops) // (crops + 2 * encoded)
         return max(min(threads, fitting), 1)
 
-    def dataset(self, starts: tf.data.Dataset, *, threads: int | None = None) -> tf.data.Dataset:
+    def dataset(
+        self, starts: tf.data.Dataset, *, threads: int | None = None, with_others: bool = False
+    ) -> tf.data.Dataset:
         """Batches for a data set of first views.
 
         Args:
           starts: int64 [] elements, in the order wanted.
           threads: batches rendered side by side; as many as there are cores by default; fewer where `buffer_bytes`
             does not allow as many.
+          with_others: whether every batch contains its crops at the other sizes.
 
         Returns:
           A data set, in order, of dicts with static shapes, K = B + extra_crops: `crops` uint8 [K, S, S, 3]; `partner`
           int32 [B]; `logits` float32 [B, C]; and over all K crops `views`, `example`, `box`, `flip`, `ratio`,
-          `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`).
+          `stored`, and the hashes stored (`crop_hash`, `source_hash`) and found (`found_...`). `with_others`, also
+          `others`, a tuple with the batch of each input of `others`.
         """
+        own = self._dataset(starts, threads=threads)
+        if not self.others:
+            return own
+        if with_others:
+            others = [other._dataset(starts, threads=threads) for other in self.others]
+            merged = tf.data.Dataset.zip((own, *others)).map(lambda batch, *rest: {**batch, "others": rest})
+        else:
+            checks = [other._passed(starts.shard(CHECK_EVERY, 0)) for other in self.others]
+            # An element is passed on when all parts of it are there, so after its check.
+            merged = tf.data.Dataset.zip((own, *checks)).map(lambda batch, *_: batch)
+        return merged.apply(tf.data.experimental.assert_cardinality(own.cardinality())).with_options(
+            _options()
+        )
+
+    def _passed(self, starts: tf.data.Dataset) -> tf.data.Dataset:
+        """`CHECK_EVERY` numbers for each batch whose fingerprints match."""
+        rows = self._dataset(starts, threads=1).map(lambda batch: batch["views"][0])
+        return rows.flat_map(lambda view: tf.data.Dataset.from_tensors(view).repeat(CHECK_EVERY))
+
+    def _dataset(self, starts: tf.data.Dataset, *, threads: int | None) -> tf.data.Dataset:
+        """`dataset` at this size alone."""
         parallel = self._parallel(threads or usable_cpus())
         types = [dtype for _, dtype, _ in _COLUMNS] + [tf.int32, tf.float32]
         types += [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
@@ -255,10 +296,7 @@ class ViewInput:
         checked = rendered.map(self._check, num_parallel_calls=checking, deterministic=True).prefetch(
             _PREFETCHED
         )
-        options = tf.data.Options()
-        # The autotuner sometimes delayed the end of an iterator for as long as the iterator had existed.
-        options.autotune.enabled = False
-        return checked.with_options(options)
+        return checked.with_options(_options())
 
     def _traced(self, starts: np.ndarray, threads: int | None) -> tf.data.Dataset:
         """`dataset` of `starts`, traced once, since tracing takes a second and a store has many shards."""
@@ -283,7 +321,7 @@ class ViewInput:
         try:
             views, _ = self._plan(start)
             records, loaded = self.records.fetch(views, self.source)
-            self._check_source(views, records, loaded)
+            check_sources(views, records, loaded)
         except DataError as cause:
             return cause
         return self.source.explain(records.example, error)

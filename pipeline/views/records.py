@@ -14,6 +14,8 @@ from pipeline.views.order import example_of_view
 from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.source import ImageSource, LoadedImages
 
+NO_FINGERPRINT = -1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViewRecords:
@@ -24,7 +26,8 @@ class ViewRecords:
       box: int32 [n, 4], y, x, height, width; see `ViewPolicy.draw_boxes` for the pixels that it refers to.
       flip: bool [n].
       ratio: float32 [n], the mixup ratio.
-      crop_hash, source_hash: int64 [n] fingerprints in 0..2**32-1; 0 if not stored.
+      crop_hash, source_hash: int64 [n] fingerprints in 0..2**32-1; 0 if not stored. A crop_hash is `NO_FINGERPRINT` if the store
+        has crops of another size.
       stored: bool [n]; False if the parameters were drawn instead of read.
       logits: float32 [n, C] decoded teacher logits; zeros if not stored.
     """

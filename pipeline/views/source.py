@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import threading
@@ -133,6 +134,12 @@ class ImageSource:
         self._bank: ImageBank | None = None
         if cache_bytes and self._estimate() <= cache_bytes and (needed := self._measure()) <= cache_bytes:
             self._bank = ImageBank(needed, images.num_examples)
+
+    def rendered_by(self, renderer: Renderer) -> ImageSource:
+        """The same images and cache for another renderer, which must prepare images in the same way if they are cached."""
+        other = copy.copy(self)
+        other.renderer = renderer
+        return other
 
     @functools.cached_property
     def encoded_bytes(self) -> int:

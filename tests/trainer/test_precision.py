@@ -89,12 +89,12 @@ def test_online_steps_of_a_bfloat16_run_keep_the_teacher_in_float32(
         one_epoch, tmp_path, data_dir, "--precision=bfloat16", "--steps=5", f"--teacher={teacher_path}"
     )
     run = start_run(argv)
-    assert run.teacher is not None
+    assert run.teachers is not None
     views = tf.constant(
         np.random.default_rng(0).uniform(0, 255, (5, stores.SIZE, stores.SIZE, 3)), tf.float32
     )
-    before = run.teacher(views)
+    before = run.teachers(views)
     assert run.train()["teacher_forward_passes"] == 10
-    np.testing.assert_array_equal(run.teacher(views), before)
+    np.testing.assert_array_equal(run.teachers(views), before)
     assert run.distiller._online_logits(views).dtype == tf.float32
     np.testing.assert_array_equal(run.distiller._online_logits(views), before)

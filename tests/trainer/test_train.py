@@ -287,7 +287,7 @@ def test_teacher_that_a_continued_run_no_longer_needs_is_not_loaded(
     assert f"--teacher={teacher_path}" in message
     assert main(arguments(one_epoch, tmp_path / "run", data_dir, *flags)) == 0
     run = start_run(arguments(three_epochs, tmp_path / "run", data_dir, *flags))
-    assert run.teacher is None
+    assert run.teachers is None
     assert "is not needed" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"teacher.*=nowhere"):
         start_run(arguments(three_epochs, tmp_path / "run", data_dir, "--teacher=nowhere", "--steps=4"))

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.cloud.check_store")
 
 from pipeline.cli.parser import positive
+from pipeline.store.combination import combine
 from pipeline.store.reader import StoreReader
 from trainer.config.run_length import replica_batch_size
 from trainer.flags.train import check_flags, make_parser
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse_strictly(argv)
     check_flags(flags)
-    store = StoreReader(flags.store)
+    store = combine([StoreReader(flags.store)], image_size=flags.image_size)
     options = resolve(flags, store)
     replica_batch_size(options.recipe.batch_size, flags.fewest_replicas)
     print(describe(options, store))

@@ -34,13 +34,16 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.storage.files import write_json
+from pipeline.store.combination import combine
 from pipeline.store.reader import StoreReader
+from pipeline.store.view_store import ViewStore
 from pipeline.views.mix import mix
 from pipeline.views.source import ImageSource
 from trainer.flags.train import make_parser
 from trainer.run.builder import build_run
 from trainer.run.options import resolve
 from trainer.run.training import Run
+from trainer.step.distiller import shown_to_teacher
 
 _ROUNDS = 5  # after a first one that does not count
 _TURN_SECONDS = 2.0  # approximate length of a turn
@@ -130,7 +133,7 @@ def _wait_until_idle() -> float:
             return since
 
 
-def _run(flags: argparse.Namespace, store: StoreReader, workdir: str, arm: str) -> Run:
+def _run(flags: argparse.Namespace, store: ViewStore, workdir: str, arm: str) -> Run:
     asked = copy.copy(flags)
     asked.arm, asked.workdir, asked.steps_per_execution = arm, workdir, 1
     return build_run(resolve(asked, store), store)
@@ -159,8 +162,9 @@ def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Wo
     _fill_cache(offline.targets.input.source)
     resident = next(_batches(offline))
     alone = iter(tf.data.Dataset.from_tensors(resident).repeat())
-    views = mix(resident["crops"], resident["partner"], resident["ratio"])
-    forward = tf.function(online.online_teacher, jit_compile=jit_compile)
+    seen = next(_batches(online))
+    views = shown_to_teacher(seen, mix(seen["crops"], seen["partner"], seen["ratio"]))
+    forward = tf.function(online.teachers, jit_compile=jit_compile)
     drawn = _batches(offline)  # not those of the offline steps, whose buffers it would drain
 
     def draw() -> object:
@@ -170,7 +174,7 @@ def _contenders(offline: Run, online: Run, *, jit_compile: bool) -> dict[str, Wo
         _step(offline, _batches(offline)),
         _step(online, _batches(online)),
         _step(offline, alone),
-        lambda: forward(views).numpy(),
+        lambda: [logits.numpy() for logits in tf.nest.flatten(forward(views))],
         draw,
     ]
     return dict(zip(NAMES, works, strict=True))
@@ -193,11 +197,12 @@ def main(argv: list[str]) -> int:
             )
         if flags.deterministic:
             tf.config.experimental.enable_op_determinism()
-        store = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+        opened = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
+        store = combine([opened], image_size=flags.image_size)
         tf.keras.utils.set_random_seed(flags.seed)
         offline = _run(argparse.Namespace(**{**vars(flags), "teacher": None}), store, workdir, "offline")
         online = _run(flags, store, workdir, "online")
-    if online.teacher is None or online.online_teacher is None:
+    if online.teachers is None:
         raise ValueError("a live arm has a teacher")
     contenders = _contenders(offline, online, jit_compile=flags.jit_compile)
     turns = itertools.count(1)
@@ -213,7 +218,7 @@ def main(argv: list[str]) -> int:
         "seconds_a_step": measured.seconds,
         "seconds_a_step_spread": measured.spread,
         "batch_size": online.options.recipe.batch_size,
-        "teacher_parameters": online.teacher.num_parameters,
+        "teacher_parameters": online.teachers.num_parameters,
         "how": measured.describe(),
     }
     write_json(Path(flags.output), figures)

@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.cli import environment
 from pipeline.cli.units import counted
 from pipeline.errors import DataError, UserError
-from pipeline.store.reader import StoreReader
 from pipeline.store.spec import differences
+from pipeline.store.view_store import ViewStore
 from trainer.comparison.finished import FinishedRun
 from trainer.comparison.pair_figures import cost_figures, loss_figures, prediction_figures, weight_figures
 from trainer.comparison.result_file import FORMAT, Result, Row
@@ -26,7 +26,7 @@ _OF_LENGTHS = ("warmup_steps", "epochs", "views", "source")
 
 
 def make_result(
-    store: StoreReader,
+    store: ViewStore,
     runs: Sequence[FinishedRun],
     *,
     workdir: Path,
@@ -52,11 +52,11 @@ def make_result(
         "processor": environment.processor(),
         "store": {
             "path": store.location,
-            "digest": spec.digest(),
+            "digest": store.identity()["spec"],
             "views": store.views.num_records,
             "examples": spec.num_examples,
             "epochs": store.epochs,
-            "bytes": store.views.manifest.bytes,
+            "bytes": store.view_bytes,
             "codec": spec.codec,
             "temperature": spec.temperature,
             "spec": {"identity": spec.identity(), "provenance": spec.provenance},
@@ -84,7 +84,7 @@ def make_result(
     }
 
 
-def check_comparable(store: StoreReader, runs: Sequence[FinishedRun]) -> None:
+def check_comparable(store: ViewStore, runs: Sequence[FinishedRun]) -> None:
     """Checks that runs differ only in arm, seed and length."""
     keys = [(run.arm, run.seed, run.epochs) for run in runs]
     for run, key in zip(runs, keys, strict=True):
@@ -97,9 +97,10 @@ def check_comparable(store: StoreReader, runs: Sequence[FinishedRun]) -> None:
         sides = (f"in {run.directory}", f"in {runs[0].directory}")
         if lines := differences(here, there, sides=sides):
             raise UserError(f"runs cannot be compared: {'; '.join(lines)}; leave one of them out")
-        if here["spec"] != store.spec.digest():
+        digest = store.identity()["spec"]
+        if here["spec"] != digest:
             raise UserError(
-                f"{run.directory}: trained on the store {here['spec'][:16]}, {store.location} is {store.spec.digest()[:16]}; "
+                f"{run.directory}: trained on the store {here['spec'][:16]}, {store.location} is {digest[:16]}; "
                 "pass the --store that it was trained on"
             )
     _check_lengths([(str(run.directory), run.epochs, run.steps) for run in runs])
@@ -110,6 +111,7 @@ def _run_identity(run: FinishedRun) -> dict[str, Any]:
     recipe = {k: v for k, v in run.config["recipe"].items() if k not in ("source", "epochs")}
     return {
         "spec": run.result["spec"],
+        **_image_size(run),
         "eval_split": run.result["eval_split"],
         "recipe_name": run.config["recipe_name"],
         **recipe,
@@ -117,6 +119,12 @@ def _run_identity(run: FinishedRun) -> dict[str, Any]:
         "precision": run.config["flags"]["precision"],
         "sync_batch_norm": dict(run.config["flags"]).get("sync_batch_norm") or False,
     }
+
+
+def _image_size(run: FinishedRun) -> dict[str, Any]:
+    """`image_size` of a run that differs from the store's."""
+    found = dict(run.result).get("image_size")
+    return {} if found is None else {"image_size": found}
 
 
 def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
@@ -137,7 +145,7 @@ def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
             )
 
 
-def _teacher_passes(store: StoreReader) -> int:
+def _teacher_passes(store: ViewStore) -> int:
     """Images that the teacher processed for the store: views and evaluation crops."""
     return store.views.num_records + sum(store.eval_reader(name).num_records for name in store.eval_splits)
 
@@ -202,7 +210,7 @@ def _values(rows: Sequence[Row], name: str) -> list[float]:
     return [float(row[name]) for row in rows if row.get(name) is not None]
 
 
-def _cost(store: StoreReader, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> Row:
+def _cost(store: ViewStore, runs: Sequence[FinishedRun], measured: dict[str, Any] | None) -> Row:
     """`cost` of a result: counts, and with measured seconds the figures for the longest online run."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
@@ -214,8 +222,8 @@ def _cost(store: StoreReader, runs: Sequence[FinishedRun], measured: dict[str, A
         "teacher_rows_a_step": rows,
         "seconds_a_step_in_runs": _seconds_in_runs(runs),
         "teacher_passes": {"offline": 0, "online": longest.steps * size},
-        "store_bytes": store.views.manifest.bytes,
-        "bytes_a_view": store.views.manifest.bytes / store.views.num_records,
+        "store_bytes": store.view_bytes,
+        "bytes_a_view": store.view_bytes / store.views.num_records,
     }
     if measured is None:
         return {
@@ -258,6 +266,7 @@ def _recipe(runs: Sequence[FinishedRun]) -> Row:
         "name": first.config["recipe_name"],
         **{name: value for name, value in first.config["recipe"].items() if name not in _OF_RUNS},
         "temperature": first.config["temperature"],
+        **_image_size(first),
         "warmup_steps": first.warmup_steps
         if same
         else {counted(epochs, "epoch"): steps for epochs, steps in sorted(warmup.items())},

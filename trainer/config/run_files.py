@@ -36,6 +36,7 @@ class RunFlags(TypedDict):
     steps: NotRequired[int | None]
     arm: NotRequired[str]
     store: str
+    image_size: NotRequired[Positive | None]
 
 
 class RunRecipe(TypedDict):

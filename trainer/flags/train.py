@@ -56,6 +56,7 @@ class TrainFlags:
 
     store: str
     workdir: str
+    image_size: int | None
     data_dir: str | None
     teacher: str | None
     arm: str
@@ -168,6 +169,11 @@ def add_shared_flags(parser: Parser) -> None:
     """Adds the flags that `trainer.train` and `trainer.compare` share."""
     add = parser.group("data").add_argument
     add("--data_dir", type=place, help="TFDS data directory, or its URL (default: the precompute's).")
+    add(
+        "--image_size",
+        type=positive,
+        help="Side of the student's views in pixels (default: the store's); policies such as inception have views of any size.",
+    )
     _add_recipe_flags(parser)
     _add_device_flags(parser)
     add = parser.group("evaluation and logs").add_argument

@@ -20,7 +20,7 @@ from pipeline.pages.views import replay_views
 from pipeline.storage.checked_json import build, parse_json
 from pipeline.storage.files import atomic_file
 from pipeline.store.codecs import log_softmax
-from pipeline.store.reader import StoreReader
+from pipeline.store.view_store import ViewStore
 from trainer.comparison.result_file import ShownFacts
 
 VIEWS_FILE = "views.png"
@@ -41,7 +41,7 @@ class ShownView:
     facts: dict[str, Any]
 
 
-def save_views(store: StoreReader, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
+def save_views(store: ViewStore, dataset: Dataset, path: Path, *, views: int = 9) -> Path:
     """Replays evenly spaced views of a store, with both fingerprints checked, and draws them.
 
     Raises:

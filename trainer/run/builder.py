@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from pipeline.inputs.locate import (
     open_dataset,
     select_split,
 )
-from pipeline.inputs.teacher import Teacher
-from pipeline.store.reader import StoreReader
+from pipeline.store.view_store import ViewStore
 from trainer import models
 from trainer.config.run_length import replica_batch_size
 from trainer.distribution.workers import Workers
@@ -34,12 +32,12 @@ from trainer.step.distiller import Distiller
 from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import Scaled
 from trainer.targets.batches import Targets
-from trainer.targets.online_teacher import BatchedTeacher
+from trainer.targets.online_teacher import OnlineTeacher, OnlineTeachers
 
 
 def build_run(
     options: TrainOptions,
-    store: StoreReader,
+    store: ViewStore,
     *,
     dataset: Dataset | None = None,
     strategy: tf.distribute.Strategy | None = None,
@@ -65,11 +63,10 @@ def build_run(
         dataset = open_dataset(
             store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
         )
-    teacher = _load_teacher(options, store)
-    online_teacher = _batched_teacher(teacher, store, size)
+    teachers = _load_teachers(options, store, size)
     learning_rate = Scaled(options.recipe.learning_rate, options.schedule.multiplier())
     with strategy.scope(), averaged_statistics():
-        distiller = _make_distiller(options, store, teacher=online_teacher, replicas=replicas)
+        distiller = _make_distiller(options, store, teachers=teachers, replicas=replicas)
     targets = Targets(
         store,
         dataset,
@@ -78,13 +75,13 @@ def build_run(
         replicas=replicas,
         image_cache_bytes=flags.image_cache_bytes,
         buffer_bytes=flags.input_buffer_bytes,
-        continued_from=None if teacher is None or options.arm.live else store.views.num_records,
+        continued_from=None if teachers is None or options.arm.live else store.views.num_records,
         with_record=flags.write_back,
     )
     teacher_pass = None
-    if teacher is not None and flags.write_back:
-        teacher_input = dataclasses.replace(targets.input, batch_size=store.spec.teacher.batch_size)
-        teacher_pass = TeacherPass(teacher_input, teacher)
+    if teachers is not None and flags.write_back:
+        teacher_input = targets.teacher_input(store.spec.teacher.batch_size)
+        teacher_pass = TeacherPass(teacher_input, teachers.members[0].teacher)
     following = None
     if flags.follow:
         following = Following(
@@ -101,14 +98,13 @@ def build_run(
         distiller=distiller,
         learning_rate=learning_rate,
         targets=targets,
-        teacher=teacher,
-        online_teacher=online_teacher,
+        teachers=teachers,
         teacher_pass=teacher_pass,
         checkpoints=Checkpoints(
             Path(flags.workdir) / "checkpoints",
             student=distiller.student,
             optimizer=distiller.optimizer,
-            identity=options.identity(store.spec.digest()),
+            identity=options.identity(store.identity()),
             writes=workers.chief,
         ),
         evaluator=functools.partial(_make_evaluator, options, store, dataset),
@@ -119,36 +115,32 @@ def build_run(
     )
 
 
-def _load_teacher(options: TrainOptions, store: StoreReader) -> Teacher | None:
-    """The online teacher; None if every step trains on stored logits."""
+def _load_teachers(options: TrainOptions, store: ViewStore, size: int) -> OnlineTeachers | None:
+    """The online teachers for `size` views per replica; None if every step trains on stored logits."""
     path = options.flags.teacher
-    if options.arm.live:
-        path = find_teacher(store.spec, path, store=store.location)
-    if path is None:
+    if path is None and not options.arm.live:
         return None
     if options.length.online_from == options.length.steps:
-        check_teacher_exists(path)
+        check_teacher_exists(str(path))
         print(f"--teacher={path} is not needed: the store has all views of this run", flush=True)
         return None
-    return load_teacher(store.spec, path)
-
-
-def _batched_teacher(teacher: Teacher | None, store: StoreReader, size: int) -> BatchedTeacher | None:
-    """The teacher in batches of the precompute's size, for `size` views per replica."""
-    if teacher is None:
-        return None
-    batched = BatchedTeacher(teacher, store.spec.teacher.batch_size)
-    if padding := batched.padding(size):
-        print(
-            f"the teacher runs on {batched.batch_size} views at a time, as in the precompute: {size} views per replica take "
-            f"{padding} rows of padding; a multiple of {batched.batch_size} takes none",
-            flush=True,
-        )
-    return batched
+    members = []
+    for part in store.stores:
+        found = find_teacher(part.spec, path, store=part.location)
+        teacher = load_teacher(part.spec, found)
+        members.append(OnlineTeacher(teacher, str(teacher.path), part.spec))
+        batched = members[-1].batched
+        if padding := batched.padding(size):
+            print(
+                f"the teacher runs on {batched.batch_size} views at a time, as in the precompute: {size} views per replica take "
+                f"{padding} rows of padding; a multiple of {batched.batch_size} takes none",
+                flush=True,
+            )
+    return OnlineTeachers(tuple(members), tuple(store.weights))
 
 
 def _make_distiller(
-    options: TrainOptions, store: StoreReader, *, teacher: BatchedTeacher | None, replicas: int
+    options: TrainOptions, store: ViewStore, *, teachers: OnlineTeachers | None, replicas: int
 ) -> Distiller:
     """Student, loss and optimizer, compiled; to be called in the strategy's scope."""
     flags, recipe, spec = options.flags, options.recipe, store.spec
@@ -157,7 +149,7 @@ def _make_distiller(
     student = models.build_student(
         recipe.student,
         num_classes=spec.num_classes,
-        image_size=spec.policy.image_size,
+        image_size=store.image_size,
         precision=flags.precision,
     )
     if flags.sync_batch_norm:
@@ -168,8 +160,8 @@ def _make_distiller(
         student,
         temperature=options.temperature,
         temperature_squared=recipe.temperature_squared,
-        teacher=teacher,
-        round_trip=spec.make_codec().round_trip,
+        teacher=teachers,
+        round_trip=None if teachers is None else teachers.round_trip,
     )
     optimizer = recipe_optimizer(recipe, options.schedule.multiplier())
     distiller.compile(
@@ -178,7 +170,7 @@ def _make_distiller(
     return distiller
 
 
-def _make_evaluator(options: TrainOptions, store: StoreReader, dataset: Dataset, split: str) -> Evaluator:
+def _make_evaluator(options: TrainOptions, store: ViewStore, dataset: Dataset, split: str) -> Evaluator:
     return Evaluator(
         store,
         select_split(store, split, dataset),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.store.reader import StoreReader
 from pipeline.store.splits import may_overlap
+from pipeline.store.view_store import ViewStore
+from pipeline.views.input import CHECK_EVERY
 from trainer import models
 from trainer.config.run_length import count_text
 from trainer.run.options import TrainOptions
@@ -13,7 +14,7 @@ from trainer.run.run_schedule import Schedule
 from trainer.targets.arms import OFFLINE
 
 
-def describe(options: TrainOptions, store: StoreReader, *, previous: Schedule | None = None) -> str:
+def describe(options: TrainOptions, store: ViewStore, *, previous: Schedule | None = None) -> str:
     """Describes a run before it starts, in one or more lines."""
     length, recipe, flags = options.length, options.recipe, options.flags
     dataset = store.spec.dataset
@@ -35,6 +36,12 @@ def describe(options: TrainOptions, store: StoreReader, *, previous: Schedule | 
         lines.append(
             f"warm-up of {options.warmup_steps:,} steps, then a constant learning rate until SIGTERM"
         )
+    if own := [part.image_size for part in store.stores if part.image_size != store.image_size]:
+        sizes = ", ".join(f"{size}" for size in dict.fromkeys(own))
+        lines.append(
+            f"crops are rendered at {store.image_size} pixels: the source image of every view is verified, and the crop at the "
+            f"store's {sizes} pixels in one batch of {CHECK_EVERY}"
+        )
     split = options.eval_split
     if split is not None and split not in store.held_out_splits:
         lines.append(
@@ -50,7 +57,7 @@ def describe(options: TrainOptions, store: StoreReader, *, previous: Schedule | 
     return "\n".join(lines)
 
 
-def _length_notes(options: TrainOptions, store: StoreReader, *, previous: Schedule | None) -> list[str]:
+def _length_notes(options: TrainOptions, store: ViewStore, *, previous: Schedule | None) -> list[str]:
     """Notes on a length that differs from the store's, a student that is slow at this size, and skipped views."""
     length, recipe, flags = options.length, options.recipe, options.flags
     lines: list[str] = []
@@ -61,7 +68,7 @@ def _length_notes(options: TrainOptions, store: StoreReader, *, previous: Schedu
             f"the run keeps its length of {count_text(length.steps)} steps, although the store has views for {stored_steps:,}; "
             f"extend it with --epochs={store.epochs}"
         )
-    if (notice := models.size_notice(recipe.student, store.spec.policy.image_size)) is not None:
+    if (notice := models.size_notice(recipe.student, store.image_size)) is not None:
         lines.append(notice)
     in_steps = flags.steps or length.endless or (previous is not None and not flags.epochs)
     epochs = None if in_steps else recipe.epochs or store.epochs
@@ -73,7 +80,7 @@ def _length_notes(options: TrainOptions, store: StoreReader, *, previous: Schedu
     return lines
 
 
-def describe_missing_split(store: StoreReader, split_names: Sequence[str]) -> str:
+def describe_missing_split(store: ViewStore, split_names: Sequence[str]) -> str:
     """Explains, before a run, that no accuracy will be reported, and how to get one."""
     dataset = store.spec.dataset
     if others := [name for name in split_names if not may_overlap(name, dataset.split)]:

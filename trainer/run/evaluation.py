@@ -17,7 +17,8 @@ from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.labels import UNLABELED, match_classes, top1
 from pipeline.storage.files import atomic_file
-from pipeline.store.reader import StoreReader
+from pipeline.store.replay import add_other_sizes
+from pipeline.store.view_store import ViewStore
 from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
 from pipeline.views.render import eval_renderer
@@ -47,7 +48,7 @@ class Evaluator:
 
     def __init__(
         self,
-        store: StoreReader,
+        store: ViewStore,
         dataset: Dataset,
         *,
         batch_size: int,
@@ -60,12 +61,19 @@ class Evaluator:
         self._size = min(batch_size, dataset.num_examples)
         self._count = dataset.num_examples
         self._loss = DistillationLoss(temperature, temperature_squared=temperature_squared)
-        image_size = store.spec.policy.image_size
-        source = ImageSource(dataset, eval_renderer(store.spec.eval_crop, image_size))
+        crop, split = store.spec.eval_crop, dataset.split
+        source = ImageSource(dataset, eval_renderer(crop, store.image_size))
         plan = eval_planner(self._size, num_examples=self._count)
-        records = store.eval_reader(dataset.split)
-        self._input = ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes)
-        kept_bytes = image_size**2 * 3 + 4 * store.spec.num_classes  # per image: crop and teacher logits
+        records = store.eval_reader(split)
+        self._input = add_other_sizes(
+            ViewInput(records, source, self._size, plan, buffer_bytes=buffer_bytes),
+            store,
+            records=lambda part: part.eval_reader(split),
+            renderer=lambda part: eval_renderer(crop, part.image_size),
+        )
+        kept_bytes = (
+            store.image_size**2 * 3 + 4 * store.spec.num_classes
+        )  # per image: crop and teacher logits
         self._keep = self._count * kept_bytes <= cache_bytes
         self._kept: list[tuple[tf.Tensor, tf.Tensor]] = []
         self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None

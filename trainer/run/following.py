@@ -13,6 +13,7 @@ from pipeline.errors import TryAgainError, UnpublishedError, UserError
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.writer_watch import WriterWatch
 from pipeline.store.reader import StoreReader
+from pipeline.store.view_store import ViewStore
 from trainer.config.run_length import RunLength
 from trainer.distribution.workers import Workers
 
@@ -57,7 +58,7 @@ class Following:
 
     def __init__(
         self,
-        store: StoreReader,
+        store: ViewStore,
         *,
         length: RunLength,
         steps_per_execution: int,

@@ -12,8 +12,8 @@ from pipeline.cli.units import counted
 from pipeline.errors import UserError
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import DATA_CACHE_BYTES
-from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec, differences
+from pipeline.store.view_store import ViewStore
 from pipeline.views.recipes import view_recipe
 from trainer.config.choices import check_student
 from trainer.config.recipes import TrainRecipe, train_recipe
@@ -83,14 +83,17 @@ class TrainOptions:
         out: dict[str, Any] = _spell_infinity(dataclasses.asdict(self))
         return out
 
-    def identity(self, spec_digest: str) -> dict[str, Any]:
+    def identity(self, targets: dict[str, Any]) -> dict[str, Any]:
         """Values that must be the same for a run to continue from a checkpoint.
 
         Length and schedule are excluded, because a finished run may be extended.
+
+        Args:
+          targets: identity of what is replayed, see `ViewStore.identity`.
         """
         excluded = ("source", "warmup_steps", "views", "epochs", "allow_short_run")
         out = {
-            "spec": spec_digest,
+            **targets,
             "recipe_name": self.recipe_name,
             **{name: value for name, value in self.recipe.to_json().items() if name not in excluded},
             "temperature": self.temperature,
@@ -104,12 +107,12 @@ class TrainOptions:
             out["sync_batch_norm"] = True
         return out
 
-    def shared(self, spec_digest: str) -> dict[str, Any]:
-        """Values that must be the same for all workers of a run."""
+    def shared(self, targets: dict[str, Any]) -> dict[str, Any]:
+        """Values that must be the same for all workers of a run; `targets` as in `identity`."""
         flags = {name: value for name, value in self.to_json()["flags"].items() if name not in _PER_MACHINE}
         return {
             **flags,
-            **self.identity(spec_digest),
+            **self.identity(targets),
             "steps": _spell_infinity(self.length.steps),
             "warmup_steps": self.warmup_steps,
             "eval_every": self.eval_every,
@@ -123,9 +126,7 @@ def _spell_infinity(tree: Any) -> Any:
     return "inf" if tree == math.inf else tree
 
 
-def resolve(
-    flags: argparse.Namespace, store: StoreReader, *, previous: Schedule | None = None
-) -> TrainOptions:
+def resolve(flags: argparse.Namespace, store: ViewStore, *, previous: Schedule | None = None) -> TrainOptions:
     """Resolves flags against a store.
 
     Args:
@@ -140,7 +141,7 @@ def resolve(
     name = flags.recipe or default_recipe(spec)
     recipe = train_recipe(name)
     if not flags.allow_recipe_mismatch:
-        check_views(name, spec)
+        check_views(name, spec, image_size=flags.image_size)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(TrainRecipe)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     check_student(recipe.student)
@@ -174,7 +175,7 @@ def resolve(
 
 
 def _length(
-    flags: argparse.Namespace, recipe: TrainRecipe, store: StoreReader, *, previous: Schedule | None
+    flags: argparse.Namespace, recipe: TrainRecipe, store: ViewStore, *, previous: Schedule | None
 ) -> RunLength:
     if flags.follow:
         _check_follow(flags, recipe, store)
@@ -201,7 +202,7 @@ def _warmup_steps(recipe: TrainRecipe, length: RunLength) -> int:
     return steps
 
 
-def _check_effects(flags: argparse.Namespace, store: StoreReader, *, eval_split: str | None) -> None:
+def _check_effects(flags: argparse.Namespace, store: ViewStore, *, eval_split: str | None) -> None:
     """Refuses flags that have no effect with this store."""
     data_dir = flags.data_dir or store.spec.provenance.get("data_dir")
     if flags.data_cache_bytes != DATA_CACHE_BYTES and not is_url(str(data_dir)):
@@ -221,15 +222,18 @@ def default_recipe(spec: Spec) -> str:
     return "demo" if spec.provenance.get("embedded_default") else "default"
 
 
-def check_views(name: str, spec: Spec) -> None:
-    """Refuses a store whose views are not the recipe's."""
+def check_views(name: str, spec: Spec, *, image_size: int | None = None) -> None:
+    """Refuses a store whose views are not the recipe's; `image_size` of the flags overrides the recipe's."""
     wanted = train_recipe(name).views
     if wanted is None:
         return
     views = view_recipe(wanted)
+    policy = spec.policy
+    if image_size is not None and policy.any_size:
+        policy = dataclasses.replace(policy, image_size=views.policy.image_size)
     lines = differences(
         {"policy": views.policy.to_json(), "eval_crop": views.eval_crop.to_json()},
-        {"policy": spec.policy.to_json(), "eval_crop": spec.eval_crop.to_json()},
+        {"policy": policy.to_json(), "eval_crop": spec.eval_crop.to_json()},
         sides=("in the recipe", "in the store"),
     )
     if lines:
@@ -239,7 +243,7 @@ def check_views(name: str, spec: Spec) -> None:
         )
 
 
-def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: StoreReader) -> None:
+def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: ViewStore) -> None:
     """Refuses `--follow` without a length: the store grows, and the schedule needs the final number of steps."""
     if flags.steps is None and recipe.epochs in (None, math.inf):
         given = "--epochs=inf" if recipe.epochs else "neither --epochs nor --steps"
@@ -249,7 +253,7 @@ def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: StoreRe
         )
 
 
-def _check_stored(length: RunLength, store: StoreReader) -> None:
+def _check_stored(length: RunLength, store: ViewStore) -> None:
     """Refuses a run without a teacher that is longer than the store."""
     teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
     stored = counted(store.epochs, "epoch")
@@ -266,7 +270,7 @@ def _check_stored(length: RunLength, store: StoreReader) -> None:
         )
 
 
-def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: StoreReader) -> RunLength:
+def _arm_length(arm: Arm, length: RunLength, flags: argparse.Namespace, store: ViewStore) -> RunLength:
     """The length of a run of an arm other than `offline`, which trains on stored views only."""
     if flags.write_back:
         raise UserError(
@@ -286,7 +290,7 @@ def _eval_every(length: RunLength) -> int:
     return ENDLESS_EVAL_EVERY if length.endless else -(-int(length.steps) // 10)
 
 
-def _eval_split(asked: str | None, store: StoreReader) -> str | None:
+def _eval_split(asked: str | None, store: ViewStore) -> str | None:
     """The split to evaluate on: the one asked for, or validation, test, or another held-out split; None if there is none."""
     if asked is not None:
         store.eval_reader(asked)

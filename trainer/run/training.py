@@ -14,9 +14,8 @@ import tensorflow as tf
 from pipeline.errors import DataError, UserError
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.labels import match_classes
-from pipeline.inputs.teacher import Teacher
 from pipeline.storage.files import atomic_directory, remove_directory, write_json
-from pipeline.store.reader import StoreReader
+from pipeline.store.view_store import ViewStore
 from trainer.config.run_files import CONFIG_FILE, RESULT_FILE
 from trainer.config.run_length import Segment, count_text, segments
 from trainer.distribution.workers import SAME_WORKERS, Workers
@@ -41,7 +40,7 @@ from trainer.run.write_back import Appending, TeacherPass
 from trainer.step.distiller import Distiller
 from trainer.step.schedules import Scaled
 from trainer.targets.batches import Targets
-from trainer.targets.online_teacher import BatchedTeacher, find_unfit_logits, try_teacher
+from trainer.targets.online_teacher import OnlineTeachers
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,8 +50,7 @@ class Run:
     Attributes:
       dataset: data set that the views are rendered from.
       distiller: student, loss and optimizer, compiled.
-      teacher: teacher as loaded; None if no step needs it.
-      online_teacher: `teacher` in batches of the precompute's size.
+      teachers: live teachers; None if no step needs them.
       teacher_pass: teacher outside of training, for --write_back; None without.
       evaluator: returns the evaluator of a split that the store has teacher outputs for.
       following: waits for views that are not published yet, for --follow; None without.
@@ -60,13 +58,12 @@ class Run:
     """
 
     options: TrainOptions
-    store: StoreReader
+    store: ViewStore
     dataset: Dataset
     distiller: Distiller
     learning_rate: Scaled
     targets: Targets
-    teacher: Teacher | None
-    online_teacher: BatchedTeacher | None
+    teachers: OnlineTeachers | None
     teacher_pass: TeacherPass | None
     checkpoints: Checkpoints
     evaluator: Callable[[str], Evaluator]
@@ -146,13 +143,8 @@ class Run:
                 f"--workdir={self.workdir}: the run there is at step {first}, past the {steps} steps asked for; ask for more, "
                 "or use another --workdir"
             )
-        if self.teacher is not None and self.online_teacher is not None and first < steps:
-            try_teacher(
-                self.online_teacher,
-                self.store.spec,
-                path=str(self.teacher.path),
-                jit_compile=self.options.flags.jit_compile,
-            )
+        if self.teachers is not None and first < steps:
+            self.teachers.check(jit_compile=self.options.flags.jit_compile)
         if first:
             print(f"continuing at step {first} of {count_text(steps)}", flush=True)
             previous, peak = previous_schedule(self.workdir, needed=False), self.options.recipe.learning_rate
@@ -183,7 +175,7 @@ class Run:
         if self.teacher_pass is None:
             return None
         return Appending(
-            self.store,
+            self.store.stores[0],
             self.teacher_pass,
             batch_size=self.options.length.batch_size,
             views_per_shard=self.options.flags.views_per_shard,
@@ -246,23 +238,22 @@ class Run:
         remedy = f"lower --batch_size ({self.options.length.batch_size} views per step)"
         if (execution := self.options.flags.steps_per_execution) > 1:
             remedy += f" or --steps_per_execution ({execution})"
-        if self.online_teacher is not None:
+        for member in () if self.teachers is None else self.teachers.members:
             remedy += (
-                f"; the online teacher runs on {self.online_teacher.batch_size} views at a time, the store's "
+                f"; the online teacher runs on {member.batched.batch_size} views at a time, the store's "
                 "--teacher_batch_size; training on stored views alone needs no teacher"
             )
         return remedy
 
     def explain_divergence(self, first: int, last: int) -> DataError | None:
         """The teacher output that made the loss of a step in `first .. last - 1` infinite; None if the teacher did not."""
-        if self.online_teacher is None:
+        if self.teachers is None:
             return None
         flags = self.options.flags
         # All figures were finite at the last logged step, which was the last step of an execution.
         logged = last - flags.log_every - (flags.steps_per_execution - 1)
         first = max(first, logged, self.options.length.online_from)
-        batches, codec = self.targets.batches(first, last), self.store.spec.make_codec()
-        return find_unfit_logits(batches, self.online_teacher, codec)
+        return self.teachers.find_unfit_logits(self.targets.batches(first, last))
 
     def check_workers(self, *, finished: bool) -> None:
         """Compares what the workers found in --workdir. Collective."""
@@ -312,11 +303,11 @@ class Run:
             training |= {name: previous[name] for name in OF_TRAINING if name in previous}
         result = {
             **training,
-            "spec": store.spec.digest(),
+            **store.identity(),
             "student": options.recipe.student,
             "parameters": self.student.count_params(),
             "epochs": options.length.epochs,
-            "store_bytes": store.views.manifest.bytes,
+            "store_bytes": store.view_bytes,
             "evaluation": evaluations,
             **({} if evaluations else {"not_evaluated": NOT_EVALUATED}),
             "no_accuracy": match_classes(self.dataset, store.spec.num_classes, store.classes).no_accuracy,

@@ -15,20 +15,24 @@ from pipeline.views.mix import mix
 from trainer.step.loss import DistillationLoss
 from trainer.step.xla_loop import Batch, run_steps, stack_batches
 
-TensorFunction = Callable[[tf.Tensor], tf.Tensor]
+TensorFunction = Callable[[Any], Any]  # of tensors
 
 
-def shown_to_teacher(batch: Batch, views: tf.Tensor) -> tf.Tensor:
-    """The views that a live teacher sees: the student's, or crops of its own if the batch has them.
+def shown_to_teacher(batch: Batch, views: tf.Tensor) -> Any:
+    """The views that a live teacher sees: the student's, or mixed views of its own if the batch has crops for them.
 
     Args:
       batch: See `Distiller`.
       views: The student's views, float32 [B, S, S, 3] in 0..255.
 
     Returns:
-      float32 [B, S, S, 3] in 0..255.
+      float32 [B, T, T, 3] in 0..255, or a dict of such if `teacher_crops` is one.
     """
-    return tf.cast(batch["teacher_crops"], tf.float32) if "teacher_crops" in batch else views
+    if "teacher_crops" not in batch:
+        return views
+    return tf.nest.map_structure(
+        lambda crops: mix(crops, batch["partner"], batch["ratio"]), batch["teacher_crops"]
+    )
 
 
 class Distiller(tf.keras.Model):
@@ -49,7 +53,8 @@ class Distiller(tf.keras.Model):
     Optional entries:
 
     - `stored` bool [B]: False for rows whose logits the live teacher computes in the step.
-    - `teacher_crops` uint8 [B, S, S, 3]: what the live teacher sees instead of the student's views.
+    - `teacher_crops` uint8 [K, T, T, 3]: what is mixed for the live teacher instead of `crops`, with the same partners and
+      ratios; or a dict of such by image size, for a teacher that takes a dict.
     - `views` int64 [B]: view indices, returned by the step of a single replica.
     - `record`: dict of further columns, returned by the step together with the teacher's logits.
 
@@ -62,8 +67,9 @@ class Distiller(tf.keras.Model):
     Args:
       student: Model from float32 [B, S, S, 3] in 0..255 to logits [B, C].
       temperature_squared: Whether to multiply the loss by T^2, see `DistillationLoss`.
-      teacher: Live teacher, float32 [B, S, S, 3] in 0..255 to logits [B, C]; required for batches with `stored`.
-      round_trip: The store's codec (encode, then decode), applied to the live teacher's logits float32 [B, C]; the
+      teacher: Live teacher, float32 [B, S, S, 3] in 0..255 to logits [B, C]; required for batches with `stored`. Several
+        teachers return a tuple of logits.
+      round_trip: The store's codec (encode, then decode), applied to the live teacher's output, to float32 [B, C]; the
         identity by default.
 
     Raises:
@@ -87,7 +93,9 @@ class Distiller(tf.keras.Model):
         self._codec: TensorFunction = round_trip or tf.identity
         self._teacher: TensorFunction | None = None
         if teacher is not None:  # inside a function, where Keras does not find its variables
-            self._teacher = lambda views: tf.cast(teacher(views), tf.float32)
+            self._teacher = lambda views: tf.nest.map_structure(
+                lambda logits: tf.cast(logits, tf.float32), teacher(views)
+            )
         # `train_step` reduces its outputs over the replicas itself; Keras would add them up.
         self.distribute_reduction_method = "first"
 
@@ -164,13 +172,13 @@ class Distiller(tf.keras.Model):
             self.train_tf_function = self.train_function = execute
         return self.train_function
 
-    def _online_logits(self, views: tf.Tensor) -> tf.Tensor:
-        """The live teacher's logits float32 [B, C]."""
+    def _online_logits(self, views: Any) -> Any:
+        """The live teacher's logits float32 [B, C], or a tuple of them."""
         if self._teacher is None:
             raise ValueError("the batch has `stored`, which requires a `teacher`, but the Distiller has none")
         return self._teacher(views)
 
-    def _targets(self, data: dict[str, tf.Tensor], online: tf.Tensor | None) -> tf.Tensor:
+    def _targets(self, data: dict[str, tf.Tensor], online: Any) -> tf.Tensor:
         """The logits to match, float32 [B, C]: stored ones, or the live teacher's where `stored` is False."""
         if online is None:
             return data["logits"]

@@ -19,23 +19,24 @@ def stack_batches(batches: Iterator[Batch], count: tf.Tensor, *, size: int) -> B
     """Collects batches in a stack; for use inside a `tf.function`, outside XLA.
 
     Args:
-      batches: Iterator over a `tf.data.Dataset` of dicts of tensors of static shape.
+      batches: Iterator over a `tf.data.Dataset` of dicts, or nested dicts, of tensors of static shape.
       count: int64 scalar, number of batches to take, 1 to `size`.
 
     Returns:
       The dict, each tensor with a leading axis [n]; zeros from `count` on.
     """
-    drawn = {
-        name: tf.TensorArray(spec.dtype, size=size, element_shape=spec.shape)
-        for name, spec in batches.element_spec.items()  # type: ignore[attr-defined]
-    }
+    specs = batches.element_spec  # type: ignore[attr-defined]
+    drawn = [
+        tf.TensorArray(spec.dtype, size=size, element_shape=spec.shape) for spec in tf.nest.flatten(specs)
+    ]
 
-    def draw(i: tf.Tensor, drawn: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
-        batch = next(batches)
-        return i + 1, {name: array.write(i, batch[name]) for name, array in drawn.items()}
+    def draw(i: tf.Tensor, drawn: list[tf.TensorArray]) -> tuple[tf.Tensor, list[tf.TensorArray]]:
+        tensors = tf.nest.flatten(next(batches))
+        return i + 1, [array.write(i, tensor) for array, tensor in zip(drawn, tensors, strict=True)]
 
     _, drawn = tf.while_loop(lambda i, _: tf.cast(i, tf.int64) < count, draw, (0, drawn))
-    return {name: array.stack() for name, array in drawn.items()}
+    stacks: Batch = tf.nest.pack_sequence_as(specs, [array.stack() for array in drawn])
+    return stacks
 
 
 def run_steps(
@@ -55,7 +56,7 @@ def run_steps(
 
     def body(i: tf.Tensor, _: Figures) -> tuple[tf.Tensor, Figures]:
         # Not `stack[i]`, for which XLA pads the whole stack to twice its size in every dimension.
-        return i + 1, step({name: tf.gather(stack, i) for name, stack in batches.items()})
+        return i + 1, step(tf.nest.map_structure(lambda stack: tf.gather(stack, i), batches))
 
     _, figures = tf.while_loop(lambda i, _: tf.cast(i, tf.int64) < count, body, (0, initial))
     return figures

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
-from pipeline.store.reader import SplitReader, StoreReader
+from pipeline.store.view_store import StoredRecords, ViewStore
 from pipeline.views.input import Batch
 from pipeline.views.order import example_of_view, examples_at
 from pipeline.views.records import RecordSource, ViewRecords
@@ -39,18 +40,18 @@ class Arm:
     summary: ClassVar[str]
     live: ClassVar[bool] = False
 
-    def check(self, store: StoreReader) -> None:
+    def check(self, store: ViewStore) -> None:
         """Checks that a store has what the arm needs.
 
         Raises:
           UserError: it does not; the message names what to precompute.
         """
 
-    def records(self, store: StoreReader) -> RecordSource:
+    def records(self, store: ViewStore) -> RecordSource:
         """The records of the arm's views."""
         return store.views
 
-    def crops(self, store: StoreReader, *, batch_size: int) -> dict[str, Any]:
+    def crops(self, store: ViewStore, *, batch_size: int) -> dict[str, Any]:
         """Arguments of `ViewInput` that select the crops of a batch of b views."""
         del store, batch_size
         return {}
@@ -84,16 +85,16 @@ class Fixed(Arm):
     name = "fixed"
     summary = "one stored logit vector per image, for its evaluation crop; the student sees augmented crops without mixup"
 
-    def check(self, store: StoreReader) -> None:
+    def check(self, store: ViewStore) -> None:
         """Implements `Arm`."""
         self._reader(store)
 
-    def records(self, store: StoreReader) -> RecordSource:
+    def records(self, store: ViewStore) -> RecordSource:
         """Implements `Arm`."""
         return UnmixedViews(store.views, functools.partial(with_targets, self._reader(store)))
 
     @staticmethod
-    def _reader(store: StoreReader) -> SplitReader:
+    def _reader(store: ViewStore) -> StoredRecords:
         """Evaluation logits of the split that the views are drawn from, or of the whole split that it begins."""
         split = store.spec.dataset.split
         whole = re.sub(r"\[:.*\]$", "", split)  # its examples begin with those of `train[:90%]`
@@ -116,7 +117,7 @@ class Consistent(Arm):
     )
     live = True
 
-    def records(self, store: StoreReader) -> RecordSource:
+    def records(self, store: ViewStore) -> RecordSource:
         """Implements `Arm`."""
         return UnmixedViews(store.views)
 
@@ -132,7 +133,7 @@ class Independent(Arm):
     summary = "teacher and student see different crops of an image, without mixup"
     live = True
 
-    def check(self, store: StoreReader) -> None:
+    def check(self, store: ViewStore) -> None:
         """Implements `Arm`."""
         if store.epochs < 2:
             raise UserError(
@@ -140,11 +141,11 @@ class Independent(Arm):
                 "precompute --epochs=2 or more"
             )
 
-    def records(self, store: StoreReader) -> RecordSource:
+    def records(self, store: ViewStore) -> RecordSource:
         """Implements `Arm`."""
         return UnmixedViews(store.views, _check_pairs)
 
-    def crops(self, store: StoreReader, *, batch_size: int) -> dict[str, Any]:
+    def crops(self, store: ViewStore, *, batch_size: int) -> dict[str, Any]:
         """Implements `Arm`."""
         order = {"num_examples": store.spec.num_examples, "seed": store.spec.seed}
         plan = functools.partial(paired_plan, batch_size=batch_size, **order)
@@ -154,7 +155,10 @@ class Independent(Arm):
         """Implements `Arm`."""
         size = batch["views"].shape[0]
         # crops: uint8 [2 * b, S, S, 3], the student's and then the teacher's
-        return {**batch, "crops": batch["crops"][:size], "teacher_crops": batch["crops"][size:]}
+        teachers = tf.nest.map_structure(
+            lambda crops: crops[size:], batch.get("teacher_crops", batch["crops"])
+        )
+        return {**batch, "crops": batch["crops"][:size], "teacher_crops": teachers}
 
 
 OFFLINE = Offline()
@@ -171,7 +175,7 @@ class UnmixedViews:
       change: Checks or changes the records of views int64 [n].
     """
 
-    def __init__(self, stored: SplitReader, change: Change = lambda _, records: records) -> None:
+    def __init__(self, stored: StoredRecords, change: Change = lambda _, records: records) -> None:
         self._stored, self._change = stored, change
         self.num_examples, self.num_classes = stored.num_examples, stored.num_classes
 
@@ -182,7 +186,7 @@ class UnmixedViews:
         return self._change(views, unmixed), loaded
 
 
-def with_targets(targets: SplitReader, views: np.ndarray, records: ViewRecords) -> ViewRecords:
+def with_targets(targets: StoredRecords, views: np.ndarray, records: ViewRecords) -> ViewRecords:
     """Replaces the logits by those for the evaluation crop; record `i` of `targets` belongs to example `i`."""
     found = targets.read(records.example)
     if (wrong := found.source_hash != records.source_hash).any():

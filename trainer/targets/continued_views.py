@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from pipeline.store.reader import SplitReader
+from pipeline.store.view_store import StoredRecords
 from pipeline.views.records import SampledViews, ViewRecords
 from pipeline.views.source import ImageSource, LoadedImages
 
@@ -19,7 +19,7 @@ class ContinuedViews(SampledViews):
       first_sampled: First view that is drawn instead of read; 0 draws all of them.
     """
 
-    stored: SplitReader
+    stored: StoredRecords
     first_sampled: int
 
     def fetch(self, views: np.ndarray, source: ImageSource) -> tuple[ViewRecords, LoadedImages]:

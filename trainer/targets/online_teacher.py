@@ -1,9 +1,11 @@
-"""The live teacher of online steps, run as the precompute runs it."""
+"""The live teachers of online steps, each run as the precompute of its store runs it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,9 +13,10 @@ import tensorflow as tf
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.inputs.device_memory import out_of_memory
-from pipeline.inputs.teacher import check_shape
+from pipeline.inputs.teacher import Teacher, check_shape
 from pipeline.inputs.teacher_checks import check_logits, check_rows, tolerance_of, trial_crops
 from pipeline.store.codecs import Codec
+from pipeline.store.combination import average_in_graph
 from pipeline.store.spec import Spec
 from pipeline.views.input import Batch
 from pipeline.views.mix import mix
@@ -96,20 +99,94 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
     check_logits(logits, path=path, assume_logits=bool(spec.provenance.get("assume_logits")))
 
 
-def find_unfit_logits(batches: Iterable[Batch], teacher: BatchedTeacher, codec: Codec) -> DataError | None:
-    """Finds an online logit that the store's codec cannot represent, which the precompute would have refused.
+@dataclasses.dataclass(frozen=True)
+class OnlineTeacher:
+    """The live teacher of one store.
 
-    The step itself does not check, because a check inside it would not compile for a TPU. Such a logit makes the loss
-    infinite or NaN, and this function then finds the cause.
-
-    Returns:
-      An error that names the first such view, or None if all logits fit.
+    Attributes:
+      teacher: The loaded teacher.
+      path: Its path, for messages.
+      spec: Spec of the store.
     """
-    for batch in batches:
-        views = mix(batch["crops"], batch["partner"], batch["ratio"])
-        logits = teacher(shown_to_teacher(batch, views)).numpy()
-        try:
-            codec.encode(logits, first_view=int(batch["views"][0]))
-        except DataError as error:
-            return error
-    return None
+
+    teacher: Teacher
+    path: str
+    spec: Spec
+
+    @property
+    def batched(self) -> BatchedTeacher:
+        """The teacher in batches of the precompute's size."""
+        return BatchedTeacher(self.teacher, self.spec.teacher.batch_size)
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Codec of the store."""
+        return self.spec.make_codec()
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineTeachers:
+    """The live teachers of a run, one per store. A callable, and its `round_trip`, as the Distiller takes them.
+
+    Attributes:
+      members: The teachers, in the order of the stores.
+      weights: Weight of each in the mean of their logits.
+    """
+
+    members: tuple[OnlineTeacher, ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Number of parameters of all teachers; None if those of one are unknown."""
+        counts = [member.teacher.num_parameters for member in self.members]
+        return None if None in counts else sum(filter(None, counts))
+
+    def __call__(self, views: Any) -> Any:
+        """Logits float32 [B, C] of a single teacher; a tuple of such of several.
+
+        Args:
+          views: Views as `shown_to_teacher` returns them.
+        """
+        if len(self.members) == 1:
+            return self.members[0].batched(views)
+        return tuple(member.batched(_of_size(views, member)) for member in self.members)
+
+    def round_trip(self, logits: Any) -> tf.Tensor:
+        """Output of `__call__` as the stores would return it: encoded, decoded, averaged; float32 [B, C]."""
+        if len(self.members) == 1:
+            return self.members[0].codec.round_trip(logits)
+        decoded = [member.codec.round_trip(part) for member, part in zip(self.members, logits, strict=True)]
+        return average_in_graph(decoded, self.weights)
+
+    def check(self, *, jit_compile: bool) -> None:
+        """Runs each teacher once; see `try_teacher`."""
+        for member in self.members:
+            try_teacher(member.batched, member.spec, path=member.path, jit_compile=jit_compile)
+
+    def find_unfit_logits(self, batches: Iterable[Batch]) -> DataError | None:
+        """Finds an online logit that the codec of its store cannot represent, which the precompute would have refused.
+
+        The step itself does not check, because a check inside it would not compile for a TPU. Such a logit makes the loss
+        infinite or NaN, and this function then finds the cause.
+
+        Args:
+          batches: Batches of `Targets` to search.
+
+        Returns:
+          An error that names the first such view, or None if all logits fit.
+        """
+        for batch in batches:
+            views = shown_to_teacher(batch, mix(batch["crops"], batch["partner"], batch["ratio"]))
+            for member in self.members:
+                logits = member.batched(_of_size(views, member)).numpy()
+                try:
+                    member.codec.encode(logits, first_view=int(batch["views"][0]))
+                except DataError as error:
+                    return error
+        return None
+
+
+def _of_size(views: Any, member: OnlineTeacher) -> tf.Tensor:
+    """The views at the image size of a teacher."""
+    return views[str(member.spec.policy.image_size)] if isinstance(views, dict) else views

@@ -224,7 +224,7 @@ def test_missing_flag_is_named(missing: str):
     ["--batch_size=4", "--seed=1", "--temperature=3", "--learning_rate=0.1", "--sync_batch_norm"],
 )
 def test_identity_of_a_run_includes_what_a_checkpoint_depends_on(opened: StoreReader, change: str):
-    assert ask(opened, change).identity("digest") != ask(opened).identity("digest")
+    assert ask(opened, change).identity({"spec": "digest"}) != ask(opened).identity({"spec": "digest"})
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_identity_of_a_run_includes_what_a_checkpoint_depends_on(opened: StoreRe
 )
 def test_identity_of_an_extended_run_is_the_same(opened: StoreReader, change: str):
     asked = ask(opened, change, *(["--teacher=somewhere"] if change == "--epochs=inf" else []))
-    assert asked.identity("digest") == ask(opened).identity("digest")
+    assert asked.identity({"spec": "digest"}) == ask(opened).identity({"spec": "digest"})
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,9 @@ def test_identity_of_an_extended_run_is_the_same(opened: StoreReader, change: st
 )
 def test_workers_must_share_what_a_step_depends_on(opened: StoreReader, change: str):
     length = [] if change == "--steps=3" else ["--epochs=3"]
-    assert ask(opened, *length, change).shared("digest") != ask(opened, *length).shared("digest")
+    assert ask(opened, *length, change).shared({"spec": "digest"}) != ask(opened, *length).shared(
+        {"spec": "digest"}
+    )
 
 
 def test_workers_may_have_paths_and_memory_of_their_own(opened: StoreReader):
@@ -267,4 +269,4 @@ def test_workers_may_have_paths_and_memory_of_their_own(opened: StoreReader):
         "--input_buffer_bytes=1000",
         "--eval_batch_size=3",
     )
-    assert ask(opened, *own).shared("digest") == ask(opened).shared("digest")
+    assert ask(opened, *own).shared({"spec": "digest"}) == ask(opened).shared({"spec": "digest"})

@@ -204,7 +204,7 @@ def test_arms_start_from_equal_weights_though_a_keras_teacher_is_built_first(
     for name in ARMS:
         flags = [f"--arm={name}", *([f"--teacher={teacher}"] if ARMS[name].live else [])]
         run = start_run(arguments(store, tmp_path / name, data_dir, *flags))
-        assert (run.teacher is not None) == ARMS[name].live
+        assert (run.teachers is not None) == ARMS[name].live
         expected = expected or run.student.get_weights()
         assert_same_weights(run.student.get_weights(), expected)
 
@@ -217,13 +217,13 @@ def test_logit_that_the_codec_cannot_hold_is_named_by_view(
             mixed, tmp_path, data_dir, "--arm=independent", f"--teacher={teacher_path}", "--log_every=1"
         )
     )
-    assert run.online_teacher is not None
+    assert run.teachers is not None
     assert run.explain_divergence(2, 3) is None
     store = StoreReader(mixed)
     teacher = load_teacher(store.spec, str(teacher_path))
-    run.online_teacher = dataclasses.replace(
-        run.online_teacher, teacher=lambda views: teacher(views) + tf.constant(np.inf)
-    )
+    (member,) = run.teachers.members
+    broken = dataclasses.replace(member, teacher=lambda views: teacher(views) + tf.constant(np.inf))
+    run.teachers = dataclasses.replace(run.teachers, members=(broken,))
     assert "view 10" in str(run.explain_divergence(2, 3))
 
 
