@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
@@ -30,8 +30,7 @@ from pipeline.pages.template import report_extra
 from pipeline.pages.views import View, ViewImages
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
-from pipeline.store.combination import combine
-from pipeline.store.reader import StoreReader
+from pipeline.store.combination import combine, open_stores
 from pipeline.store.replay import replay_input
 from pipeline.store.view_store import ViewStore
 from pipeline.views.input import Batch, ViewInput
@@ -72,12 +71,12 @@ class Store:
     """A published store with its data set: a sequence of views. Opened by `open_store`.
 
     Attributes:
-      spec: what the records are determined by: data set, seed, policy, teacher, codec.
+      spec: what the records are determined by: data set, seed, policy, teacher, codec; of several stores, that of the first.
       epochs: whole epochs stored.
       temperature: the spec's, which the precompute was run with.
       class_names: name of each class of the logits: the teacher's, as the precompute was given them, or the data set's.
       dataset: the images and labels.
-      reader: the records without the images, evaluation splits included.
+      reader: the records without the images, evaluation splits included; of several stores, their combination.
     """
 
     def __init__(self, records: ViewStore, dataset: Dataset) -> None:
@@ -248,8 +247,9 @@ class Store:
 
 
 def open_store(
-    location: str | Path,
+    location: str | Path | Sequence[str | Path],
     *,
+    weights: Sequence[float] | None = None,
     data_dir: str | Path | None = None,
     verify: bool = True,
     shard_cache_bytes: int = SHARD_CACHE_BYTES,
@@ -257,7 +257,9 @@ def open_store(
     """Opens a published store and the data set that it was made from.
 
     Args:
-      location: directory of the store, or its `s3://` or `gs://` URL.
+      location: directory of the store, or its `s3://` or `gs://` URL; a list of stores of one view axis, whose logits are
+        averaged.
+      weights: weight of each store's logits in the mean; equal by default.
       data_dir: TFDS data directory with the data set; by default the one that the precompute used.
       verify: whether to compare the renderer of this machine, and the presence and size of every shard, with the store.
         The digest of the spec, the identity of the data set, the SHA-256 of each shard that is read, and the fingerprints
@@ -265,14 +267,17 @@ def open_store(
       shard_cache_bytes: disk space for shards fetched from a bucket.
 
     Raises:
-      UserError: there is no published store, or its data set is not found.
+      UserError: there is no published store, the stores cannot be combined, or the data set is not found.
       DataError: the store is damaged, or does not match the data set or this machine; the message shows both sides.
     """
-    place = str(location) if is_url(location) else Path(location).expanduser()
-    records = StoreReader(place, shard_cache_bytes=shard_cache_bytes)
+    locations = [location] if isinstance(location, str | Path) else list(location)
+    if not locations:
+        raise UserError("`location`: got an empty list; expected one store or several")
+    places = [str(place) if is_url(place) else Path(place).expanduser() for place in locations]
+    records = open_stores(places, weights=weights, shard_cache_bytes=shard_cache_bytes)
     if verify:
         records.check_files()
-        records.spec.check_renderer()
+        records.check_renderer()
     found = None if data_dir is None else str(data_dir)
     return Store(records, open_dataset(records, "views", data_dir=found))
 

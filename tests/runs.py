@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.cli.main import run_command
-from pipeline.store.combination import combine
+from pipeline.store.combination import open_stores
 from pipeline.store.metadata import MANIFEST_FILE
 from pipeline.store.reader import StoreReader
 from pipeline.store.serialization import serialize
@@ -46,7 +46,7 @@ def options(argv: list[str], store: StoreReader) -> TrainOptions:
 def start_run(argv: list[str]) -> Run:
     """Builds a run like the command, with initial weights."""
     flags = make_parser().parse_strictly(argv)
-    store = combine([StoreReader(flags.store)], image_size=flags.image_size)
+    store = open_stores(flags.store, weights=flags.store_weights, image_size=flags.image_size)
     Path(flags.workdir).mkdir(parents=True, exist_ok=True)
     tf.keras.utils.set_random_seed(flags.seed)
     previous = previous_schedule(Path(flags.workdir), needed=False)

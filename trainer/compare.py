@@ -36,8 +36,7 @@ from pipeline.inputs.locate import check_teacher_exists, find_data_dir, find_tea
 from pipeline.storage.checked_json import build, read_json
 from pipeline.storage.files import remove_temporaries, write_json
 from pipeline.storage.lock import LOCK_FILE, writer_lock
-from pipeline.store.combination import combine
-from pipeline.store.reader import StoreReader
+from pipeline.store.combination import open_stores
 from pipeline.store.spec import differences
 from pipeline.store.view_store import ViewStore
 from trainer.comparison.finished import FinishedRun, is_finished
@@ -52,6 +51,7 @@ from trainer.config.run_files import (
     METRICS_FILE,
     RESULT_FILE,
     RUNS_DIRECTORY,
+    stores_of,
 )
 from trainer.flags.compare import parse
 from trainer.flags.train import make_parser as make_train_parser
@@ -91,8 +91,12 @@ def main(argv: list[str]) -> int:
     _check_workdir(workdir, earlier=flags.earlier)
     if flags.earlier is not None:
         return _compare_earlier(flags, workdir)
-    opened = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
-    store = combine([opened], image_size=flags.image_size)
+    store = open_stores(
+        flags.store,
+        weights=flags.store_weights,
+        image_size=flags.image_size,
+        shard_cache_bytes=flags.shard_cache_bytes,
+    )
     store.check_files()
     planned = plan_runs(flags, store)
     dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
@@ -133,8 +137,11 @@ def _compare_earlier(flags: argparse.Namespace, workdir: Path) -> int:
     with writer_lock(workdir, flag="--workdir"):
         if runs:
             earlier = FinishedRun.load(runs[0]).config["flags"]
-            opened = StoreReader(flags.store or earlier["store"])
-            store = combine([opened], image_size=earlier.get("image_size"))
+            store = open_stores(
+                flags.store or stores_of(earlier),
+                weights=earlier.get("store_weights"),
+                image_size=earlier.get("image_size"),
+            )
             measured = next(filter(None, map(_read_cost, flags.earlier)), None)
             results.insert(0, _make_result(store, runs, workdir, measured))
         for directory in flags.earlier:
@@ -151,8 +158,12 @@ def plan_runs(flags: argparse.Namespace, store: ViewStore) -> list[Job]:
       UserError: one of them cannot work; none has been started.
     """
     live = any(ARMS[arm].live for arm in flags.arms)
-    teacher = find_teacher(store.spec, flags.teacher, store=store.location) if live else None
-    if teacher is not None:
+    given = flags.teacher or [None] * len(store.stores)
+    teachers = [
+        find_teacher(part.spec, path, store=part.location)
+        for part, path in zip(store.stores if live else (), given if live else (), strict=True)
+    ]
+    for teacher in teachers:
         check_teacher_exists(teacher)
     # Prepares the embedded default once, before several children would do so at the same time.
     find_data_dir(store.spec, flags.data_dir)
@@ -160,7 +171,7 @@ def plan_runs(flags: argparse.Namespace, store: ViewStore) -> list[Job]:
     for epochs in _lengths(flags, store):
         for seed in flags.seeds:
             for arm in flags.arms:
-                jobs.append(_plan_run(flags, store, arm=arm, seed=seed, epochs=epochs, teacher=teacher))
+                jobs.append(_plan_run(flags, store, arm=arm, seed=seed, epochs=epochs, teachers=teachers))
     return jobs
 
 
@@ -181,9 +192,9 @@ def _lengths(flags: argparse.Namespace, store: ViewStore) -> list[int]:
 
 
 def _plan_run(
-    flags: argparse.Namespace, store: ViewStore, *, arm: str, seed: int, epochs: int, teacher: str | None
+    flags: argparse.Namespace, store: ViewStore, *, arm: str, seed: int, epochs: int, teachers: Sequence[str]
 ) -> Job:
-    argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teacher=teacher)
+    argv = _train_arguments(flags, arm=arm, seed=seed, epochs=epochs, teachers=teachers)
     # The directory of the comparison stands for the run's, which does not affect the options.
     options = resolve(make_train_parser().parse_strictly([*argv, f"--workdir={flags.workdir}"]), store)
     if options.eval_split is None:
@@ -202,12 +213,14 @@ def _plan_run(
 
 
 def _train_arguments(
-    flags: argparse.Namespace, *, arm: str, seed: int, epochs: int, teacher: str | None
+    flags: argparse.Namespace, *, arm: str, seed: int, epochs: int, teachers: Sequence[str]
 ) -> list[str]:
     """Arguments of `trainer.train` without --workdir."""
-    argv = [f"--store={flags.store}", f"--arm={arm}", f"--seed={seed}", *shared_arguments(flags)]
-    argv += [f"--epochs={epochs}"]
-    return argv + ([f"--teacher={teacher}"] if ARMS[arm].live else [])
+    argv = [f"--store={store}" for store in flags.store]
+    if flags.store_weights is not None:
+        argv += [f"--store_weights={','.join(map(str, flags.store_weights))}"]
+    argv += [f"--arm={arm}", f"--seed={seed}", *shared_arguments(flags), f"--epochs={epochs}"]
+    return argv + ([f"--teacher={teacher}" for teacher in teachers] if ARMS[arm].live else [])
 
 
 def _cost_job(flags: argparse.Namespace, planned: Sequence[Job], workdir: Path) -> Job | None:

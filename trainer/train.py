@@ -27,7 +27,6 @@ from pipeline.inputs.labels import match_classes
 from pipeline.inputs.locate import open_dataset
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
-from pipeline.store.combination import combine
 from pipeline.store.view_store import ViewStore
 from trainer.config.run_files import RESULT_FILE
 from trainer.distribution.strategy import make_strategy
@@ -51,11 +50,13 @@ def main(argv: list[str]) -> int:
     strategy = make_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)  # before any device
     with opened_store(
         flags.store,
+        weights=flags.store_weights,
+        image_size=flags.image_size,
         write_back=flags.write_back,
         follow=flags.follow,
         shard_cache_bytes=flags.shard_cache_bytes,
     ) as store:
-        _train_on(combine([store], image_size=flags.image_size), flags, strategy)
+        _train_on(store, flags, strategy)
     return 0
 
 
@@ -68,7 +69,7 @@ def _train_on(store: ViewStore, flags: argparse.Namespace, strategy: tf.distribu
     if previous is None:
         options.check_teacher()
     dataset = open_dataset(store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes)
-    workdir = open_workdir(flags.workdir, store=flags.store)
+    workdir = open_workdir(flags.workdir, stores=flags.store)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(flags.seed)
@@ -113,11 +114,17 @@ def _complete(run: Run, options: TrainOptions, store: ViewStore) -> dict[str, An
 
 def _print_result(result: dict[str, Any], workdir: Path) -> None:
     for name, figures in result["evaluation"].items():
+        teacher = "mean of the teachers" if "teachers" in figures else "teacher"
         print(
-            f"{name}: student {accuracy_text(figures['student_top1'])}, teacher {accuracy_text(figures['teacher_top1'])}, "
+            f"{name}: student {accuracy_text(figures['student_top1'])}, {teacher} {accuracy_text(figures['teacher_top1'])}, "
             f"agreement {figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
             f"{unlabeled_text(figures)}"
         )
+        for part in figures.get("teachers", []):
+            print(
+                f"  teacher of {part['store']} at {part['image_size']} pixels: {accuracy_text(part['top1'])}, agreement "
+                f"{part['agreement']:.2%}"
+            )
     if not result["evaluation"]:
         print(f"not evaluated: {result.get('not_evaluated', NOT_EVALUATED)}")
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")

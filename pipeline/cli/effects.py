@@ -47,6 +47,7 @@ def refuse_without_effect(
     for name in parser.given(argv):
         if name in conditions and not conditions[name].holds(flags):
             value = getattr(flags, name)
+            value = ",".join(map(str, value)) if isinstance(value, list) else value
             text = f"--{name}" if isinstance(value, bool) else f"--{name}={value}"
             raise UserError(f"{text}: has no effect {conditions[name].otherwise}; leave it out")
 

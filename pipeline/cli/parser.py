@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, argv: Sequence[str]) -> list[str]:
         """Names of the flags in the arguments, without dashes, even if their values are the defaults."""
-        unset = object()
+        unset: list[Any] = []  # a list, since flags that may be repeated append to a copy of it
         names = [action.dest for action in self._actions]
         known, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
         return [name for name in names if getattr(known, name) is not unset]

@@ -7,13 +7,16 @@ not depend on the image size can be rendered at any size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
+from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.store.identity import DatasetIdentity, digest_of
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import SplitReader, StoreReader
@@ -229,6 +232,23 @@ class CombinedStore(ViewStore):
             store.check_dataset(found, split=split)
 
 
+def open_stores(
+    locations: Sequence[str | Path],
+    *,
+    weights: Sequence[float] | None = None,
+    image_size: int | None = None,
+    shard_cache_bytes: int = SHARD_CACHE_BYTES,
+    open_store: Callable[..., StoreReader] = StoreReader,
+) -> ViewStore:
+    """Opens stores and combines them; see `combine`. Each store has its own cache of shards.
+
+    Raises:
+      UserError, DataError: see `StoreReader` and `combine`.
+    """
+    stores = [open_store(location, shard_cache_bytes=shard_cache_bytes) for location in locations]
+    return combine(stores, weights=weights, image_size=image_size)
+
+
 def combine(
     stores: Sequence[StoreReader], *, weights: Sequence[float] | None = None, image_size: int | None = None
 ) -> ViewStore:
@@ -258,7 +278,7 @@ def combine(
         weights = [1.0] * len(stores)
     elif len(weights) != len(stores) or not all(0 < weight < float("inf") for weight in weights):
         raise UserError(
-            f"`store_weights`={','.join(f'{weight:g}' for weight in weights)}: expected {len(stores)} numbers above 0, one per store"
+            f"`weights`={','.join(f'{weight:g}' for weight in weights)}: expected {len(stores)} numbers above 0, one per store"
         )
     if len(stores) == 1 and size == first.image_size:
         return first
@@ -289,14 +309,39 @@ def _check_pair(earlier: Sequence[StoreReader], store: StoreReader) -> None:
             raise UserError(
                 f"`store`={store.location}: cannot be combined with {first.location}, since the {what} differs: {'; '.join(lines)}"
             )
+    _check_entries("class names", first, first.classes.names, store, store.classes.names)
+    _check_entries("class maps", first, first.classes.class_map, store, store.classes.class_map)
+    _check_temperatures([*earlier, store])
+
+
+def _check_entries(
+    what: str,
+    first: StoreReader,
+    ours: Sequence[object] | None,
+    store: StoreReader,
+    theirs: Sequence[object] | None,
+) -> None:
+    """Refuses different names or maps of the classes, if both stores have them."""
+    if ours is None or theirs is None or ours == theirs:
+        return
+    pairs = enumerate(itertools.zip_longest(ours, theirs))
+    row, one, other = next((row, *pair) for row, pair in pairs if pair[0] != pair[1])
+    raise UserError(
+        f"`store`={store.location}: cannot be combined with {first.location}, since their {what} differ, first at {row}: {one} in "
+        f"{first.location}, {other} in {store.location}"
+    )
+
+
+def _check_temperatures(stores: Sequence[StoreReader]) -> None:
+    """Refuses codecs that keep the logits for different temperatures."""
     fixed = {
         store.location: temperature
-        for store in (*earlier, store)
+        for store in stores
         if (temperature := store.spec.make_codec().only_temperature) is not None
     }
     if len({*fixed.values()}) > 1:
         sides = ", ".join(f"{temperature:g} in {location}" for location, temperature in fixed.items())
         raise UserError(
-            f"`store`={store.location}: topk codecs keep the logits for one temperature, which differs: {sides}; precompute them at "
+            f"`store`={stores[-1].location}: topk codecs keep the logits for one temperature, which differs: {sides}; precompute at "
             "one temperature, or with other codecs"
         )

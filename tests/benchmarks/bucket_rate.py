@@ -40,13 +40,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--link_rate", type=number, default=2e6)
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
-        local = StoreReader(flags.store)
+        local = StoreReader(flags.store[0])
         run = build_run(resolve(flags, local), local)
     with (
         s3_server() as server,
         FaultyLink(server, lambda *_: Fault(latency=flags.latency, rate=flags.link_rate)) as link,
     ):
-        upload_tree(server, Path(flags.store), "store")
+        upload_tree(server, Path(flags.store[0]), "store")
         os.environ.update(environment(link.port))
         shard_bytes = max(shard.bytes for shard in local.views.manifest.shards)
         remote = StoreReader(f"s3://{BUCKET}/store", shard_cache_bytes=4 * shard_bytes)

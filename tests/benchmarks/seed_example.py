@@ -234,8 +234,9 @@ def measure_accuracy(bench: Bench, schedules: dict[str, WarmupCosine], *, second
 def main(argv: list[str]) -> int:
     """Runs the benchmark."""
     flags = parse(argv)
-    store = StoreReader(flags.store)
-    teacher = load_teacher(store.spec, find_teacher(store.spec, flags.teacher, store=flags.store))
+    store = StoreReader(flags.store[0])
+    (given,) = flags.teacher or [None]
+    teacher = load_teacher(store.spec, find_teacher(store.spec, given, store=store.location))
     flags.teacher, flags.epochs = None, store.epochs  # an offline run of the whole store
     tf.keras.utils.set_random_seed(flags.seed)
     bench = Bench(build_run(resolve(flags, store), store), teacher)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps_a_round", type=int, default=8)
     with tempfile.TemporaryDirectory() as workdir:
         flags = parser.parse_strictly([*argv, f"--workdir={workdir}"])
-        store = StoreReader(flags.store)
+        store = StoreReader(flags.store[0])
         run = build_run(resolve(flags, store), store)
     step = run.distiller.make_train_function()
     size, count = run.options.recipe.batch_size, flags.steps_a_round

@@ -12,8 +12,7 @@ if __name__ == "__main__":  # before the imports that take seconds
     run_module("trainer.cloud.check_store")
 
 from pipeline.cli.parser import positive
-from pipeline.store.combination import combine
-from pipeline.store.reader import StoreReader
+from pipeline.store.combination import open_stores
 from trainer.config.run_length import replica_batch_size
 from trainer.flags.train import check_flags, make_parser
 from trainer.run.describe import describe
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse_strictly(argv)
     check_flags(flags)
-    store = combine([StoreReader(flags.store)], image_size=flags.image_size)
+    store = open_stores(flags.store, weights=flags.store_weights, image_size=flags.image_size)
     options = resolve(flags, store)
     replica_batch_size(options.recipe.batch_size, flags.fewest_replicas)
     print(describe(options, store))

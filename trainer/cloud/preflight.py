@@ -81,7 +81,8 @@ def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:
     """Checks runs that go past the end of the store, or whose store grows."""
     if flags.epochs == math.inf and flags.teacher is None and flags.arm == DEFAULT_ARM:
         raise UserError("--epochs=inf: an endless run continues online; pass --teacher before `--`")
-    if flags.follow and not is_url(flags.store) and not flags.store.startswith("/"):
+    (store,) = flags.store
+    if flags.follow and not is_url(store) and not store.startswith("/"):
         raise UserError(
             "--follow: the store is copied to the TPU VM once, and the copy does not grow; add --stream_store before `--`, "
             "or leave --follow out"
@@ -93,7 +94,7 @@ def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:
             f"--write_back: requires a single replica, which has the logits of a step in the order of its views; this node "
             f"has at least {replicas}; leave the flag out, or precompute the epochs"
         )
-    if not flags.store.startswith("/"):
+    if not store.startswith("/"):
         raise UserError(
             "--write_back: would append to a copy of the store that is deleted with the node; leave the flag out, or pass a "
             "--store on a disk of the TPU VM"
@@ -144,9 +145,8 @@ def check_job(job: Job) -> None:
 
 
 def _resolve(job: Job, flag: str, directory: str) -> None:
-    code, out, err = run_check(
-        [*job.flags, f"--store={directory}", f"--fewest_replicas={job.fewest_replicas}"]
-    )
+    flags = [text for text in job.flags if not text.startswith("--store=")]
+    code, out, err = run_check([*flags, f"--store={directory}", f"--fewest_replicas={job.fewest_replicas}"])
     if code == 0:
         print(out.strip(), flush=True)
         return

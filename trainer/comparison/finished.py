@@ -12,7 +12,15 @@ import tensorflow as tf
 
 from pipeline.errors import DataError, UserError
 from trainer.comparison.pair_figures import Curve
-from trainer.config.run_files import RESULT_FILE, RunConfig, RunResult, read_config, read_metrics, read_result
+from trainer.config.run_files import (
+    RESULT_FILE,
+    RunConfig,
+    RunResult,
+    read_config,
+    read_metrics,
+    read_result,
+    stores_of,
+)
 from trainer.run.checkpoints import read_run, saved_path
 from trainer.run.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
 from trainer.targets.arms import ARMS, OFFLINE
@@ -201,7 +209,7 @@ class FinishedRun:
     def teacher_passes(self) -> int:
         """Number of views on which a live teacher ran during training."""
         online_from = self.config["length"]["online_from"]
-        return (self.steps - online_from) * self.batch_size
+        return (self.steps - online_from) * self.batch_size * len(stores_of(self.config["flags"]))
 
     def _history(self, line: dict[str, Any], losses: Curve, rates: Curve) -> dict[str, Any]:
         """An evaluation during training, with the training figures of the last step logged before it."""

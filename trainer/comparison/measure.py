@@ -34,8 +34,7 @@ import tensorflow as tf
 from pipeline.errors import UserError
 from pipeline.inputs.device_memory import naming_memory
 from pipeline.storage.files import write_json
-from pipeline.store.combination import combine
-from pipeline.store.reader import StoreReader
+from pipeline.store.combination import open_stores
 from pipeline.store.view_store import ViewStore
 from pipeline.views.mix import mix
 from pipeline.views.source import ImageSource
@@ -197,8 +196,12 @@ def main(argv: list[str]) -> int:
             )
         if flags.deterministic:
             tf.config.experimental.enable_op_determinism()
-        opened = StoreReader(flags.store, shard_cache_bytes=flags.shard_cache_bytes)
-        store = combine([opened], image_size=flags.image_size)
+        store = open_stores(
+            flags.store,
+            weights=flags.store_weights,
+            image_size=flags.image_size,
+            shard_cache_bytes=flags.shard_cache_bytes,
+        )
         tf.keras.utils.set_random_seed(flags.seed)
         offline = _run(argparse.Namespace(**{**vars(flags), "teacher": None}), store, workdir, "offline")
         online = _run(flags, store, workdir, "online")

@@ -102,6 +102,17 @@ class Teacher(TypedDict, total=False):
     top1: Figure
 
 
+class TeacherRow(TypedDict, total=False):
+    """The teacher of one of several stores."""
+
+    path: Text
+    store: Text
+    digest: Text
+    weight: Figure
+    image_size: Figure
+    top1: Figure
+
+
 class StoreRow(TypedDict, total=False):
     """The store; only its digest is compared."""
 
@@ -118,6 +129,7 @@ class ResultFile(TypedDict):
     arms: NotRequired[list[ArmRow] | None]
     cost: NotRequired[Cost | None]
     teacher: NotRequired[Teacher | None]
+    teachers: NotRequired[list[TeacherRow] | None]
     store: NotRequired[StoreRow | None]
     recipe: NotRequired[dict[str, Any] | None]
     created: NotRequired[Text]

@@ -68,10 +68,11 @@ def make_result(
             "parameters": first.result["parameters"],
         },
         "teacher": {
-            "path": spec.provenance.get("teacher"),
+            "path": " and ".join(str(part.spec.provenance.get("teacher")) for part in store.stores),
             "parameters": None if measured is None else measured["teacher_parameters"],
             "top1": final["teacher_top1"],
         },
+        **({"teachers": _teachers(store, final["teachers"])} if "teachers" in final else {}),
         "eval_split": first.result["eval_split"],
         "eval_images": final["examples"],
         "eval_unlabeled": final.get("unlabeled", 0),
@@ -82,6 +83,21 @@ def make_result(
         "arms": arm_rows(rows),
         "cost": _cost(store, runs, measured),
     }
+
+
+def _teachers(store: ViewStore, figures: Sequence[Row]) -> list[Row]:
+    """`teachers` of a result, for several stores."""
+    return [
+        {
+            "path": part.spec.provenance.get("teacher"),
+            "store": part.location,
+            "digest": part.spec.digest(),
+            "weight": weight,
+            "image_size": part.image_size,
+            "top1": figure["top1"],
+        }
+        for part, weight, figure in zip(store.stores, store.weights, figures, strict=True)
+    ]
 
 
 def check_comparable(store: ViewStore, runs: Sequence[FinishedRun]) -> None:
@@ -146,8 +162,11 @@ def _check_lengths(runs: Sequence[tuple[str, float, float | None]]) -> None:
 
 
 def _teacher_passes(store: ViewStore) -> int:
-    """Images that the teacher processed for the store: views and evaluation crops."""
-    return store.views.num_records + sum(store.eval_reader(name).num_records for name in store.eval_splits)
+    """Images that the teachers processed for the stores: views and evaluation crops."""
+    return sum(
+        part.views.num_records + sum(part.eval_reader(name).num_records for name in part.eval_splits)
+        for part in store.stores
+    )
 
 
 def _pairs(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, FinishedRun]]:
@@ -214,14 +233,14 @@ def _cost(store: ViewStore, runs: Sequence[FinishedRun], measured: dict[str, Any
     """`cost` of a result: counts, and with measured seconds the figures for the longest online run."""
     longest = max(runs, key=lambda run: (run.arm == "online", run.steps))
     size, passes = longest.batch_size, _teacher_passes(store)
-    teacher_batch = store.spec.teacher.batch_size
-    rows = -(-size // teacher_batch) * teacher_batch  # `BatchedTeacher` pads
+    sizes = [part.spec.teacher.batch_size for part in store.stores]
+    rows = sum(-(-size // batch) * batch for batch in sizes)  # `BatchedTeacher` pads
     counts = {
         "batch_size": size,
-        "teacher_batch_size": teacher_batch,
+        "teacher_batch_size": sizes[0] if len(sizes) == 1 else None,
         "teacher_rows_a_step": rows,
         "seconds_a_step_in_runs": _seconds_in_runs(runs),
-        "teacher_passes": {"offline": 0, "online": longest.steps * size},
+        "teacher_passes": {"offline": 0, "online": longest.steps * size * len(sizes)},
         "store_bytes": store.view_bytes,
         "bytes_a_view": store.view_bytes / store.views.num_records,
     }

@@ -30,6 +30,15 @@ def comparison_table(result: Result) -> str:
         lines.append(
             f"top-1 excludes {unlabeled:,} unlabeled images of {_number(result.get('eval_images'), ',')}"
         )
+    for teacher in result.get("teachers") or []:
+        lines.append(
+            f"teacher {teacher.get('path')} at {teacher.get('image_size')} pixels, weight {_number(teacher.get('weight'), '.3g')}: "
+            f"{accuracy_text(teacher.get('top1'))}"
+        )
+    if result.get("teachers"):
+        lines.append(
+            f"mean of the teachers' logits: {accuracy_text((result.get('teacher') or {}).get('top1'))}"
+        )
     lines += [_pair(pair) for pair in result["pairs"]]
     cost = result.get("cost") or {}
     if seconds := cost.get("seconds_a_step"):
@@ -37,7 +46,8 @@ def comparison_table(result: Result) -> str:
         lines.append(
             f"milliseconds per step: {parts}; online against offline: {_number(cost.get('saving'), '+.0%')}"
         )
-        if (rows_a_step := cost.get("teacher_rows_a_step")) != cost.get("batch_size"):
+        rows_a_step = cost.get("teacher_rows_a_step")
+        if rows_a_step != cost.get("batch_size") and not result.get("teachers"):
             lines.append(
                 f"the online teacher computes {rows_a_step} rows for {cost.get('batch_size')} views, because the teacher "
                 f"batch size of the store is {cost.get('teacher_batch_size')}"

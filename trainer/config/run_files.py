@@ -14,6 +14,16 @@ TRAIN = "train"  # kind of training lines; the other kinds are `eval_SPLIT`
 FILE_LIMIT, METRICS_LIMIT = 8 << 20, 1 << 30
 
 
+class TeacherFigures(TypedDict):
+    """Figures of the teacher of one of several stores."""
+
+    store: str | list[str]
+    store_weights: NotRequired[list[float] | None]
+    image_size: Positive
+    top1: float | None
+    agreement: float  # of the student with this teacher
+
+
 class Evaluation(TypedDict):
     """Evaluation of a student on all images of a split. Shares and accuracies are 0 to 1."""
 
@@ -25,6 +35,7 @@ class Evaluation(TypedDict):
     distillation_loss: (
         float  # mean KL(teacher || student) at the run's temperature, in nats, scaled as in training
     )
+    teachers: NotRequired[list[TeacherFigures]]  # of several stores; the other figures are of their mean
 
 
 class RunFlags(TypedDict):
@@ -35,7 +46,8 @@ class RunFlags(TypedDict):
     epochs: float | str | None
     steps: NotRequired[int | None]
     arm: NotRequired[str]
-    store: str
+    store: str | list[str]
+    store_weights: NotRequired[list[float] | None]
     image_size: NotRequired[Positive | None]
 
 
@@ -128,3 +140,8 @@ def parse_line(text: str) -> dict[str, Any]:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Reads all lines of a run's metrics.jsonl; raises the same errors as `read_config`."""
     return [parse_line(line) for line in read_text(workdir / METRICS_FILE, limit=METRICS_LIMIT).splitlines()]
+
+
+def stores_of(flags: RunFlags) -> list[str]:
+    """Locations of the stores of a run."""
+    return [flags["store"]] if isinstance(flags["store"], str) else flags["store"]

@@ -15,7 +15,7 @@ from pipeline.store.layout import check_store
 from trainer.config.choices import ARMS, check_strategy, check_student
 from trainer.config.recipes import train_recipe
 from trainer.flags.effects import COMPARE, WITH_FROM
-from trainer.flags.train import add_shared_flags
+from trainer.flags.train import STORE_HELP, WEIGHTS_HELP, add_shared_flags, check_stores, weights
 
 
 def _list_of(parse: Any) -> Any:
@@ -77,12 +77,19 @@ def make_parser() -> Parser:
         help="Directories of finished comparisons or runs to compare, without training.",
     )
     add = parser.group("data").add_argument
-    add("--store", type=place, help="Directory of the store; with --from, by default the store of the runs.")
+    add(
+        "--store",
+        type=place,
+        action="append",
+        help=f"{STORE_HELP} With --from, by default the stores of the runs.",
+    )
+    add("--store_weights", type=weights, metavar="W,W...", help=WEIGHTS_HELP)
     add = parser.group("teacher").add_argument
     add(
         "--teacher",
         type=place,
-        help="SavedModel or .keras file of the teacher (default: the path recorded in the store).",
+        action="append",
+        help="SavedModel or .keras file of the teacher, one per store (default: the path recorded in each store).",
     )
     add_shared_flags(parser)
     return parser
@@ -107,16 +114,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     else:
         for directory in flags.earlier:
             check_exists("--from", str(directory))
-    if flags.store is not None:
-        check_store(flags.store)
+    for store in flags.store or []:
+        check_store(store)
     check_exists("--data_dir", flags.data_dir)
-    check_exists("--teacher", flags.teacher)
+    for teacher in flags.teacher or []:
+        check_exists("--teacher", teacher)
     return flags
 
 
 def _check_comparison(flags: argparse.Namespace) -> None:
     if flags.store is None:
         raise UserError("--store: missing; pass the directory of the store to train on")
+    check_stores(flags)
     if flags.strategy == "multiworker":
         raise UserError(
             "--strategy=multiworker: the runs of a comparison are processes of one machine; train each arm with "

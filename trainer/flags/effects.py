@@ -9,7 +9,10 @@ from trainer.config.choices import DEFAULT_ARM, LIVE_ARMS
 _DECAY = Condition(lambda flags: flags.weight_decay != 0, "without a --weight_decay above 0")
 # For runs and comparisons. `check_strategy` refuses the flags of another strategy.
 SHARED = {
-    "shard_cache_bytes": Condition(lambda flags: is_url(flags.store or ""), "without a --store in a bucket"),
+    "shard_cache_bytes": Condition(
+        lambda flags: any(map(is_url, flags.store or [])), "without a --store in a bucket"
+    ),
+    "store_weights": Condition(lambda flags: len(flags.store or []) > 1, "without several --store"),
     "decay_mode": _DECAY,
     "decay_kernels_only": _DECAY,
     "clip_norm": Condition(lambda flags: flags.clip != "none", "without a --clip other than none"),

@@ -54,11 +54,12 @@ EVAL_BATCH_SIZE = 256
 class TrainFlags:
     """Parsed flags of `trainer.train`; `make_parser` documents each."""
 
-    store: str
+    store: list[str]
+    store_weights: list[float] | None
     workdir: str
     image_size: int | None
     data_dir: str | None
-    teacher: str | None
+    teacher: list[str] | None
     arm: str
     epochs: int | float | None
     steps: int | None
@@ -100,6 +101,20 @@ class TrainFlags:
     input_buffer_bytes: int | None
 
 
+STORE_HELP = "Directory of the store, or its URL in a bucket. Give it several times to train on the mean logits of several teachers."
+WEIGHTS_HELP = "Weight of each store's logits in the mean, such as 0.7,0.3 (default: equal weights)."
+
+
+def weights(text: str) -> list[float]:
+    """argparse type: comma-separated numbers above 0."""
+    return [positive_number(part) for part in text.split(",")]
+
+
+def spelled(name: str, values: Sequence[str] | None) -> str:
+    """A flag that is given once per value, as on the command line."""
+    return " ".join(f"--{name}={value}" for value in values or [])
+
+
 def _epochs(text: str) -> int | float:
     """argparse type: a whole number, 1 or more, or `inf`."""
     if text == "inf":
@@ -122,7 +137,8 @@ def make_parser() -> Parser:
         ],
     )
     add = parser.group("store").add_argument
-    add("--store", type=place, required=True, help="Directory of the store, or its URL in a bucket.")
+    add("--store", type=place, action="append", required=True, help=STORE_HELP)
+    add("--store_weights", type=weights, metavar="W,W...", help=WEIGHTS_HELP)
     add(
         "--follow",
         action="store_true",
@@ -159,7 +175,9 @@ def make_parser() -> Parser:
     add(
         "--teacher",
         type=place,
-        help="SavedModel directory or .keras file, or its URL: continues online past the end of the store.",
+        action="append",
+        help="SavedModel directory or .keras file, or its URL: continues online past the end of the store. With several "
+        "stores, give one for each, in the same order.",
     )
     add_shared_flags(parser)
     return parser
@@ -317,14 +335,40 @@ def check_combinations(flags: argparse.Namespace) -> None:
     if flags.follow:
         for name, default in (("teacher", None), ("arm", DEFAULT_ARM)):
             if (value := getattr(flags, name)) != default:
+                given = value if isinstance(value, list) else [value]
                 raise UserError(
-                    f"--follow: trains on stored views only, got --{name}={value}; omit one of them"
+                    f"--follow: trains on stored views only, got {spelled(name, given)}; omit one of them"
                 )
     if flags.write_back:
         _check_write_back(flags)
+    check_stores(flags)
+
+
+def check_stores(flags: argparse.Namespace) -> None:
+    """Refuses numbers of teachers and weights that differ from that of the stores."""
+    stores = list(flags.store)
+    if twice := [store for store in stores if stores.count(store) > 1]:
+        raise UserError(
+            f"--store={twice[0]}: given twice; expected stores of different teachers: omit one of them"
+        )
+    if flags.teacher is not None and len(flags.teacher) != len(stores):
+        raise UserError(
+            f"{spelled('teacher', flags.teacher)}: expected one per --store, in the same order, for "
+            f"{spelled('store', stores)}"
+        )
+    if flags.store_weights is not None and len(flags.store_weights) != len(stores):
+        given = ",".join(f"{weight:g}" for weight in flags.store_weights)
+        raise UserError(
+            f"--store_weights={given}: expected {len(stores)} numbers, one per --store, in the same order"
+        )
 
 
 def _check_write_back(flags: argparse.Namespace) -> None:
+    if len(flags.store) > 1:
+        raise UserError(
+            f"--write_back: appends to one store, got {spelled('store', flags.store)}; omit it, or extend the stores with "
+            "pipeline.precompute"
+        )
     if flags.teacher is None:
         raise UserError("--write_back: needs --teacher, whose logits it appends to the store; pass --teacher")
     if flags.steps_per_execution > 1:
@@ -351,10 +395,12 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def check_paths(flags: argparse.Namespace) -> None:
     """Checks that the paths of the flags exist."""
-    if not (flags.follow and is_locked(Path(flags.store))):  # a running precompute will create it
-        check_store(flags.store)
+    for store in flags.store:
+        if not (flags.follow and is_locked(Path(store))):  # a running precompute will create it
+            check_store(store)
     check_exists("--data_dir", flags.data_dir)
-    check_exists("--teacher", flags.teacher)
+    for teacher in flags.teacher or []:
+        check_exists("--teacher", teacher)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

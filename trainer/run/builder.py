@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 
 import tensorflow as tf
@@ -20,6 +21,7 @@ from pipeline.store.view_store import ViewStore
 from trainer import models
 from trainer.config.run_length import replica_batch_size
 from trainer.distribution.workers import Workers
+from trainer.flags.train import spelled
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import Evaluator
@@ -117,18 +119,19 @@ def build_run(
 
 def _load_teachers(options: TrainOptions, store: ViewStore, size: int) -> OnlineTeachers | None:
     """The online teachers for `size` views per replica; None if every step trains on stored logits."""
-    path = options.flags.teacher
-    if path is None and not options.arm.live:
+    given = options.flags.teacher
+    if given is None and not options.arm.live:
         return None
     if options.length.online_from == options.length.steps:
-        check_teacher_exists(str(path))
-        print(f"--teacher={path} is not needed: the store has all views of this run", flush=True)
+        for path in given or []:
+            check_teacher_exists(path)
+        print(f"{spelled('teacher', given)} is not needed: the store has all views of this run", flush=True)
         return None
     members = []
-    for part in store.stores:
+    for part, path in itertools.zip_longest(store.stores, given or []):
         found = find_teacher(part.spec, path, store=part.location)
         teacher = load_teacher(part.spec, found)
-        members.append(OnlineTeacher(teacher, str(teacher.path), part.spec))
+        members.append(OnlineTeacher(teacher, found, part.spec))
         batched = members[-1].batched
         if padding := batched.padding(size):
             print(

@@ -36,6 +36,12 @@ def describe(options: TrainOptions, store: ViewStore, *, previous: Schedule | No
         lines.append(
             f"warm-up of {options.warmup_steps:,} steps, then a constant learning rate until SIGTERM"
         )
+    if len(store.stores) > 1:
+        parts = [
+            f"{part.location} ({weight:.3g})"
+            for part, weight in zip(store.stores, store.weights, strict=True)
+        ]
+        lines.append(f"mean of the logits, by weight, of {', '.join(parts)}")
     if own := [part.image_size for part in store.stores if part.image_size != store.image_size]:
         sizes = ", ".join(f"{size}" for size in dict.fromkeys(own))
         lines.append(

@@ -6,6 +6,7 @@ view.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.views.input import ViewInput
 from pipeline.views.records import eval_planner
 from pipeline.views.render import eval_renderer
 from pipeline.views.source import ImageSource
-from trainer.config.run_files import Evaluation
+from trainer.config.run_files import Evaluation, TeacherFigures
 from trainer.step.loss import DistillationLoss
 
 
@@ -79,6 +80,7 @@ class Evaluator:
         self._traced: tuple[tf.keras.Model, Callable[[tf.Tensor], tf.Tensor]] | None = None
         self._match = match_classes(dataset, store.spec.num_classes, store.classes)
         self._labels = self._match.labels(dataset, np.arange(self._count))
+        self._stores = store.stores
 
     def _batches(self) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Batches of (crops uint8 [B, S, S, 3], teacher logits float32 [B, C]), as a list or an iterator."""
@@ -130,16 +132,17 @@ class Evaluator:
         Raises:
           DataError: an evaluation crop differs from the one that the teacher saw.
         """
-        # Four numbers per image: int64 [n], int64 [n], bool [n], float32 [n].
-        choices, teacher_choices, same, losses = [], [], [], []
+        # Five numbers per image: int64 [n], int64 [n], int64 [n], bool [n], float32 [n].
+        choices, teacher_choices, own, same, losses = [], [], [], [], []
         for ours, theirs in self.logits(student):
             choices.append(self._match.predict(ours))
             teacher_choices.append(self._match.predict(theirs))
-            same.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+            own.append(ours.argmax(axis=1))
+            same.append(own[-1] == theirs.argmax(axis=1))
             losses.append(self._loss.call(tf.constant(theirs), tf.constant(ours)).numpy())
         choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
         computed = self._match.no_accuracy is None
-        return Evaluation(
+        found = Evaluation(
             examples=self._count,
             unlabeled=int((self._labels == UNLABELED).sum()) if computed else 0,
             student_top1=top1(choice, self._labels),
@@ -147,3 +150,28 @@ class Evaluator:
             agreement=float(np.concatenate(same).mean()),
             distillation_loss=float(tf.reduce_mean(np.concatenate(losses))),
         )
+        if len(self._stores) > 1:
+            found["teachers"] = [
+                TeacherFigures(
+                    store=store.location,
+                    image_size=store.image_size,
+                    top1=top1(predicted, self._labels),
+                    agreement=float((np.concatenate(own) == theirs).mean()),
+                )
+                for store, (theirs, predicted) in zip(self._stores, self._each_choice, strict=True)
+            ]
+        return found
+
+    @functools.cached_property
+    def _each_choice(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Class of the largest logit of each store's teacher, and its prediction as a label, int64 [n] each."""
+        batches = np.array_split(np.arange(self._count), -(-self._count // self._size))
+        out = []
+        for store in self._stores:
+            reader, choices, predictions = store.eval_reader(self.split), [], []
+            for rows in batches:
+                logits = reader.read(rows).logits
+                choices.append(logits.argmax(axis=1))
+                predictions.append(self._match.predict(logits))
+            out.append((np.concatenate(choices), np.concatenate(predictions)))
+        return out

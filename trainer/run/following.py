@@ -67,7 +67,7 @@ class Following:
     ) -> None:
         self._store, self._length, self._workers = store, length, workers
         self._execution, self._interval = steps_per_execution, interval
-        self._watch = WriterWatch(store.location)
+        self._watches = [WriterWatch(part.location) for part in store.stores]
 
     def _available(self, step: int) -> int:
         """One past the last step with published views, at an end of an execution as on the finished store."""
@@ -90,8 +90,14 @@ class Following:
         num_examples = self._length.num_examples
         epochs = -(-int(self._length.steps) * self._length.batch_size // num_examples)
         while True:
-            written = self._workers.gather(int(self._watch.is_written())).min()
+            seen = [watch.is_written() for watch in self._watches]  # before reading what they published
             self._store.refresh()
+            # The shortest store limits the run, so each one that is too short must grow.
+            growing = all(
+                alive or part.views.num_records >= int(self._length.steps) * self._length.batch_size
+                for part, alive in zip(self._store.stores, seen, strict=True)
+            )
+            written = self._workers.gather(int(growing)).min()
             if (stop := int(self._workers.gather(self._available(step)).min())) > step:
                 return stop
             pause(f"waiting for epoch {self._store.epochs + 1:,} of {epochs:,}")

@@ -24,6 +24,7 @@ from trainer.flags.train import (
     EVAL_BATCH_SIZE,
     TrainFlags,
     check_combinations,
+    spelled,
 )
 from trainer.run.run_schedule import Schedule
 from trainer.targets.arms import ARMS, OFFLINE, Arm
@@ -71,16 +72,19 @@ class TrainOptions:
 
         A continued run may have needed it before the store grew, and its command stays the same.
         """
-        teacher = self.flags.teacher
-        if teacher is not None and not self.arm.live and self.length.online_from == self.length.steps:
+        teacher = spelled("teacher", self.flags.teacher)
+        if teacher and not self.arm.live and self.length.online_from == self.length.steps:
             raise UserError(
-                f"--teacher={teacher}: has no effect; the store has the logits of all {count_text(self.length.steps)} steps of "
+                f"{teacher}: has no effect; the store has the logits of all {count_text(self.length.steps)} steps of "
                 "this run: omit it, or train longer"
             )
 
     def to_json(self) -> dict[str, Any]:
         """Content of config.json. Infinity, which JSON does not have, is written as `inf`, as on the command line."""
         out: dict[str, Any] = _spell_infinity(dataclasses.asdict(self))
+        for name in ("store", "teacher"):  # a single one as text
+            if len(out["flags"][name] or []) == 1:
+                (out["flags"][name],) = out["flags"][name]
         return out
 
     def identity(self, targets: dict[str, Any]) -> dict[str, Any]:
@@ -141,17 +145,19 @@ def resolve(flags: argparse.Namespace, store: ViewStore, *, previous: Schedule |
     name = flags.recipe or default_recipe(spec)
     recipe = train_recipe(name)
     if not flags.allow_recipe_mismatch:
-        check_views(name, spec, image_size=flags.image_size)
+        for part in store.stores:
+            check_views(name, part.spec, image_size=flags.image_size)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(TrainRecipe)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
     check_student(recipe.student)
     length = _length(flags, recipe, store, previous=previous)
     temperature = spec.temperature if recipe.temperature is None else recipe.temperature
-    if spec.make_codec().only_temperature not in (None, temperature):
-        raise UserError(
-            f"--temperature={temperature:g}: the codec {spec.codec} of this store supports only "
-            f"--temperature={spec.temperature:g}; use that, or precompute with another codec or temperature"
-        )
+    for part in store.stores:
+        if part.spec.make_codec().only_temperature not in (None, temperature):
+            raise UserError(
+                f"--temperature={temperature:g}: the codec {part.spec.codec} of {part.location} supports only "
+                f"--temperature={part.spec.temperature:g}; use that, or precompute with another codec or temperature"
+            )
     arm = ARMS[flags.arm]
     if arm is not OFFLINE:
         length = _arm_length(arm, length, flags, store)
@@ -255,7 +261,7 @@ def _check_follow(flags: argparse.Namespace, recipe: TrainRecipe, store: ViewSto
 
 def _check_stored(length: RunLength, store: ViewStore) -> None:
     """Refuses a run without a teacher that is longer than the store."""
-    teacher = f"--teacher={store.spec.provenance.get('teacher', 'PATH')}"
+    teacher = spelled("teacher", [str(part.spec.provenance.get("teacher", "PATH")) for part in store.stores])
     stored = counted(store.epochs, "epoch")
     if length.endless:
         raise UserError(

@@ -129,7 +129,9 @@ class Run:
                 source: seconds / timed for source, (timed, seconds) in callback.timings.items()
             },
             "epochs_written_back": 0 if appending is None else appending.epochs,
-            "teacher_forward_passes": (length.steps - max(length.online_from, first)) * length.batch_size,
+            "teacher_forward_passes": len(self.store.stores)
+            * (length.steps - max(length.online_from, first))
+            * length.batch_size,
         }
 
     def _restore(self) -> int:

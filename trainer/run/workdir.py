@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli.parser import make_directory
@@ -16,14 +17,15 @@ _OF_OTHERS = {SPEC_FILE, COMPARISON_FILE, RUNS_DIRECTORY}  # in stores and compa
 _EARLY = {LOCK_FILE, CONFIG_FILE, METRICS_FILE, "tensorboard"}  # before the first checkpoint
 
 
-def open_workdir(text: str, *, store: str | None = None) -> Path:
+def open_workdir(text: str, *, stores: Sequence[str] = ()) -> Path:
     """Creates the directory of a run, or opens that of an earlier run.
 
     Raises:
       UserError: the directory contains something else, such as the store, or cannot be written.
     """
-    if store is not None and not is_url(store) and Path(store).resolve().is_relative_to(Path(text).resolve()):
-        raise UserError(f"--workdir={text}: contains --store={store}; use a directory outside of it")
+    for store in stores:
+        if not is_url(store) and Path(store).resolve().is_relative_to(Path(text).resolve()):
+            raise UserError(f"--workdir={text}: contains --store={store}; use a directory outside of it")
     workdir = make_directory(Path(text), flag="--workdir")
     names = {path.name for path in workdir.iterdir()}
     early = LOCK_FILE in names and all(name in _EARLY or name.startswith(TEMPORARY) for name in names)

@@ -23,7 +23,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,10 +44,12 @@ from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
+from pipeline.store.combination import combine, open_stores
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import ShardInfo, ShardTask, adopt_shard, write_note, write_shard
 from pipeline.store.spec import Spec
+from pipeline.store.view_store import ViewStore
 from pipeline.views.input import ViewInput
 from pipeline.views.records import ViewRecords
 from trainer.run.following import wait_for_store
@@ -357,21 +359,33 @@ class Appending(contextlib.AbstractContextManager["Appending"]):
 
 @contextlib.contextmanager
 def opened_store(
-    path: str, *, write_back: bool, follow: bool = False, shard_cache_bytes: int = SHARD_CACHE_BYTES
-) -> Iterator[StoreReader]:
-    """Context with an open store.
+    paths: Sequence[str],
+    *,
+    write_back: bool,
+    follow: bool = False,
+    shard_cache_bytes: int = SHARD_CACHE_BYTES,
+    **combination: Any,
+) -> Iterator[ViewStore]:
+    """Context with open stores.
 
     Args:
+      paths: location of each store; of a single one with `write_back`.
       write_back: whether to hold the lock of the store, to append to it.
+      **combination: arguments of `combine`.
 
     Raises:
       UserError: the store does not exist, another process is writing it, or it is in a bucket and `write_back` is True.
       DataError: the store is damaged.
     """
     if not write_back:
-        opened = wait_for_store if follow else StoreReader
-        yield opened(path, shard_cache_bytes=shard_cache_bytes)
+        yield open_stores(
+            paths,
+            shard_cache_bytes=shard_cache_bytes,
+            open_store=wait_for_store if follow else StoreReader,
+            **combination,
+        )
         return
+    (path,) = paths
     if is_url(path):
         raise UserError(
             f"--write_back: needs a store on a local disk, got --store={path}; copy the store, or extend it with "
@@ -379,4 +393,4 @@ def opened_store(
         )
     Spec.load(path)  # before creating a lock where there is no store
     with writer_lock(Path(path)):
-        yield StoreReader(path)
+        yield combine([StoreReader(path)], **combination)

@@ -114,7 +114,7 @@ def test_two_workers_follow_a_growing_store(
     info = json.loads(whole)
     info["splits"][0]["shardLengths"] = ["20"]  # an epoch and three views: 8 steps
     (store / INFO_FILE).write_text(json.dumps(info))
-    argv = [*argv_of, f"--store={store}", f"--workdir={workdir}", "--follow"]
+    argv = [*argv_of[1:], f"--store={store}", f"--workdir={workdir}", "--follow"]
     ended = Pair(argv).end()
     assert ended.codes == [EXIT_TRY_AGAIN, EXIT_TRY_AGAIN], ended.err
     with writer_lock(store):

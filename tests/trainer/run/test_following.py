@@ -246,7 +246,7 @@ def test_run_follows_a_store_in_a_bucket(
         # Another owner than this process, whose own locks are known at once.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pipeline.storage.writer_watch.is_dead", lambda owner: False)
-            argv = list(arguments(Path("none"), workdir, data_dir, *RUN, "--follow"))
+            argv = arguments(Path("none"), workdir, data_dir, *RUN, "--follow")[1:]
             assert main([*argv, f"--store={remote}"]) == 0
     finally:
         thread.join()
@@ -263,7 +263,7 @@ def test_bucket_lock_that_is_not_renewed_counts_as_released(
     owner = {"pid": 1, "host": "elsewhere", "machine": "another", "lease": "another"}
     BucketDirectory(remote).write(LOCK_FILE, json.dumps(owner).encode())
     monkeypatch.setattr(following, "WriterWatch", functools.partial(WriterWatch, patience=1.0))
-    argv = [*arguments(Path("none"), tmp_path / "run", data_dir, *RUN, "--follow"), f"--store={remote}"]
+    argv = [*arguments(Path("none"), tmp_path / "run", data_dir, *RUN, "--follow")[1:], f"--store={remote}"]
     code, line = fail(argv, capsys, main=main)
     assert code == 75
     assert "saved at step 3" in line

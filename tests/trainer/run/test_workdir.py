@@ -62,7 +62,7 @@ def test_store_inside_the_workdir_is_refused(tmp_path: Path, where: str):
     (tmp_path / "way").symlink_to(tmp_path / "run")
     for workdir in ("run", "way"):
         with pytest.raises(UserError, match=re.escape(f"--workdir={tmp_path}/{workdir}")):
-            open_workdir(str(tmp_path / workdir), store=str(tmp_path / "run" / where))
+            open_workdir(str(tmp_path / workdir), stores=[str(tmp_path / "run" / where)])
     beside = str(tmp_path / "running")
-    assert open_workdir(str(tmp_path / "run"), store=beside) == tmp_path / "run"
-    assert open_workdir(str(tmp_path / "run"), store="gs://bucket/store") == tmp_path / "run"
+    assert open_workdir(str(tmp_path / "run"), stores=[beside]) == tmp_path / "run"
+    assert open_workdir(str(tmp_path / "run"), stores=["gs://bucket/store"]) == tmp_path / "run"
