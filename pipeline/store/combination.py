@@ -19,9 +19,9 @@ from pipeline.errors import DataError, UserError
 from pipeline.storage.cache import SHARD_CACHE_BYTES
 from pipeline.store.identity import DatasetIdentity, digest_of
 from pipeline.store.layout import VIEWS_SPLIT
-from pipeline.store.reader import SplitReader, StoreReader
+from pipeline.store.reader import StoreReader
 from pipeline.store.spec import differences
-from pipeline.store.view_store import ViewStore
+from pipeline.store.view_store import StoredRecords, ViewStore
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import check_sources
 from pipeline.views.records import NO_FINGERPRINT, ViewRecords
@@ -66,7 +66,7 @@ class CombinedRecords:
     def __init__(
         self,
         split: str,
-        readers: Sequence[tuple[StoreReader, SplitReader]],
+        readers: Sequence[tuple[ViewStore, StoredRecords]],
         *,
         weights: Sequence[float],
         image_size: int,
@@ -159,7 +159,7 @@ class CombinedStore(ViewStore):
       image_size: side of a rendered crop in pixels.
     """
 
-    def __init__(self, stores: Sequence[StoreReader], *, weights: Sequence[float], image_size: int) -> None:
+    def __init__(self, stores: Sequence[ViewStore], *, weights: Sequence[float], image_size: int) -> None:
         self._stores, self._weights, self._image_size = tuple(stores), tuple(weights), image_size
         self.location = " and ".join(store.location for store in stores)
         self.spec, self.classes = stores[0].spec, stores[0].classes
@@ -169,7 +169,7 @@ class CombinedStore(ViewStore):
         self.views = self._records(VIEWS_SPLIT, [store.views for store in stores])
 
     def _records(
-        self, split: str, readers: Sequence[SplitReader], *, eval_crop: EvalCrop | None = None
+        self, split: str, readers: Sequence[StoredRecords], *, eval_crop: EvalCrop | None = None
     ) -> CombinedRecords:
         return CombinedRecords(
             split,
@@ -180,9 +180,14 @@ class CombinedStore(ViewStore):
         )
 
     @property
-    def stores(self) -> Sequence[StoreReader]:
+    def stores(self) -> Sequence[ViewStore]:
         """Implements `ViewStore`."""
         return self._stores
+
+    @property
+    def view_bytes(self) -> int:
+        """Implements `ViewStore`."""
+        return sum(store.view_bytes for store in self._stores)
 
     @property
     def weights(self) -> Sequence[float]:
@@ -250,7 +255,7 @@ def open_stores(
 
 
 def combine(
-    stores: Sequence[StoreReader], *, weights: Sequence[float] | None = None, image_size: int | None = None
+    stores: Sequence[ViewStore], *, weights: Sequence[float] | None = None, image_size: int | None = None
 ) -> ViewStore:
     """Several stores as one, or one store at another image size; a single store at its own size is returned as it is.
 
@@ -287,7 +292,7 @@ def combine(
     return CombinedStore(stores, weights=shares, image_size=size)
 
 
-def _check_pair(earlier: Sequence[StoreReader], store: StoreReader) -> None:
+def _check_pair(earlier: Sequence[ViewStore], store: ViewStore) -> None:
     """Checks that a store can be combined with others.
 
     Raises:
@@ -316,9 +321,9 @@ def _check_pair(earlier: Sequence[StoreReader], store: StoreReader) -> None:
 
 def _check_entries(
     what: str,
-    first: StoreReader,
+    first: ViewStore,
     ours: Sequence[object] | None,
-    store: StoreReader,
+    store: ViewStore,
     theirs: Sequence[object] | None,
 ) -> None:
     """Refuses different names or maps of the classes, if both stores have them."""
@@ -332,7 +337,7 @@ def _check_entries(
     )
 
 
-def _check_temperatures(stores: Sequence[StoreReader]) -> None:
+def _check_temperatures(stores: Sequence[ViewStore]) -> None:
     """Refuses codecs that keep the logits for different temperatures."""
     fixed = {
         store.location: temperature

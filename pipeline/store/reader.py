@@ -277,6 +277,11 @@ class StoreReader(ViewStore):
         """Implements `ViewStore`: this one."""
         return (self,)
 
+    @property
+    def view_bytes(self) -> int:
+        """Implements `ViewStore`."""
+        return self.views.manifest.bytes
+
     def eval_reader(self, split: str) -> SplitReader:
         """Implements `ViewStore`."""
         if split not in self._eval:

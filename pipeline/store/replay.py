@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 
 from pipeline.cli.environment import usable_memory
-from pipeline.store.reader import StoreReader
 from pipeline.store.view_store import ViewStore
 from pipeline.views.input import ViewInput
 from pipeline.views.records import RecordSource
@@ -18,8 +17,8 @@ def add_other_sizes(
     view_input: ViewInput,
     store: ViewStore,
     *,
-    records: Callable[[StoreReader], RecordSource],
-    renderer: Callable[[StoreReader], Renderer],
+    records: Callable[[ViewStore], RecordSource],
+    renderer: Callable[[ViewStore], Renderer],
 ) -> ViewInput:
     """Adds the image sizes of the stores to an input at the size of `store`, so that crops are compared with every store.
 

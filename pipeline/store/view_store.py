@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from pipeline.store.spec import Spec
 from pipeline.store.splits import may_overlap
 from pipeline.views.policies.base import ViewPolicy
 from pipeline.views.records import RecordSource, ViewRecords
-
-if TYPE_CHECKING:
-    from pipeline.store.reader import StoreReader
 
 
 class StoredRecords(RecordSource, Protocol):
@@ -57,7 +54,7 @@ class ViewStore(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def stores(self) -> Sequence[StoreReader]:
+    def stores(self) -> Sequence[ViewStore]:
         """The stores, 1 or more."""
 
     @property
@@ -76,9 +73,9 @@ class ViewStore(abc.ABC):
         return self.views.num_records // self.spec.num_examples
 
     @property
+    @abc.abstractmethod
     def view_bytes(self) -> int:
         """Size of the published training views in bytes."""
-        return sum(store.views.manifest.bytes for store in self.stores)
 
     @property
     def held_out_splits(self) -> list[str]:

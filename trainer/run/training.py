@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -15,6 +15,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.labels import match_classes
 from pipeline.storage.files import atomic_directory, remove_directory, write_json
+from pipeline.store.reader import StoreReader
 from pipeline.store.view_store import ViewStore
 from trainer.config.run_files import CONFIG_FILE, RESULT_FILE
 from trainer.config.run_length import Segment, count_text, segments
@@ -177,7 +178,7 @@ class Run:
         if self.teacher_pass is None:
             return None
         return Appending(
-            self.store.stores[0],
+            cast(StoreReader, self.store.stores[0]),
             self.teacher_pass,
             batch_size=self.options.length.batch_size,
             views_per_shard=self.options.flags.views_per_shard,
