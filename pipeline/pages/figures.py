@@ -93,7 +93,7 @@ def look_up(tree: Any, path: str) -> Any:
     """Value at a path such as `runs.0.top1`, or None."""
     for name in re.split(r"(?<!\\)\.", path):
         if isinstance(tree, list):
-            tree = tree[int(name)] if int(name) < len(tree) else None
+            tree = tree[int(name)] if name.isdecimal() and int(name) < len(tree) else None
         elif isinstance(tree, dict):
             tree = tree.get(name.replace("\\.", "."))
         else:

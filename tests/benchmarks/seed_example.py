@@ -244,7 +244,7 @@ def main(argv: list[str]) -> int:
     count = flags.steps_a_round or math.ceil(store.spec.num_examples / size)
     rates = measure_rates(bench, rounds=flags.rounds, steps_a_round=count)
     result: dict[str, Any] = {
-        "dataset": store.spec.dataset,
+        "dataset": store.spec.dataset.to_json(),
         "policy": store.spec.policy.to_json(),
         "recipe": recipe.to_json(),
         "tensorflow": tf.__version__,

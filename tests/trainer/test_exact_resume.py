@@ -19,7 +19,7 @@ from tests.campaigns.exact_resume import (
     run_campaign,
 )
 from tests.runs import arguments
-from trainer.run import results
+from trainer.run import training
 from trainer.run.callbacks import MetricsLog
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import Evaluator
@@ -103,8 +103,8 @@ def test_run_killed_between_any_two_writes_ends_bit_equal(
         (Checkpoints, "save_best", lambda checkpoints, step, evaluation: step == 4, True),
         # Noted, the oldest not removed.
         (MANAGER, "_sweep", lambda manager: number_of(manager) == 8, False),
-        (results, "export_student", lambda student, path: True, True),
-        (results, "write_json", lambda path, tree: path.name == "result.json", False),
+        (training, "export_student", lambda student, path: True, True),
+        (training, "write_json", lambda path, tree: path.name == "result.json", False),
     ):
         with monkeypatch.context() as patch:
             die(patch, owner, name, when, after=after)

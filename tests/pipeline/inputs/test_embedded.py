@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,10 @@ def test_another_process_prepares_the_same_says_one_line_and_uses_nothing_that_a
         "import sys\nfrom pathlib import Path\nfrom pipeline.inputs import embedded\n"
         "embedded.prepare_dataset(Path(sys.argv[1]))\nsys.exit('apache_beam' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}  # as commands set it
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     # Neither TFDS's bars nor its announcement of a directory that is no longer there.

@@ -23,7 +23,7 @@ from pipeline.errors import DataError, Interrupted, UserError
 from pipeline.precomputing.worker import ShardWorker
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.lease import hold_lease
-from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.storage.lock import LOCK_FILE, is_locked, writer_lock
 from pipeline.storage.writer_watch import WriterWatch
 from pipeline.store.metadata import INFO_FILE
 from pipeline.store.reader import StoreReader
@@ -346,6 +346,10 @@ def test_killed_precompute_and_killed_follower_continue(
             reader.kill()
         with real.follow() as reader:
             real.wait_until_it_waits()
+            # The checkpoint may be that of the killed run. Before it has the lock, a signal ends a process at once.
+            while not is_locked(real.workdir):
+                time.sleep(0.05)
+            time.sleep(10)
             reader.terminate()
             _, err = reader.communicate(timeout=200)
             assert reader.returncode == 143, err
