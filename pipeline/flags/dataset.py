@@ -7,20 +7,50 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli.effects import Condition, refuse_without_effect
-from pipeline.cli.parser import Parser, check_exists, file_path
+from pipeline.cli.parser import Parser, check_exists, file_path, positive, positive_number, whole
 from pipeline.errors import UserError
 
 COMMAND = "python -m pipeline.dataset import"
-CHANGES = ("apply_orientation", "flatten_alpha", "convert_to_png")  # flags that change images
+FOLDER_CHANGES = ("apply_orientation", "flatten_alpha", "convert_to_png")
+CHANGES = (*FOLDER_CHANGES, "short_side", "quality")  # flags that change images
+JPEG_QUALITY = 95
+
+
+def _of_folder(otherwise: str) -> Condition:
+    return Condition(lambda flags: flags.folder is not None, f"with --from_tfds, {otherwise}")
+
 
 CONDITIONS = {
-    "name": Condition(lambda flags: flags.folder is not None, "with --from_tfds, which keeps its name"),
+    "name": _of_folder("which keeps its name"),
     "from_data_dir": Condition(lambda flags: flags.from_tfds is not None, "without --from_tfds"),
-    **dict.fromkeys(
-        CHANGES,
-        Condition(lambda flags: flags.folder is not None, "with --from_tfds, which copies records unchanged"),
+    **dict.fromkeys(FOLDER_CHANGES, _of_folder("whose images are kept as they are but for --short_side")),
+    "image_feature": Condition(
+        lambda flags: flags.from_tfds is not None and flags.short_side is not None,
+        "without --from_tfds and --short_side",
     ),
+    "quality": Condition(
+        lambda flags: flags.short_side is not None or flags.apply_orientation,
+        "without --short_side or --apply_orientation",
+    ),
+    "unlabeled": _of_folder("which has labels or not"),
+    "holdout": _of_folder("which has slices, such as --split='train[:90%]' of the precompute"),
+    "seed": Condition(lambda flags: flags.holdout is not None, "without --holdout"),
 }
+
+
+def _share(text: str) -> float:
+    """argparse type: a number between 0 and 1."""
+    found = positive_number(text)
+    if found >= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share above 0 and below 1, such as 0.1")
+    return found
+
+
+def _quality(text: str) -> int:
+    """argparse type: a JPEG quality."""
+    if (found := positive(text)) > 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 100")
+    return found
 
 
 def make_parser() -> tuple[Parser, Parser]:
@@ -38,7 +68,7 @@ def make_parser() -> tuple[Parser, Parser]:
         description=text,
         examples=[
             f"{COMMAND} --folder=images --name=my_images --data_dir=data",
-            f"{COMMAND} --from_tfds=oxford_flowers102 --data_dir=data",
+            f"{COMMAND} --from_tfds=oxford_flowers102 --data_dir=data --short_side=256",
         ],
     )
     add = sub.group("folder of images").add_argument
@@ -49,10 +79,24 @@ def make_parser() -> tuple[Parser, Parser]:
     )
     add("--name", help="Name of the new data set.")
     add(
+        "--unlabeled",
+        action="store_true",
+        help="Take all images of the folder and its subfolders, without labels. Subfolders are splits if all of them have "
+        "names such as train and test.",
+    )
+    add(
+        "--holdout",
+        type=_share,
+        metavar="SHARE",
+        help="Make a split `test` of this share of each class, such as 0.1. It depends on the contents of the files and "
+        "on --seed. Each class keeps a training image.",
+    )
+    add("--seed", type=whole, default=0, help="Random seed of --holdout.")
+    add(
         "--apply_orientation",
         action="store_true",
-        help="Rotate images as their EXIF orientation says. JPEG files are encoded again at quality 95, PNG files without "
-        "loss. By default images stay as stored, since TensorFlow's decoders ignore the tag.",
+        help="Rotate images as their EXIF orientation says. JPEG files are encoded again, PNG files without loss. "
+        " By default images stay as stored, since TensorFlow's decoders ignore the tag.",
     )
     add(
         "--flatten_alpha",
@@ -65,12 +109,35 @@ def make_parser() -> tuple[Parser, Parser]:
         help="Convert single-frame WebP, TIFF, BMP and GIF files to PNG without loss, keeping the ICC profile but not EXIF. "
         "By default such files are refused.",
     )
-    add = sub.group("data set in another format").add_argument
-    add("--from_tfds", metavar="NAME", help="TFDS data set NAME[/CONFIG][:VERSION] in another file format.")
+    add = sub.group("data set of TFDS").add_argument
+    add(
+        "--from_tfds",
+        metavar="NAME",
+        help="TFDS data set NAME[/CONFIG][:VERSION] in another file format, or in any with --short_side.",
+    )
     add(
         "--from_data_dir",
         type=file_path,
         help="TFDS data directory of --from_tfds (default: that of TFDS).",
+    )
+    add = sub.group("smaller images").add_argument
+    add(
+        "--short_side",
+        type=positive,
+        metavar="PIXELS",
+        help="Scale images whose short side is longer down to it, as JPEG, which saves most of the decoding in training. The new "
+        "data set is the config short_side_PIXELS, so that its stores are not confused with those of the originals.",
+    )
+    add(
+        "--quality",
+        type=_quality,
+        default=JPEG_QUALITY,
+        help="JPEG quality of images that are encoded again.",
+    )
+    add(
+        "--image_feature",
+        metavar="NAME",
+        help="Image of --from_tfds that is scaled (default: the supervised one, or the only one).",
     )
     add = sub.group("output").add_argument
     add("--data_dir", type=file_path, required=True, help="TFDS data directory for the new data set.")

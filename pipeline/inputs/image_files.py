@@ -7,6 +7,7 @@ Files are kept byte for byte unless a change is requested.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import DataError
 from pipeline.errors.causes import first_line
+from pipeline.flags.dataset import FOLDER_CHANGES, JPEG_QUALITY
 from pipeline.views.headers import has_16_bits, image_sizes
 from pipeline.views.render import decode
 
@@ -33,8 +35,7 @@ _MODES = (
     "RGBX",
 )  # Pillow's modes of 8 bits per channel, without CMYK
 _ORIENTATION = 0x0112  # EXIF tag; 2 to 8 are rotated or mirrored
-_JPEG_QUALITY = 95
-_DAMAGED = (
+DAMAGED = (
     SyntaxError,
     ValueError,
     TypeError,
@@ -51,11 +52,29 @@ class Changes:
       apply_orientation: rotate images as their EXIF orientation says.
       flatten_alpha: put images with transparent pixels onto white.
       convert_to_png: convert WebP, TIFF, BMP and GIF files to PNG.
+      short_side: scale images with a longer short side down to this one, in pixels, and store them as JPEG; None for no limit.
+      quality: JPEG quality of images that are encoded again.
     """
 
     apply_orientation: bool = False
     flatten_alpha: bool = False
     convert_to_png: bool = False
+    short_side: int | None = None
+    quality: int = JPEG_QUALITY
+
+    @property
+    def config(self) -> str:
+        """Name of the TFDS config of a data set with scaled images; empty without `short_side`."""
+        if self.short_side is None:
+            return ""
+        return f"short_side_{self.short_side}" + (f"_q{self.quality}" if self.quality != JPEG_QUALITY else "")
+
+    def text(self) -> str:
+        """The flags that request the changes."""
+        words = [f"--{name}" for name in FOLDER_CHANGES if getattr(self, name)]
+        if self.short_side is not None:
+            words.append(f"--short_side={self.short_side} --quality={self.quality}")
+        return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,16 +86,19 @@ class Examined:
       oriented: whether it has an EXIF orientation other than upright.
       transparent: whether it has pixels that are not opaque.
       converted: whether it has to be converted to PNG.
+      content: hash of the file.
     """
 
     problem: str | None = None
     oriented: bool = False
     transparent: bool = False
     converted: bool = False
+    content: bytes = b""
 
 
 def examine(path: Path, changes: Changes) -> Examined:
-    """Opens, changes and decodes an image as the import will, and reports problems."""
+    """Opens, changes and decodes an image as the import will, and reports problems. Scaling is left to the import."""
+    changes = dataclasses.replace(changes, short_side=None)
     try:
         data = path.read_bytes()
         found = _inspect(data)
@@ -91,9 +113,9 @@ def examine(path: Path, changes: Changes) -> Examined:
         return Examined(problem=first_line(error.__cause__ or error))
     except tf.errors.InvalidArgumentError as error:
         return Examined(problem=_TF_DECORATION.sub("", first_line(error)).strip())
-    except _DAMAGED as error:
+    except DAMAGED as error:
         return Examined(problem=first_line(error))
-    return found
+    return dataclasses.replace(found, content=hashlib.blake2b(data, digest_size=16).digest())
 
 
 _HINT = "neither JPEG nor PNG; convert it with `convert_to_png`"
@@ -103,7 +125,7 @@ def _inspect(data: bytes) -> Examined:
     """Examines the headers of a file.
 
     Raises:
-      OSError: the file is damaged; other types of errors are in `_DAMAGED`.
+      OSError: the file is damaged; other types of errors are in `DAMAGED`.
     """
     is_jpeg, is_png = (data.startswith(magic) for magic in _MAGIC)
     if has_16_bits(data):
@@ -147,27 +169,55 @@ def _is_transparent(image: Image.Image) -> bool:
 def change(data: bytes, changes: Changes) -> bytes:
     """Applies the changes that an image needs, or returns it as it is.
 
-    A rotated JPEG is encoded again at quality 95 without chroma subsampling; other changed images become lossless PNGs. The
-    ICC profile is kept, other metadata are dropped.
+    A scaled image becomes a JPEG, a rotated JPEG is encoded again without chroma subsampling; other changed images become
+    lossless PNGs. The ICC profile is kept, and the EXIF orientation of an image that is scaled but not rotated. Other
+    metadata are dropped.
+
+    Raises:
+      OSError: the image is damaged; other types of errors are in `DAMAGED`.
     """
-    if changes == Changes():
+    if changes == Changes(quality=changes.quality):
         return data
     with Image.open(io.BytesIO(data)) as image:
         # Pillow's format does not tell: it is MPO for the JPEG files of many cameras.
         is_jpeg, profile = data.startswith(_MAGIC[0]), image.info.get("icc_profile")
-        turn = changes.apply_orientation and _orientation(image) != 1
+        orientation = _orientation(image)
+        turn = changes.apply_orientation and orientation != 1
         flatten = changes.flatten_alpha and not is_jpeg and _is_transparent(image)
-        if not (turn or flatten or image.format in _CONVERTIBLE):
+        convert = changes.convert_to_png and image.format in _CONVERTIBLE
+        shrink = changes.short_side is not None and min(image.size) > changes.short_side
+        if not (turn or flatten or convert or shrink):
             return data
         pixels = ImageOps.exif_transpose(image) if turn else image.copy()
+    pixels.info.pop("comment", None)  # which Pillow would write into a JPEG
     if flatten:
         pixels = pixels.convert("RGBA")
         pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    elif pixels.mode in ("PA", "RGBX"):  # not supported by PNG
+    if shrink:
+        kept = orientation if not turn else 1
+        return _scaled_jpeg(pixels, changes, orientation=kept, profile=profile)
+    if pixels.mode in ("PA", "RGBX"):  # not supported by PNG
         pixels = pixels.convert("RGBA" if pixels.mode == "PA" else "RGB")
     with io.BytesIO() as file:
         if is_jpeg:
-            pixels.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0, icc_profile=profile, exif=b"")
+            pixels.save(file, "JPEG", quality=changes.quality, subsampling=0, icc_profile=profile, exif=b"")
         else:
             pixels.save(file, "PNG", icc_profile=profile, exif=b"")
+        return file.getvalue()
+
+
+def _scaled_jpeg(pixels: Image.Image, changes: Changes, *, orientation: int, profile: bytes | None) -> bytes:
+    """Scales an image down to `changes.short_side`, with antialiasing, and encodes it. An alpha channel is dropped."""
+    assert changes.short_side is not None
+    if pixels.mode == "CMYK":
+        profile = None  # of inks
+    pixels = pixels.convert("L" if pixels.mode in ("1", "L", "LA") else "RGB")
+    factor = changes.short_side / min(pixels.size)
+    width, height = (round(factor * side) for side in pixels.size)
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    with io.BytesIO() as file:
+        pixels.resize((width, height), Image.Resampling.LANCZOS).save(
+            file, "JPEG", quality=changes.quality, icc_profile=profile, exif=exif if orientation != 1 else b""
+        )
         return file.getvalue()

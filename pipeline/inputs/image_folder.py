@@ -1,4 +1,4 @@
-"""Finds the images of a folder by split and class, `CLASS/FILE` or `SPLIT/CLASS/FILE`, without opening them."""
+"""Finds the images of a folder by split and class, `CLASS/FILE` or `SPLIT/CLASS/FILE`, or all of them, without opening them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -30,6 +31,7 @@ _SPLIT_NAMES = {
 }
 _TFDS_SPLIT = re.compile(r"[\w-]+")
 _LAYOUTS = "expected CLASS/IMAGE.jpg or train/CLASS/IMAGE.jpg"
+UNLABELED = ""  # class of images without labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +39,21 @@ class Folder:
     """The images of a folder.
 
     Attributes:
-      classes: class names, sorted; a label is an index into them.
-      splits: (path, class) of each image, sorted by path, by split.
+      classes: class names, sorted; a label is an index into them. None if the images have no labels.
+      splits: (path, class) of each image, sorted by path, by split. The class may be `UNLABELED`.
       problems: files and folders that cannot be used, one line each.
       skipped: number of files and folders of the operating system, by name.
     """
 
-    classes: list[str]
+    classes: list[str] | None
     splits: dict[str, list[tuple[Path, str]]]
     problems: list[str]
     skipped: dict[str, int]
+
+    @property
+    def images(self) -> list[tuple[Path, str]]:
+        """(path, class) of all images."""
+        return list(itertools.chain(*self.splits.values()))
 
 
 class _Tree:
@@ -96,7 +103,9 @@ def scan(folder: Path) -> Folder:
         raise UserError(f"`folder`={folder}: no such directory")
     tree = _Tree()
     if not tree.folders(folder):
-        raise UserError(f"`folder`={folder}: has no class folders; {_LAYOUTS}")
+        raise UserError(
+            f"`folder`={folder}: has no class folders; {_LAYOUTS}, or `unlabeled` for images without labels"
+        )
     problems = [f"{shown(path)}: not in a class folder" for path in tree.files(folder)]
     splits: dict[str, list[tuple[Path, str]]] = {}
     for split, root in _split_roots(folder, tree).items():
@@ -107,6 +116,45 @@ def scan(folder: Path) -> Folder:
     problems += [f"{shown(name)}: class without images in train" for name in classes if name not in trained]
     problems += _name_problems(classes, splits)
     return Folder(classes, splits, problems, dict(tree.skipped))
+
+
+def scan_unlabeled(folder: Path) -> Folder:
+    """Finds all images of a folder and its subfolders, which are not classes.
+
+    If all subfolders have usual split names, and no file is beside them, they are the splits. Otherwise all images are `train`.
+
+    Raises:
+      UserError: the folder has no images, or a link to a folder that contains it.
+    """
+    tree = _Tree()
+    roots = {"train": folder}
+    below = tree.folders(folder)
+    if below and not tree.files(folder) and all(path.name.lower() in _SPLIT_NAMES for path in below):
+        roots = _named_splits(folder, below)
+    splits = {
+        split: [(path, UNLABELED) for path in _walk(root, tree, above=())] for split, root in roots.items()
+    }
+    problems = [
+        f"{shown(roots[split])}: split folder without images" for split in splits if not splits[split]
+    ]
+    if not any(splits.values()):
+        raise UserError(f"`folder`={folder}: has no files; expected images, in subfolders or not")
+    problems += [
+        f"{shown(path)}: path is not UTF-8"
+        for path, _ in itertools.chain(*splits.values())
+        if not _is_utf8(str(path))
+    ]
+    return Folder(None, splits, problems, dict(tree.skipped))
+
+
+def _walk(directory: Path, tree: _Tree, *, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The files of a directory, then those of its subfolders."""
+    here = directory.resolve()
+    if here in above:
+        raise UserError(f"{shown(directory)}: is a link to a folder that contains it; remove the link")
+    yield from tree.files(directory)
+    for folder in tree.folders(directory):
+        yield from _walk(folder, tree, above=(*above, here))
 
 
 def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
@@ -128,8 +176,17 @@ def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
                 f"{_LAYOUTS}: name split folders train, validation and test, or move class folders up"
             )
         return {"train": folder}
+    return _named_splits(folder, counts)
+
+
+def _named_splits(folder: Path, directories: Iterable[Path]) -> dict[str, Path]:
+    """The split of each directory.
+
+    Raises:
+      UserError: a name cannot be a split of TFDS, or two directories have the same split.
+    """
     roots: dict[str, Path] = {}
-    for directory in counts:
+    for directory in directories:
         split = _SPLIT_NAMES.get(directory.name.lower(), directory.name)
         if split.lower() == "all" or not _TFDS_SPLIT.fullmatch(split):
             raise UserError(

@@ -76,7 +76,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("inspect", ("--store=store",), "--data_dir=data"),
         ("dataset", ("import", "--folder=images", "--name=n", "--data_dir=d"), "--from_data_dir=data"),
         ("dataset", ("import", "--from_tfds=n", "--data_dir=d"), "--name=n"),
-        ("dataset", ("import", "--from_tfds=n", "--data_dir=d"), "--flatten_alpha"),
+        *(
+            ("dataset", ("import", "--from_tfds=n", "--data_dir=d"), idle)
+            for idle in ("--flatten_alpha", "--unlabeled", "--holdout=0.1", "--quality=90", "--seed=1")
+        ),
+        ("dataset", ("import", "--folder=images", "--name=n", "--data_dir=d"), "--image_feature=x"),
     ],
 )
 def test_a_flag_without_effect_is_refused(command: str, others: tuple[str, ...], idle: str) -> None:
@@ -121,7 +125,7 @@ ALWAYS = {
     "plan": "students workers teacher_rate calibrate_seconds json",
     "verify": "store teacher data_dir fraction seed",
     "inspect": "store checksums json html",
-    "dataset": "folder from_tfds data_dir",
+    "dataset": "folder from_tfds short_side data_dir",
 }
 
 

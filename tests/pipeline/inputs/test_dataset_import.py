@@ -1,9 +1,8 @@
-"""pipeline.dataset import: folders of images and TFDS data sets of other formats; whole or not at all."""
+"""pipeline.dataset import: folders of images; whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,16 +16,15 @@ from PIL import Image
 
 from pipeline.cli.main import run_command
 from pipeline.dataset import main
-from pipeline.errors import EXIT_DATA_ERROR, EXIT_USER_ERROR, DataError, UserError
-from pipeline.inputs import dataset_import
+from pipeline.errors import EXIT_USER_ERROR, UserError
+from pipeline.inputs import dataset_import, new_dataset
 from pipeline.inputs.dataset import Dataset
 from pipeline.inputs.image_files import Changes, Examined
 from pipeline.inputs.image_folder import Folder, scan
 from pipeline.storage.lock import writer_lock
 from pipeline.views.render import decode
-from tests.images import TRAIN_IMAGES, encode, encoded_images, photo
+from tests.images import encode, photo
 from tests.runs import fail
-from tests.stores import DATASET, prepare_dataset
 
 IMAGES = {
     "tulip/b.jpg": ("jpeg_420", 30, 40),
@@ -212,9 +210,74 @@ def test_nothing_is_said_to_be_converted_that_was_refused() -> None:
     assert dataset_import.notes(Folder([], {}, [], {}), found, Changes()) == []
 
 
-def test_a_change_of_records_that_are_copied_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--flatten_alpha.*--from_tfds"):
-        main(["import", "--from_tfds=x", f"--data_dir={tmp_path}", "--flatten_alpha"])
+@pytest.mark.parametrize(
+    "flag", ["--short_side=0", "--short_side=160 --quality=101", "--holdout=0", "--holdout=1", "--quality=90"]
+)
+def test_a_value_out_of_range_is_refused(tmp_path: Path, flag: str) -> None:
+    make_folder(tmp_path / "images")
+    with pytest.raises(UserError, match=flag.rsplit(maxsplit=1)[-1].split("=", maxsplit=1)[0]):
+        main([*flags(tmp_path), *flag.split()])
+    assert not (tmp_path / "data").exists()
+
+
+def test_scaled_images_are_a_config_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = make_folder(tmp_path / "images")
+    assert main(flags(tmp_path)) == 0
+    assert main([*flags(tmp_path), "--short_side=15"]) == 0
+    assert "--dataset=my_flowers/short_side_15 " in capsys.readouterr().out
+    original = Dataset("my_flowers", "train", data_dir=tmp_path / "data")
+    small = Dataset("my_flowers/short_side_15", "train", data_dir=tmp_path / "data")
+    for name, before, after in zip(ORDER, original.read(np.arange(6)), small.read(np.arange(6)), strict=True):
+        height, width = IMAGES[name][1:]
+        assert before == files[name]
+        if min(height, width) <= 15:
+            assert after == before
+        else:
+            assert after.startswith(b"\xff\xd8\xff")
+            assert min(decode(tf.constant(after)).shape[:2]) == 15
+    ours, theirs = small.identity(), original.identity()
+    assert (ours.name, theirs.name) == ("my_flowers/short_side_15:1.0.0", "my_flowers:1.0.0")
+    assert ours.fingerprint != theirs.fingerprint
+    assert small.labels(np.arange(6)).tolist() == original.labels(np.arange(6)).tolist()
+    builder = tfds.builder("my_flowers/short_side_15", data_dir=tmp_path / "data")
+    assert "--short_side=15 --quality=95" in builder.info.description
+
+
+def test_all_images_of_a_folder_are_taken_without_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = make_folder(tmp_path / "images", "", "2019/summer/")
+    (tmp_path / "images" / "first.jpg").write_bytes(files["tulip/b.jpg"])
+    assert main([*flags(tmp_path), "--unlabeled"]) == 0
+    assert "13 images of 7 folders, without labels" in capsys.readouterr().out
+    records = list(tfds.builder("my_flowers", data_dir=tmp_path / "data").as_data_source("train"))
+    assert {record["filename"].decode() for record in records} == {*files, "first.jpg"}
+    assert {*records[0]} == {"image", "filename"}
+
+
+def test_holdout_is_a_test_split_that_does_not_depend_on_names(tmp_path: Path) -> None:
+    contents = []
+    for root, pattern in ((tmp_path / "one", "{}.jpg"), (tmp_path / "two", "photo-{}.jpeg")):
+        for name in ("daisy", "tulip"):
+            (root / "images" / name).mkdir(parents=True)
+            for seed in range(10):
+                data = encode(photo(9, 9, seed=seed + 100 * len(name)), "jpeg_420")
+                number = seed if root.name == "one" else 9 - seed
+                (root / "images" / name / pattern.format(number)).write_bytes(data)
+        assert main([*flags(root), "--holdout=0.2"]) == 0
+        splits = {s: Dataset("my_flowers", s, data_dir=root / "data") for s in ("train", "test")}
+        assert {split: data.num_examples for split, data in splits.items()} == {"train": 16, "test": 4}
+        assert np.bincount(splits["test"].labels(np.arange(4))).tolist() == [2, 2]
+        contents.append(set(splits["test"].read(np.arange(4))))
+        assert not contents[-1] & set(splits["train"].read(np.arange(16)))
+    assert contents[0] == contents[1]
+
+
+def test_holdout_of_a_folder_with_splits_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", "train/", "val/")
+    with pytest.raises(UserError, match=r"`holdout`=0\.5: .*train, validation"):
+        main([*flags(tmp_path), "--holdout=0.5"])
+    assert left(tmp_path) == []
 
 
 def test_a_file_name_that_is_not_utf8_ends_in_one_line(
@@ -253,7 +316,7 @@ def test_a_data_set_that_is_there_stays(tmp_path: Path) -> None:
 def test_an_import_that_finished_just_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between this one's look at the target and its lock."""
     there = tmp_path / "data" / "my_flowers" / "1.0.0" / "dataset_info.json"
-    lock = dataset_import.writer_lock
+    lock = new_dataset.writer_lock
 
     @contextlib.contextmanager
     def late(directory: Path, *, flag: str) -> Iterator[None]:
@@ -262,7 +325,7 @@ def test_an_import_that_finished_just_before_stays(tmp_path: Path, monkeypatch: 
         with lock(directory, flag=flag):
             yield
 
-    monkeypatch.setattr(dataset_import, "writer_lock", late)
+    monkeypatch.setattr(new_dataset, "writer_lock", late)
     make_folder(tmp_path / "images")
     with pytest.raises(UserError, match=r"my_flowers/1\.0\.0"):
         main(flags(tmp_path))
@@ -279,105 +342,3 @@ def test_what_a_dead_run_left_is_replaced_and_a_live_one_is_not_disturbed(tmp_pa
     assert main(flags(tmp_path)) == 0
     assert not aside.exists()
     assert not list((tmp_path / "data").rglob("junk"))
-
-
-# From another format.
-
-
-@pytest.fixture(scope="module")
-def tfrecords(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`small_photos` as TFRecord; read only."""
-    splits = {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TRAIN_IMAGES[:3])}
-    return prepare_dataset(tmp_path_factory.mktemp("tfrecords"), splits, file_format="tfrecord")
-
-
-def test_a_tfrecord_data_set_is_converted(
-    tfrecords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(UserError) as caught:
-        Dataset(DATASET, "train", data_dir=tfrecords)
-    (command,) = [part for part in str(caught.value).split("`") if part.startswith("python -m")]
-    assert command == (
-        f"python -m pipeline.dataset import --from_tfds={DATASET} --from_data_dir={tfrecords} --data_dir=DIR"
-    )
-    argv = command.replace("=DIR", f"={tmp_path}").split()[3:]
-    assert main(argv) == 0
-    assert f"{DATASET}: 20 examples in 2 files; use it with --dataset={DATASET}" in capsys.readouterr().out
-    images = encoded_images(TRAIN_IMAGES)
-    dataset = Dataset(DATASET, "train", data_dir=tmp_path)
-    assert dataset.read(np.arange(17)) == images
-    assert dataset.labels(np.arange(17)).tolist() == [i % 5 for i in range(17)]
-    assert Dataset(DATASET, "test", data_dir=tmp_path).read(np.arange(3)) == images[:3]
-    assert not list(tmp_path.rglob("*tfrecord*"))
-    with pytest.raises(UserError, match=f"--data_dir={tmp_path}: {DATASET}/1.0.0"):
-        main(argv)
-    with pytest.raises(UserError, match=f"--from_tfds={DATASET}: .*array_record"):
-        main(["import", f"--from_tfds={DATASET}", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}/x"])
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "short"])
-def test_a_damaged_tfrecord_is_refused_and_nothing_is_prepared(
-    tfrecords: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    source = Path(shutil.copytree(tfrecords, tmp_path / "source"))
-    (path,) = source.rglob("*train.tfrecord*")
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-10])
-    elif damage == "missing":
-        path.unlink()
-    else:
-        records = list(tf.data.TFRecordDataset(str(path)).take(16))
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in records:
-                writer.write(record.numpy())
-    argv = [
-        "import",
-        f"--from_tfds={DATASET}",
-        f"--from_data_dir={source}",
-        f"--data_dir={tmp_path / 'data'}",
-    ]
-    code, line = fail(argv, capsys, main=main)
-    assert code == EXIT_DATA_ERROR
-    assert path.name in line
-    assert left(tmp_path) == []
-
-
-def test_a_data_set_that_could_not_be_used_is_not_converted(tmp_path: Path) -> None:
-    class Depths(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        name = "depths"
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            image = tfds.features.Image(shape=(4, 4, 1), dtype=np.float32)
-            label = tfds.features.ClassLabel(num_classes=2)
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict({"image": image, "label": label})
-            )
-
-        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, object]:
-            return {"train": iter([(0, {"image": np.zeros([4, 4, 1], np.float32), "label": 1})])}
-
-        def _generate_examples(self) -> None:
-            raise NotImplementedError
-
-    Depths(data_dir=tmp_path).download_and_prepare(
-        file_format="tfrecord", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
-    with pytest.raises(UserError, match="float32"):
-        dataset_import.convert_tfds("depths", str(tmp_path), tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-
-
-def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`from_tfds`=no_such_photos: "):
-        main(
-            ["import", "--from_tfds=no_such_photos", f"--from_data_dir={tmp_path}", f"--data_dir={tmp_path}"]
-        )
-
-
-def test_metadata_are_the_source_s_but_for_the_format(tfrecords: Path, tmp_path: Path) -> None:
-    dataset_import.convert_tfds(DATASET, str(tfrecords), tmp_path)
-    old, new = (json.loads(next(d.rglob("dataset_info.json")).read_text()) for d in (tfrecords, tmp_path))
-    assert new == old | {"fileFormat": "array_record"}
-    with pytest.raises(DataError, match=r"\b3\b.*\b4\b"):
-        dataset_import._write_file(tmp_path / "file", [b"a", b"b", b"c"], expected=4, source="x")

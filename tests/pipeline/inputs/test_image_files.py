@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from pipeline.inputs.image_files import Changes, change, examine
 from pipeline.views.render import decode
-from tests.images import encode, photo
+from tests.images import KINDS, encode, photo
 
 PIXELS = photo(20, 30, seed=3)
 ALL = Changes(apply_orientation=True, flatten_alpha=True, convert_to_png=True)
@@ -195,3 +195,50 @@ def test_any_damage_is_a_problem_and_no_traceback(tmp_path: Path) -> None:
 
 def test_a_png_with_text_longer_than_pillow_accepts_is_a_problem(tmp_path: Path) -> None:
     assert examined(tmp_path, encode(PIXELS, "png_long_text")).problem
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in ("png_16", "gif", "bmp", "png_long_text")]
+)
+def test_a_scaled_image_is_the_smaller_picture(kind: str) -> None:
+    data = encode(photo(60, 90, seed=1), kind)
+    small = change(data, Changes(short_side=20))
+    assert small.startswith(b"\xff\xd8\xff")
+    expected = tf.image.resize(pixels(data), [20, 30], method="lanczos3", antialias=True).numpy()
+    got = pixels(small).astype(float)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 8
+    for limit in (60, 100):
+        assert change(data, Changes(short_side=limit)) == data
+
+
+def test_an_orientation_that_is_kept_is_kept_in_the_scaled_image(tmp_path: Path) -> None:
+    data = oriented("JPEG", 6)  # 20 x 30 pixels, stored
+    kept = change(data, Changes(short_side=10))
+    assert pixels(kept).shape == (10, 15, 3)
+    assert examined(tmp_path, kept).oriented
+    turned = change(data, Changes(short_side=10, apply_orientation=True))
+    assert pixels(turned).shape == (15, 10, 3)
+    assert not examined(tmp_path, turned).oriented
+
+
+def test_quality_sets_the_size_and_only_the_picture_is_kept() -> None:
+    picture = Image.fromarray(photo(60, 90, seed=1))
+    data = save(picture, "JPEG", quality=95, icc_profile=b"profile", comment=b"taken at home")
+    sizes = [len(change(data, Changes(short_side=40, quality=quality))) for quality in (50, 80, 95)]
+    assert sizes == sorted(sizes)
+    small = change(data, Changes(short_side=40))
+    assert b"taken at home" not in small
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.info["icc_profile"] == b"profile"
+        assert "exif" not in image.info
+
+
+def test_a_scaled_gray_image_stays_gray() -> None:
+    with Image.open(io.BytesIO(change(encode(PIXELS, "png_grey"), Changes(short_side=9)))) as image:
+        assert image.mode == "L"
+
+
+def test_the_config_of_scaled_images_names_size_and_quality() -> None:
+    configs = [Changes(), Changes(short_side=160), Changes(short_side=160, quality=80)]
+    assert [changes.config for changes in configs] == ["", "short_side_160", "short_side_160_q80"]

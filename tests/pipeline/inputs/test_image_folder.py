@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.errors.text import is_printable
-from pipeline.inputs.image_folder import scan
+from pipeline.inputs.image_folder import scan, scan_unlabeled
 
 
 def make(root: Path, *names: str | bytes) -> Path:
@@ -103,3 +103,46 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "train/cat/1.jpg", "val/cat/1.jpg", "validation/cat/1.jpg")
     with pytest.raises(UserError, match="val and validation"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["1.jpg", "a/2.jpg", "a/b/c/3.jpg", ".DS_Store"], {"train": 3}),
+        (["train/1.jpg", "train/a/2.jpg", "test/3.jpg"], {"train": 2, "test": 1}),
+        (["train/1.jpg", "2019/2.jpg"], {"train": 2}),
+        (["train/1.jpg", "test/2.jpg", "3.jpg"], {"train": 3}),
+    ],
+)
+def test_all_images_below_a_folder_are_found(
+    tmp_path: Path, names: list[str], splits: dict[str, int]
+) -> None:
+    found = scan_unlabeled(make(tmp_path, *names))
+    assert {split: len(images) for split, images in found.splits.items()} == splits
+    assert (found.classes, found.problems) == (None, [])
+
+
+def test_an_unlabeled_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        scan_unlabeled(tmp_path)
+
+
+def test_an_empty_split_folder_is_a_problem(tmp_path: Path) -> None:
+    make(tmp_path, "train/1.jpg")
+    (tmp_path / "test").mkdir()
+    (problem,) = scan_unlabeled(tmp_path).problems
+    assert problem.startswith(str(tmp_path / "test"))
+
+
+def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"again: .*link"):
+        scan_unlabeled(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9/1.jpg", b"cat/caf\xe9.jpg"])
+def test_a_path_without_labels_that_is_not_utf8_is_refused(tmp_path: Path, name: bytes) -> None:
+    (problem,) = scan_unlabeled(make(tmp_path, "1.jpg", name)).problems
+    assert "caf\\xe9" in problem
