@@ -3,6 +3,7 @@
     python -m pipeline.inspect --store=runs/mnist_5k/store                       # seconds: opens no shard
     python -m pipeline.inspect --store=runs/mnist_5k/store --checksums           # reads every shard
     python -m pipeline.inspect --store=runs/mnist_5k/store --html=store.html     # half a minute: replays 24 views
+    python -m pipeline.inspect --store=runs/mnist_5k/store --card=card.md        # seconds: for publishing the store
 
 The page has a gallery of replayed views with the teacher's outputs, and histograms over a seeded sample of bounded size.
 Exit code 3 if a published shard does not match the manifest; all such shards are listed.
@@ -18,6 +19,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 from pipeline.errors import DataError
 from pipeline.flags.inspect import parse
 from pipeline.inputs.locate import open_dataset
+from pipeline.pages.card import TODO, write_card
 from pipeline.pages.summary import contents_text, find_contents, find_problems
 from pipeline.pages.template import report_extra
 from pipeline.storage.files import write_json
@@ -40,10 +42,16 @@ def main(argv: list[str]) -> int:
         )
         write_store_page(store, dataset, contents, flags.html, views=flags.views, seed=flags.seed)
         print(f"page: {flags.html}")
+    if flags.card is not None and not problems:
+        write_card(store, contents, flags.card)
+        print(f"card: {flags.card}; add what is marked {TODO}")
     if flags.json is not None:
         write_json(flags.json, contents)
     if problems:
-        page = f"; --html={flags.html} was not written" if flags.html is not None else ""
+        given = [
+            f"--{name}={path}" for name in ("html", "card") if (path := getattr(flags, name)) is not None
+        ]
+        page = f"; {' and '.join(given)} not written" if given else ""
         raise DataError(
             f"{flags.store}: {len(problems)} of {contents['shards']} shards do not match the manifest, first {problems[0]}"
             f"{page}; restore them from a copy, or run the precompute again with --repair"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 
 from pipeline.cli.cache_flags import DATA_MAY_BE_IN_BUCKET, STORE_IN_BUCKET, add_cache_flags
@@ -46,6 +47,11 @@ def make_parser() -> Parser:
     add = parser.group("output").add_argument
     add("--json", type=output_path, help="File for all figures.")
     add("--html", type=output_path, help="File for a page with charts and a gallery of views.")
+    add(
+        "--card",
+        type=output_path,
+        help="File for a data set card: Markdown with a YAML header, for publishing the store on a hub.",
+    )
     add("--views", type=positive, default=24, help="Number of views in the gallery.")
     add("--seed", type=whole, default=0, help="Random seed of the gallery and of the sampled statistics.")
     add_cache_flags(parser)
@@ -61,10 +67,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flags = parse_effective(make_parser(), argv, CONDITIONS)
     if flags.views > _MAX_VIEWS:
         raise UserError(f"--views={flags.views}: expected at most {_MAX_VIEWS}, for the page to be usable")
-    if flags.json is not None and flags.html is not None and flags.json.resolve() == flags.html.resolve():
-        raise UserError(
-            f"--html={flags.html}: is the file of --json={flags.json} as well; name two different files"
-        )
+    given = [(name, path) for name in ("json", "html", "card") if (path := getattr(flags, name)) is not None]
+    for (name, path), (other, same) in itertools.combinations(given, 2):
+        if path.resolve() == same.resolve():
+            raise UserError(
+                f"--{other}={same}: is the file of --{name}={path} as well; name two different files"
+            )
     check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
     return flags

@@ -63,7 +63,7 @@ def held_out(classes: Sequence[str], contents: Sequence[bytes], *, share: float,
                 left -= len(same[content])
     if not chosen:
         raise UserError(
-            f"`holdout`={share}: holds out none of {len(classes):,} images in {len(by_class):,} classes, since each class keeps a "
-            "training image; use a larger share, or leave it out"
+            f"`holdout`={share}: holds out none of {len(classes):,} images (classes: {len(by_class):,}), since each class keeps "
+            "a training image; use a larger share, or leave it out"
         )
     return chosen

@@ -30,7 +30,7 @@ _SPLIT_NAMES = {
     "testing": "test",
 }
 _TFDS_SPLIT = re.compile(r"[\w-]+")
-_LAYOUTS = "expected CLASS/IMAGE.jpg or train/CLASS/IMAGE.jpg"
+_LAYOUTS = "expected CLASS/IMAGE.jpg or train/CLASS/IMAGE.jpg, or `unlabeled` for images without labels"
 UNLABELED = ""  # class of images without labels
 
 
@@ -103,9 +103,7 @@ def scan(folder: Path) -> Folder:
         raise UserError(f"`folder`={folder}: no such directory")
     tree = _Tree()
     if not tree.folders(folder):
-        raise UserError(
-            f"`folder`={folder}: has no class folders; {_LAYOUTS}, or `unlabeled` for images without labels"
-        )
+        raise UserError(f"`folder`={folder}: has no class folders; {_LAYOUTS}")
     problems = [f"{shown(path)}: not in a class folder" for path in tree.files(folder)]
     splits: dict[str, list[tuple[Path, str]]] = {}
     for split, root in _split_roots(folder, tree).items():
@@ -173,7 +171,7 @@ def _split_roots(folder: Path, tree: _Tree) -> dict[str, Path]:
             names = ", ".join(shown(directory.name) for directory in nested[:3])
             raise UserError(
                 f"`folder`={folder}: images are two levels deep, in folders such as {names}, and none of these is named train; "
-                f"{_LAYOUTS}: name split folders train, validation and test, or move class folders up"
+                f"{_LAYOUTS}; name split folders train, validation and test, or move class folders up"
             )
         return {"train": folder}
     return _named_splits(folder, counts)

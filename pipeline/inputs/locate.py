@@ -104,7 +104,11 @@ def find_teacher(spec: Spec, given: str | None, *, store: str) -> str:
         return given
     if spec.provenance.get("embedded_default"):
         return str(embedded.prepare_teacher())
-    candidates = _candidates(spec, str(spec.provenance.get("teacher")))
+    if (named := spec.provenance.get("teacher")) is None:
+        raise UserError(
+            f"`teacher` is missing: {store} does not name it; pass the teacher that the store was made with"
+        )
+    candidates = _candidates(spec, named)
     for candidate in candidates:
         if _is_inside(candidate, store):
             raise UserError(

@@ -90,7 +90,9 @@ class SizeChange:
 
     def text(self, changes: Changes) -> str:
         """The numbers as a line."""
+        larger = self.bytes_after > self.bytes_before
+        advice = "; a lower --quality, nearer to that of the originals, makes it smaller" if larger else ""
         return (
             f"short side of {changes.short_side} pixels: {self.scaled:,} of {self.images:,} images scaled down, "
-            f"{bytes_text(self.bytes_before)} before, {bytes_text(self.bytes_after)} after"
+            f"{bytes_text(self.bytes_before)} before, {bytes_text(self.bytes_after)} after{advice}"
         )

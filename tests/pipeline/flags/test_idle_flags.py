@@ -124,7 +124,7 @@ ALWAYS = {
     "class_names shared_filesystem",  # which `runners.check` judges
     "plan": "students workers teacher_rate calibrate_seconds json",
     "verify": "store teacher data_dir fraction seed",
-    "inspect": "store checksums json html",
+    "inspect": "store checksums json html card",
     "dataset": "folder from_tfds short_side data_dir",
 }
 

@@ -113,3 +113,10 @@ def test_another_data_set_is_refused_with_both_sides(published_store: Path, othe
 def test_another_teacher_is_refused_with_both_sides(spec: Spec, keras_teacher_path: Path) -> None:
     with pytest.raises(DataError, match=r"fingerprint: \w{64} here, \w{64} in the spec"):
         provenance.load_teacher(spec, str(keras_teacher_path))
+
+
+def test_a_store_that_names_no_teacher_asks_for_it(spec: Spec) -> None:
+    """As a shared store does, whose provenance was removed."""
+    with pytest.raises(UserError, match="`teacher` is missing") as caught:
+        provenance.find_teacher(with_provenance(spec), None, store="store")
+    assert "None" not in str(caught.value)
