@@ -76,7 +76,8 @@ def recorded_classes(location: str) -> Classes:
     Raises:
       DataError: they are damaged.
     """
-    path = MetadataCopy(BucketDirectory(location)).path if is_url(location) else Path(location)
+    copy = MetadataCopy(BucketDirectory(location)) if is_url(location) else None  # removed with this object
+    path = Path(location) if copy is None else copy.path
     if not (path / SPEC_FILE).exists():
         return Classes()
     with naming(path, location):

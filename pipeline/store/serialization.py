@@ -82,17 +82,21 @@ def parse(serialized: list[bytes], codec: Codec) -> ViewRecords:
             {name: _values(columns[name], column) for name, column in codec.columns.items()}
         )
         ratio, box = columns["mixup_ratio"], columns["box"]
+        crop_hash, source_hash = columns["crop_hash"], columns["source_hash"]
         if not ((ratio >= 0) & (ratio <= 1)).all() or not ((box >= 0) & (box < 2**31)).all():
             raise ValueError("mixup ratio or box out of range")
+        # Beyond 32 bits are the marks of fingerprints that are not stored, which are not compared.
+        if any(((column < 0) | (column >= 2**32)).any() for column in (crop_hash, source_hash)):
+            raise ValueError("fingerprint out of range")
     except (tf.errors.InvalidArgumentError, ValueError) as error:
         raise DataError(f"not a record of {codec.num_classes} {codec.name} logits: {error}") from error
     return ViewRecords(
         example=columns["example"],
-        box=columns["box"].astype(np.int32),
+        box=box.astype(np.int32),
         flip=columns["flip"] != 0,
-        ratio=columns["mixup_ratio"],
-        crop_hash=columns["crop_hash"],
-        source_hash=columns["source_hash"],
+        ratio=ratio,
+        crop_hash=crop_hash,
+        source_hash=source_hash,
         stored=np.ones(len(serialized), bool),
         logits=logits,
     )

@@ -220,11 +220,12 @@ class ViewInput:
 
         def check(*values: np.ndarray) -> np.bool_:
             got = dict(zip(names, values, strict=True))
-            for what in ("source", "crop"):
+            at_this_size = got["stored"] & (got["crop_hash"] != NO_FINGERPRINT)
+            for what, checked in (("source", got["stored"]), ("crop", at_this_size)):
                 check_fingerprints(
                     got["views"],
                     got["example"],
-                    checked=got["stored"] & (got[f"{what}_hash"] != NO_FINGERPRINT),
+                    checked=checked,
                     what=what,
                     stored=got[f"{what}_hash"],
                     found=got[f"found_{what}_hash"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import re
 from pathlib import Path
@@ -79,6 +80,24 @@ def test_new_classes_remove_the_accuracy_of_the_old_ones(
         opened = StoreReader(location)
         assert opened.classes == recorded_classes(location) == classes
         assert (opened.path / ACCURACY_FILE).exists() == kept
+
+
+def test_recorded_classes_of_a_bucket_are_read_before_their_copy_is_removed(
+    store: Path, spec: Spec, s3: str, s3_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is removed with its object, which exceptions of fsspec may keep until the next garbage collection."""
+    upload_tree(s3_port, store, s3.removeprefix(f"s3://{BUCKET}/"))
+    classes = Classes(names=tuple("abcde"))
+    with open_session(s3) as session:
+        session.write_classes(classes, spec)
+    exists = Path.exists
+
+    def exists_after_collection(path: Path) -> bool:
+        gc.collect()
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", exists_after_collection)
+    assert recorded_classes(s3) == classes
 
 
 @pytest.mark.parametrize("below", ["", "eval"])
