@@ -359,7 +359,6 @@ def logs(flags: argparse.Namespace) -> int:
     stream = Lines(tpu.run(host("follow", "1")))
     for line in stream:
         print(line, flush=True)
-    assert stream.answer is not None
     succeed(tpu.run(host("follow", "1")), stream.answer)
     return 0
 

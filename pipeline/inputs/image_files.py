@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import math
 import re
 from pathlib import Path
 
@@ -185,17 +186,17 @@ def change(data: bytes, changes: Changes) -> bytes:
         turn = changes.apply_orientation and orientation != 1
         flatten = changes.flatten_alpha and not is_jpeg and _is_transparent(image)
         convert = changes.convert_to_png and image.format in _CONVERTIBLE
-        shrink = changes.short_side is not None and min(image.size) > changes.short_side
-        if not (turn or flatten or convert or shrink):
+        side = changes.short_side if min(image.size) > (changes.short_side or math.inf) else None
+        if not (turn or flatten or convert or side):
             return data
         pixels = ImageOps.exif_transpose(image) if turn else image.copy()
     pixels.info.pop("comment", None)  # which Pillow would write into a JPEG
     if flatten:
         pixels = pixels.convert("RGBA")
         pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    if shrink:
+    if side is not None:
         kept = orientation if not turn else 1
-        return _scaled_jpeg(pixels, changes, orientation=kept, profile=profile)
+        return _scaled_jpeg(pixels, side, quality=changes.quality, orientation=kept, profile=profile)
     if pixels.mode in ("PA", "RGBX"):  # not supported by PNG
         pixels = pixels.convert("RGBA" if pixels.mode == "PA" else "RGB")
     with io.BytesIO() as file:
@@ -206,18 +207,19 @@ def change(data: bytes, changes: Changes) -> bytes:
         return file.getvalue()
 
 
-def _scaled_jpeg(pixels: Image.Image, changes: Changes, *, orientation: int, profile: bytes | None) -> bytes:
-    """Scales an image down to `changes.short_side`, with antialiasing, and encodes it. An alpha channel is dropped."""
-    assert changes.short_side is not None
+def _scaled_jpeg(
+    pixels: Image.Image, side: int, *, quality: int, orientation: int, profile: bytes | None
+) -> bytes:
+    """Scales an image to a short side, with antialiasing, and encodes it. An alpha channel is dropped."""
     if pixels.mode == "CMYK":
         profile = None  # of inks
     pixels = pixels.convert("L" if pixels.mode in ("1", "L", "LA") else "RGB")
-    factor = changes.short_side / min(pixels.size)
-    width, height = (round(factor * side) for side in pixels.size)
+    factor = side / min(pixels.size)
+    width, height = (round(factor * length) for length in pixels.size)
     exif = Image.Exif()
     exif[_ORIENTATION] = orientation
     with io.BytesIO() as file:
         pixels.resize((width, height), Image.Resampling.LANCZOS).save(
-            file, "JPEG", quality=changes.quality, icc_profile=profile, exif=exif if orientation != 1 else b""
+            file, "JPEG", quality=quality, icc_profile=profile, exif=exif if orientation != 1 else b""
         )
         return file.getvalue()

@@ -306,5 +306,5 @@ def _checksums(store: StoreReader, contents: Contents) -> Iterator[str]:
         yield f"| `sha256sum {pattern} \\| sha256sum` | {_code(digest)} |"
     yield (
         "\n`manifest.json` has the SHA-256 of every shard, and `inspect --checksums` compares them. That finds damage. Only checksums "
-        "from a place that you trust show that nobody replaced shards and manifest together."
+        "from a place that you trust show that shards and manifest were not replaced together."
     )

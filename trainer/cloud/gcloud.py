@@ -211,12 +211,13 @@ class Lines:
     """Output of a command, line by line.
 
     Attributes:
-      answer: Exit code and standard error, without the lines; None until the command has ended.
+      answer: Exit code and standard error, without the lines; set when the command has ended.
     """
+
+    answer: Answer
 
     def __init__(self, command: Command) -> None:
         self._command = command
-        self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         with tempfile.TemporaryFile("w+") as stderr, _start(self._command, stderr=stderr) as process:

@@ -231,7 +231,6 @@ class TpuRun:
                 return None
             self._check_ready()
             failures += 1
-            assert stream.answer is not None
             if failures == _TRIES:
                 self._refuse_connection(self._tpu.run(host("follow")), stream.answer.stderr)
             print(f"{self._tpu.name}: connection lost; reconnecting", flush=True)
