@@ -240,7 +240,7 @@ def test_online_teacher_sees_the_views_of_the_precompute(
             np.testing.assert_array_equal(batch["record"][name], getattr(stored, name)[rows], err_msg=name)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 def test_offline_then_online_is_online_from_the_start(
     one_epoch: Path, three_epochs: Path, data_dir: Path, teacher_path: Path, tmp_path: Path, jit: bool
 ):
@@ -282,6 +282,7 @@ def test_arms_train_at_another_size(
     assert run.train()["steps"] == 2
 
 
+@pytest.mark.slow
 def test_compare_trains_both_arms_at_another_size(
     published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
 ):

@@ -338,6 +338,7 @@ def test_offline_then_online_is_online_from_the_start(
     np.testing.assert_allclose(*losses, rtol=1e-6 if jit else 0)
 
 
+@pytest.mark.slow
 def test_compare_trains_on_several_stores(
     published_store: Path,
     large: Path,

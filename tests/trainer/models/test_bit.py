@@ -83,7 +83,9 @@ def test_parameter_counts_of_r101x3():
     assert sum(counts.values()) - counts["head"] == 381_789_888
 
 
-@pytest.mark.parametrize("name", ["bit_r50x3", "bit_r101x1", "bit_r152x2"])
+@pytest.mark.parametrize(
+    "name", ["bit_r50x3", "bit_r101x1", pytest.param("bit_r152x2", marks=pytest.mark.slow)]
+)
 def test_other_depths_and_widths_have_the_published_shapes(name: str):
     depth, width = map(int, re.findall(r"\d+", name))
     units = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
