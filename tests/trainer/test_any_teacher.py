@@ -287,6 +287,7 @@ def test_a_plan_from_given_rates_takes_the_number_of_classes(
     assert "--num_classes" in line
 
 
+@pytest.mark.slow
 def test_an_output_by_name_is_found_again(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +322,7 @@ def test_an_output_by_name_is_found_again(
     assert verify.main([f"--store={store}", "--fraction=1"]) == 0
 
 
+@pytest.mark.slow
 def test_an_image_feature_by_name_is_found_again(
     tmp_path: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,7 @@ def test_evaluation_crops_are_those_of_a_store_of_that_size(
 # Training.
 
 
+@pytest.mark.slow
 def test_a_run_trains_evaluates_and_resumes_bit_equal(
     published_store: Path, data_dir: Path, tmp_path: Path, deterministic: None, capsys
 ):
@@ -240,7 +241,8 @@ def test_online_teacher_sees_the_views_of_the_precompute(
             np.testing.assert_array_equal(batch["record"][name], getattr(stored, name)[rows], err_msg=name)
 
 
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 def test_offline_then_online_is_online_from_the_start(
     one_epoch: Path, three_epochs: Path, data_dir: Path, teacher_path: Path, tmp_path: Path, jit: bool
 ):
@@ -266,7 +268,14 @@ def test_written_back_records_are_those_of_the_precompute(
     stores.assert_same_store(store, precompute(2, views_per_shard=17))
 
 
-@pytest.mark.parametrize("arm", ["fixed", "independent", "consistent"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        pytest.param("fixed", marks=pytest.mark.slow),
+        "independent",
+        pytest.param("consistent", marks=pytest.mark.slow),
+    ],
+)
 def test_arms_train_at_another_size(
     published_store: Path, data_dir: Path, teacher_path: Path, tmp_path: Path, arm: str, spec
 ):

@@ -76,6 +76,7 @@ def test_step_out_of_memory_names_the_batch_size_without_rendering_again(
         assert words in message
 
 
+@pytest.mark.slow
 def test_evaluation_out_of_memory_names_its_batch_size(
     greedy: None, published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -85,6 +86,7 @@ def test_evaluation_out_of_memory_names_its_batch_size(
     assert "--eval_batch_size (6 " in message
 
 
+@pytest.mark.slow
 def test_fine_tuning_out_of_memory_names_the_batch_size(
     greedy: None, colors_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

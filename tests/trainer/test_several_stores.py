@@ -315,7 +315,8 @@ def test_live_teachers_give_the_mean_of_the_stored_logits(
         np.testing.assert_array_equal(found, stored[step * B : step * B + B])
 
 
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 def test_offline_then_online_is_online_from_the_start(
     published_store: Path,
     one_epoch: Path,
@@ -363,7 +364,14 @@ def test_compare_trains_on_several_stores(
     assert json.loads((again / "result.json").read_text())["teachers"] == result["teachers"]
 
 
-@pytest.mark.parametrize("arm", ["fixed", "independent", "consistent"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        pytest.param("fixed", marks=pytest.mark.slow),
+        "independent",
+        pytest.param("consistent", marks=pytest.mark.slow),
+    ],
+)
 def test_arms_train_on_several_stores(
     spec: Spec, large: Path, data_dir: Path, teacher_path: Path, large_teacher: Path, tmp_path: Path, arm: str
 ):

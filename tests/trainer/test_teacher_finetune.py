@@ -240,7 +240,14 @@ def test_teacher_with_a_layer_of_an_unknown_class(colors_dir: Path, tmp_path: Pa
     assert load_keras_model(str(tmp_path / "teacher"), flag="--init").count_params() == 1 + 4 * stores.CLASSES
 
 
-@pytest.mark.parametrize("given", ["npz", "saved_model", "teacher"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "npz",
+        pytest.param("saved_model", marks=pytest.mark.slow),
+        pytest.param("teacher", marks=pytest.mark.slow),
+    ],
+)
 def test_bit_starts_from_the_weights_of_a_checkpoint(colors_dir: Path, tmp_path: Path, npz: Path, given: str):
     main(convert_arguments(npz, tmp_path / "converted"))
     network, extra = {

@@ -188,6 +188,7 @@ def test_best_of_another_split_or_of_a_later_step_does_not_count(run_of: Any):
         assert best_step(run.workdir) == 4
 
 
+@pytest.mark.slow
 def test_best_checkpoint_survives_an_evaluation_on_another_split(
     published_store: Path, data_dir: Path, spec: Spec, teacher_path: Path, tmp_path: Path
 ):

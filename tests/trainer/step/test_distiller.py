@@ -184,7 +184,7 @@ def digit_batches(count: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_generator(batches, output_signature=signature)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 5])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_fit_learns_handwritten_digits(steps_per_execution: int) -> None:
     steps = 150
     tf.keras.utils.set_random_seed(0)
