@@ -245,5 +245,5 @@ def test_readers_use_the_first_epochs_while_the_rest_is_computed(asked: Asked) -
         ended.set()
         reader.join()
     assert seen == sorted(seen)
-    assert len(seen) >= 2
+    assert seen[0] < 300  # a fast machine finishes before the next state is seen
     assert epochs_of(str(asked.store)) == 300
