@@ -207,16 +207,16 @@ finally:
 
 @pytest.mark.slow  # takes about four minutes on 2 cores and 7 GB of memory
 @pytest.mark.timeout(1800)
-def test_r101x3_is_exported_and_precomputes_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_r101x3_is_exported_and_precomputes_a_shard(tmp_path: Path):
     """382,416,678 parameters with random weights; one shard of 256 views at 128 in batches of 16."""
-    monkeypatch.setattr(stores, "CLASSES", 102)
+    classes = 102
     noise = [tf.io.encode_jpeg(np.uint8(pictures(1, 160, seed=i)[0])).numpy() for i in range(256)]
-    data_dir = stores.prepare_dataset(tmp_path / "data", {"train": noise}, name="noise")
+    data_dir = stores.prepare_dataset(tmp_path / "data", {"train": noise}, name="noise", classes=classes)
     begun = time.monotonic()
-    model = models.build_student("bit_r101x3", num_classes=stores.CLASSES, image_size=128)
+    model = models.build_student("bit_r101x3", num_classes=classes, image_size=128)
     assert model.count_params() == 382_416_678
-    kernel = np.random.default_rng(0).normal(size=(6144, stores.CLASSES)) / 78
-    model.layers[-1].set_weights([kernel, np.zeros(stores.CLASSES)])
+    kernel = np.random.default_rng(0).normal(size=(6144, classes)) / 78
+    model.layers[-1].set_weights([kernel, np.zeros(classes)])
     export(model, tmp_path / "teacher", image_size=128)
     exported = time.monotonic() - begun
     del model

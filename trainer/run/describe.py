@@ -98,6 +98,6 @@ def describe_missing_split(store: ViewStore, split_names: Sequence[str]) -> str:
             f"--eval_splits={name}[{cut}:], for example"
         )
     return (
-        f"no accuracy will be reported, because {store.location} has no teacher outputs for a held-out split; to get one, "
+        f"no accuracy will be reported, because no teacher outputs for a held-out split are in {store.location}; to get one, "
         f"{remedy}"
     )

@@ -218,8 +218,8 @@ def _check_effects(flags: argparse.Namespace, store: ViewStore, *, eval_split: s
         )
     if flags.eval_batch_size != EVAL_BATCH_SIZE and eval_split is None and not store.held_out_splits:
         raise UserError(
-            f"--eval_batch_size={flags.eval_batch_size}: has no effect, since {store.location} has no teacher outputs for a "
-            "held-out split; omit it"
+            f"--eval_batch_size={flags.eval_batch_size}: has no effect, since no teacher outputs for a held-out split are in "
+            f"{store.location}; omit it"
         )
 
 

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from pipeline.errors import UserError
 from pipeline.inputs import embedded
+from pipeline.storage.files import TEMPORARY
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -84,10 +85,9 @@ def test_another_process_prepares_the_same_says_one_line_and_uses_nothing_that_a
     data_dir, tmp_path
 ):
     parent = tmp_path / "mnist_5k"
-    leftovers = [parent / ".1.0.0.partial", parent / ".1.0.0.partial.tfds" / "mnist_5k" / "1.0.0"]
-    for leftover in leftovers:
-        leftover.mkdir(parents=True)
-        (leftover / "dataset_info.json").write_text("{")
+    leftover = parent / f"{TEMPORARY}1.0.0" / "mnist_5k" / "1.0.0"
+    leftover.mkdir(parents=True)
+    (leftover / "dataset_info.json").write_text("{")
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.inputs import embedded\n"
         "embedded.prepare_dataset(Path(sys.argv[1]))\nsys.exit('apache_beam' in sys.modules)\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Victim:
 
     def check(self) -> str:
         """Opens the store as every command does; `refused` or `read`."""
-        with printable_output():
+        with bounded_memory(), printable_output():
             try:
                 store = StoreReader(self.store)
                 _read_like(store, self.records)
@@ -105,7 +104,7 @@ def _read_like(store: StoreReader, expected: ViewRecords) -> None:
 @pytest.fixture(scope="module")
 def victim(
     published_store: Path, data_dir: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Victim]:
+) -> Victim:
     store = Path(shutil.copytree(published_store, tmp_path_factory.mktemp("victim") / "store"))
     whole = json.loads((store / SPEC_FILE).read_text())
     whole["provenance"] = {
@@ -122,8 +121,7 @@ def victim(
     victim = Victim(store, data_dir)
     victim.write({}, consistent=False)
     assert victim.check() == "read"
-    with bounded_memory():
-        yield victim
+    return victim
 
 
 def check(victim: Victim, data: st.DataObject) -> None:
