@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.inputs.dataset import Dataset
-from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import SplitReader, StoreReader
+from pipeline.store.softmax import log_softmax
 from pipeline.views.headers import image_sizes
 from pipeline.views.stratified import stratified_sample
 

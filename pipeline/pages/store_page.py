@@ -26,8 +26,8 @@ from pipeline.pages.template import breakable, render_page, trusted
 from pipeline.pages.views import View, replay_views
 from pipeline.precomputing.reports import kept_logits
 from pipeline.storage.files import write_text
-from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import StoreReader
+from pipeline.store.softmax import log_softmax
 from pipeline.views.stratified import stratified_sample
 
 _TEMPLATE = Path(__file__).parent / "templates" / "store.html"

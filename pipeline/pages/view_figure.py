@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from pipeline.pages.views import View
-from pipeline.store.codecs import log_softmax
+from pipeline.store.softmax import log_softmax
 
 _BLUE, _ORANGE = "#0067b0", "#c75000"
 _ROW, _WIDTH = 2.1, 11.0  # inches

@@ -26,9 +26,10 @@ from pipeline.precomputing.options import PrecomputeOptions, find_eval_splits
 from pipeline.precomputing.reports import error_text, kept_logits, kl_text
 from pipeline.precomputing.shard_tasks import SHARD_SECONDS, cut_shards
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
-from pipeline.store.codecs import Codec, fidelity, make_codec
+from pipeline.store.codecs import Codec, make_codec
 from pipeline.store.layout import VIEWS_SPLIT
 from pipeline.store.shards import MAX_SHARDS, estimated_bytes
+from pipeline.store.softmax import fidelity
 
 _CODECS = ("float32", "bfloat16", "float16", "int8", "topk:10", "topk:100")
 _MOST_BATCHES = 4096  # of a calibration, where the teacher is fast

@@ -20,7 +20,6 @@ from pipeline.errors import DataError, TryAgainError
 from pipeline.storage.bucket import BucketDirectory, Object, is_url
 from pipeline.storage.checked_json import parse_json
 from pipeline.storage.lease import check_lease
-from pipeline.store.codecs import fidelity
 from pipeline.store.layout import NOTE_LIMIT, PENDING, below, split_directory
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import (
@@ -35,6 +34,7 @@ from pipeline.store.shards import (
     noted_shard,
     write_note,
 )
+from pipeline.store.softmax import fidelity
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
 

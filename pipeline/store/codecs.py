@@ -1,4 +1,4 @@
-"""Codecs of logits in records, and their error.
+"""Codecs of logits in records.
 
 Each codec is implemented twice: `encode` and `decode` in NumPy for precompute and replay, `round_trip` in TensorFlow for the
 logits of an online teacher (design, invariant 8). Both give the same bits, also under XLA. XLA fuses a multiplication and an
@@ -389,24 +389,3 @@ def _one_place(magnitude: np.ndarray, dtype: tf.DType) -> np.ndarray:
     info = np.finfo(np.float16) if dtype == tf.float16 else np.finfo(np.float32)
     digits = 8 if dtype == tf.bfloat16 else info.nmant + 1
     return magnitude * np.float32(2.0 ** (1 - digits)) + np.float32(info.smallest_subnormal)
-
-
-def log_softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Computes log softmax(logits / temperature) over the last axis in float64."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
-
-
-def fidelity(logits: np.ndarray, decoded: np.ndarray, temperature: float) -> tuple[float, float]:
-    """Error of a codec: sum of KL(teacher || decoded) in nats, and largest logit error.
-
-    Args:
-      logits: logits of the teacher, float32 [n, C].
-      decoded: decoded logits, float32 [n, C].
-      temperature: temperature of both softmaxes.
-    """
-    log_p, log_q = log_softmax(logits, temperature), log_softmax(decoded, temperature)
-    kl = np.exp(log_p) * (log_p - log_q)
-    # Rounding may make the sum slightly negative.
-    return max(float(kl.sum()), 0.0), float(np.abs(logits - decoded).max())

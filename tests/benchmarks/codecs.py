@@ -29,12 +29,13 @@ from alternate import measure, median
 
 from pipeline.cli.main import run_command
 from pipeline.cli.parser import Parser, positive
-from pipeline.store.codecs import fidelity, log_softmax, make_codec
+from pipeline.store.codecs import make_codec
 from pipeline.store.metadata import SplitManifest
 from pipeline.store.openers import DiskOpener
 from pipeline.store.reader import SplitReader, StoreReader
 from pipeline.store.serialization import serialize
 from pipeline.store.shards import ShardInfo, shard_name, write_shard
+from pipeline.store.softmax import fidelity, log_softmax
 from pipeline.views.records import ViewRecords
 from tests.stores import ANY_DATASET
 

@@ -334,13 +334,10 @@ def test_offline_then_online_is_online_from_the_start(
     losses = []
     for name, first, more in (("short", one_epoch, []), ("online", published_store, ["--arm=online"])):
         main(arguments(first, tmp_path / name, data_dir, *flags(large), *extra, *more))
-        losses.append(runs.losses(tmp_path / name))
-    short, online = losses
-    assert set(online) == set(range(1, 7))  # evaluated, and so logged, after each step
-    assert set(short) < set(online)  # executions of up to two steps
-    np.testing.assert_allclose(
-        list(short.values()), [online[step] for step in short], rtol=1e-6 if jit else 0
-    )
+        losses.append(list(runs.losses(tmp_path / name).values()))
+    assert len(losses[0]) == 6  # evaluated, and so logged, after each step
+    # XLA compiles the teachers and the student as one program, which rounds differently from the student alone.
+    np.testing.assert_allclose(*losses, rtol=1e-4 if jit else 0)
 
 
 @pytest.mark.slow

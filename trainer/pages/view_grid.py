@@ -19,7 +19,7 @@ from pipeline.inputs.labels import match_classes
 from pipeline.pages.views import replay_views
 from pipeline.storage.checked_json import build, parse_json
 from pipeline.storage.files import atomic_file
-from pipeline.store.codecs import log_softmax
+from pipeline.store.softmax import log_softmax
 from pipeline.store.view_store import ViewStore
 from trainer.comparison.result_file import ShownFacts
 

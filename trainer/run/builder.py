@@ -69,17 +69,7 @@ def build_run(
     learning_rate = Scaled(options.recipe.learning_rate, options.schedule.multiplier())
     with strategy.scope(), averaged_statistics():
         distiller = _make_distiller(options, store, teachers=teachers, replicas=replicas)
-    targets = Targets(
-        store,
-        dataset,
-        options.arm,
-        batch_size=options.recipe.batch_size,
-        replicas=replicas,
-        image_cache_bytes=flags.image_cache_bytes,
-        buffer_bytes=flags.input_buffer_bytes,
-        continued_from=None if teachers is None or options.arm.live else store.views.num_records,
-        with_record=flags.write_back,
-    )
+    targets = _make_targets(options, store, dataset, live=teachers is not None, replicas=replicas)
     teacher_pass = None
     if teachers is not None and flags.write_back:
         teacher_input = targets.teacher_input(store.spec.teacher.batch_size)
@@ -114,6 +104,24 @@ def build_run(
         strategy=strategy,
         workers=workers,
         preemption=preemption or Preemption(),
+    )
+
+
+def _make_targets(
+    options: TrainOptions, store: ViewStore, dataset: Dataset, *, live: bool, replicas: int
+) -> Targets:
+    """The input of the run; `live`: whether an online teacher continues the store."""
+    flags, arm = options.flags, options.arm
+    return Targets(
+        store,
+        dataset,
+        arm,
+        batch_size=options.recipe.batch_size,
+        replicas=replicas,
+        image_cache_bytes=flags.image_cache_bytes,
+        buffer_bytes=flags.input_buffer_bytes,
+        continued_from=store.views.num_records if live and not arm.live else None,
+        with_record=flags.write_back,
     )
 
 

@@ -21,8 +21,8 @@ from pipeline.inspect import main
 from pipeline.pages.figures import look_up
 from pipeline.pages.store_page import GalleryView, Picture, make_gallery, render_store
 from pipeline.precomputing.worker import ShardWorker
-from pipeline.store.codecs import log_softmax
 from pipeline.store.reader import StoreReader
+from pipeline.store.softmax import log_softmax
 from pipeline.views.policies.light import Light
 from tests import results, stores
 from tests.browser import CUT, find_chromium, open_browser

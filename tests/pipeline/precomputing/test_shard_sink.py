@@ -20,8 +20,8 @@ from pipeline.precomputing.shard_sink import (
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.lease import check_lease, hold_lease
 from pipeline.storage.lock import LOCK_FILE
-from pipeline.store.codecs import fidelity
 from pipeline.store.shards import ShardTask
+from pipeline.store.softmax import fidelity
 from pipeline.store.spec import Spec
 from pipeline.views.records import ViewRecords
 from tests.buckets import Fault, FaultyLink, point_at
