@@ -194,7 +194,7 @@ class Store:
         image_size: int | None = None,
         image_cache_bytes: int = 0,
     ) -> NumpyBatches:
-        """The batches of `as_dataset` as NumPy arrays, for PyTorch, JAX or a loop of your own.
+        """The batches of `as_dataset` as NumPy arrays, for PyTorch, JAX or your own loop.
 
         Args:
           batch_size, epochs, first_step, image_size, image_cache_bytes: see `as_dataset`.
@@ -278,8 +278,8 @@ def open_store(
     if verify:
         records.check_files()
         records.check_renderer()
-    found = None if data_dir is None else str(data_dir)
-    return Store(records, open_dataset(records, "views", data_dir=found))
+    data_dir = None if data_dir is None else str(data_dir)
+    return Store(records, open_dataset(records, "views", data_dir=data_dir))
 
 
 def sample_views(

@@ -38,7 +38,7 @@ from pipeline.cli.parser import Parser
 from pipeline.cli.units import counted
 from pipeline.errors import UserError
 from pipeline.errors.causes import first_line
-from pipeline.flags.beam import DEFAULT_RUNNER, LOCAL_RUNNERS
+from pipeline.flags.beam import DEFAULT_RUNNER, LOCAL_RUNNERS, runner_name
 from pipeline.flags.precompute import announce_demo, make_parser, parse
 from pipeline.precomputing import beam_worker
 from pipeline.precomputing.accuracy import accuracy_text, record_accuracy
@@ -109,9 +109,7 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
       UserError: no Beam option class knows a flag, which Beam itself would drop with a warning, or an option is invalid.
     """
     # The runner first: importing the module of a runner such as Dask's defines its options.
-    runner_parser = Parser(prog="beam", add_help=False)
-    runner_parser.add_argument("--runner", default="DirectRunner")
-    name = runner_parser.parse_known_args(arguments)[0].runner
+    name = runner_name(arguments)
     try:
         create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
@@ -131,7 +129,7 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
 
 def make_runner(options: PipelineOptions) -> PipelineRunner:
     """The runner of `--runner`. Worker processes of the local runner run `beam_worker`."""
-    runner = create_runner(options.get_all_options()["runner"] or "DirectRunner")
+    runner = create_runner(options.get_all_options()["runner"] or DEFAULT_RUNNER)
     direct = options.view_as(DirectOptions)
     if isinstance(runner, FnApiRunner) and direct.direct_running_mode == "multi_processing":
         # `exec`: Beam's shell would print a traceback after Ctrl-C.

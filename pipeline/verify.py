@@ -45,4 +45,5 @@ def main(argv: list[str]) -> int:
         raise DataError(
             f"{flags.store}: the records are not what the spec's teacher and data set give; do not train on this store"
         )
+    print(f"verified: {flags.store}: the records are what the spec's teacher and data set give")
     return 0

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
         print(f"{len(planned)} runs, {len(planned) - len(jobs)} of them finished", flush=True)
         run_jobs(jobs, parallel=flags.parallel, on_finished=_report_run)
         if (cost := _cost_job(flags, planned, workdir)) is not None:
-            print("measuring the time per step, online and offline", flush=True)
+            print("measuring the time per step, online and offline; --no-measure skips this", flush=True)
             shutil.rmtree(cost.workdir, ignore_errors=True)  # progress of an interrupted measurement
             cost.workdir.mkdir()
             run_jobs([cost], parallel=1, on_finished=lambda _: None, unit=" turns")

@@ -270,6 +270,22 @@ def make_directory(path: Path, *, flag: str, replaceable: str | None = None) -> 
     return path
 
 
+def check_model(flag: str, place: str | None) -> None:
+    """Checks that a local path is a SavedModel or a .keras file, by its names. A URL is checked when it is opened.
+
+    Raises:
+      UserError: it is neither.
+    """
+    check_exists(flag, place)
+    if place is None or is_url(place):
+        return
+    path = Path(place)
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        raise UserError(f"{flag}={place}: expected a SavedModel, but it has no saved_model.pb")
+    if path.is_file() and path.suffix != ".keras":
+        raise UserError(f"{flag}={place}: expected a SavedModel directory or a .keras file")
+
+
 def check_exists(flag: str, place: str | None) -> None:
     """Checks that the local path of a flag exists. A URL is checked when it is opened.
 

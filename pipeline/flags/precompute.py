@@ -27,6 +27,7 @@ from pipeline.cli.parser import (
     Parser,
     batch_size,
     check_exists,
+    check_model,
     file_path,
     place,
     positive,
@@ -37,6 +38,8 @@ from pipeline.errors import UserError
 from pipeline.flags import beam as beam_flags
 from pipeline.flags import runners
 from pipeline.flags.classes import read_class_map, read_class_names
+from pipeline.flags.prepared import check_prepared
+from pipeline.store.layout import check_place
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, change_policy, parameters
 from pipeline.views.policies.inception import Inception
@@ -198,7 +201,8 @@ def _add_store_flags(parser: Parser) -> None:
     add(
         "--temperature",
         type=positive_number,
-        help="Temperature at which the codec's error is measured." + BY_RECIPE,
+        help="Temperature of the distillation loss: the trainer's default, the only one of a topk store, and the one at which the "
+        "codec's error is measured." + BY_RECIPE,
     )
     add("--views_per_shard", type=positive, default=16384, help="Maximum number of views per shard.")
     add(
@@ -291,7 +295,11 @@ def check_paths(flags: argparse.Namespace) -> None:
       UserError: a path does not exist.
     """
     check_exists("--data_dir", flags.data_dir)
-    check_exists("--teacher", flags.teacher)
+    check_model("--teacher", flags.teacher)
+    if flags.dataset is not None and flags.data_dir is not None:
+        check_prepared(flags.dataset, flags.data_dir)
+    if flags.store is not None:
+        check_place(flags.store)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

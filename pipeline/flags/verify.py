@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.cli.cache_flags import DATA_MAY_BE_IN_BUCKET, STORE_IN_BUCKET, add_cache_flags
 from pipeline.cli.effects import parse_effective
-from pipeline.cli.parser import Parser, check_exists, number, place, whole
+from pipeline.cli.parser import Parser, check_exists, check_model, number, place, whole
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
 
@@ -52,5 +52,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--fraction={flags.fraction}: expected 0 to 1")
     check_store(flags.store)
     check_exists("--data_dir", flags.data_dir)
-    check_exists("--teacher", flags.teacher)
+    check_model("--teacher", flags.teacher)
     return flags

@@ -19,19 +19,12 @@ from pipeline.cli.choices import NO_LABELS
 from pipeline.errors import UserError
 from pipeline.errors.causes import first_line
 from pipeline.flags.dataset import COMMAND
+from pipeline.flags.prepared import check_prepared, prepare_hint
 from pipeline.store.spec import MAX_CLASSES
 
 # Channels of an image feature. 0 and None: as the file has them. An alpha channel is dropped.
 _CHANNELS = (None, 0, 1, 3, 4)
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of features.json; the last before TFDS 4.3
-
-
-def prepare_hint(name: str) -> str:
-    """How to prepare a data set of TFDS."""
-    return (
-        f"prepare it with `tfds build {name} --file_format=array_record --data_dir=DIR` and pass "
-        "`data_dir`=DIR"
-    )
 
 
 @contextlib.contextmanager
@@ -59,6 +52,7 @@ def find_builder(
       UserError: TFDS does not know the name, it is not prepared there, or its features are of foreign classes.
     """
     where = str(data_dir) if data_dir else tfds.core.constants.DATA_DIR
+    check_prepared(name, data_dir, parameter=parameter)
     try:
         _check_feature_classes(Path(where), naming.parse_builder_name_kwargs(name)[0].name)
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
@@ -67,8 +61,7 @@ def find_builder(
         raise
     except Exception as error:  # damaged metadata make TFDS raise anything: KeyError, ParseError, ...
         raise UserError(
-            f"`{parameter}`={name}: not found in {where} ({first_line(error)}); {prepare_hint(name)}; for your own images: "
-            f"`{COMMAND} --folder=DIR --name=NAME --data_dir=DIR`"
+            f"`{parameter}`={name}: not found in {where} ({first_line(error)}); {prepare_hint(name)}"
         ) from error
     if not splits:
         raise UserError(f"`{parameter}`={name}: not prepared in {where}; {prepare_hint(name)}")

@@ -73,7 +73,7 @@ def notes(folder: Folder, examined: list[Examined], changes: Changes) -> list[st
     if folder.skipped:
         names = ", ".join(f"{count:,} {name}" for name, count in sorted(folder.skipped.items()))
         lines.append(
-            f"skipped files and folders of the operating system: {sum(folder.skipped.values()):,} ({names})"
+            f"skipped hidden files, and files of the operating system: {sum(folder.skipped.values()):,} ({names})"
         )
     if count := sum(one.oriented for one in examined):
         lines.append(

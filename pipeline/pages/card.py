@@ -256,7 +256,7 @@ for views, logits in store.as_numpy(batch_size=64):
     targets = torch.log_softmax(torch.from_numpy(logits) / {temperature}, dim=-1)
     outputs = torch.log_softmax(network(images) / {temperature}, dim=-1)
     optimizer.zero_grad()
-    loss(outputs, targets).backward()
+    ({temperature}**2 * loss(outputs, targets)).backward()
     optimizer.step()
 ```
 

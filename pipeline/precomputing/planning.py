@@ -118,7 +118,8 @@ def codec_costs(workload: Workload, logits: np.ndarray | None) -> dict[str, dict
     names = dict.fromkeys([*_CODECS, workload.codec])
     out: dict[str, dict[str, float]] = {}
     for name in names:
-        if name != workload.codec and name.startswith("topk:") and int(name[5:]) >= workload.num_classes:
+        kept = kept_logits(name)
+        if name != workload.codec and kept is not None and kept >= workload.num_classes:
             continue
         codec = make_codec(name, workload.num_classes, temperature=workload.temperature)
         views = store_bytes(workload.views, codec, workload.views_per_shard)
@@ -239,7 +240,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         )
     lines += [
         f"teacher alone: {_hours(plan['teacher_hours'])} with one worker",
-        f"precompute: {_hours(plan['precompute_hours'])} with one worker, {_hours(plan['wall_hours'])} with {workers}",
+        f"precompute: {_hours(plan['precompute_hours'])} with one worker"
+        + (f", {_hours(plan['wall_hours'])} with {workers}" if plan["workers"] > 1 else ""),
         f"online distillation: {_hours(plan['online_teacher_hours'])} of teacher time for {plan['students']:,} students",
         f"the store pays for itself with student {plan['break_even_students']:,}"
         + (

@@ -125,6 +125,8 @@ class Progress:
             while not self._ended.wait(_POLL_SECONDS):
                 self._show(bar)
             self._show(bar)
+            if self._complete:  # the last epochs are published after this
+                bar.set_postfix_str(self._text(self._totals))
 
     def _show(self, bar: tqdm) -> None:
         done = self._totals if self._complete else self._count()
@@ -134,7 +136,7 @@ class Progress:
 
     def _text(self, done: dict[str, int]) -> str:
         parts = [f"{split} {done[split]:,}/{total:,}" for split, total in self._totals.items()]
-        if self._published_epochs is not None and VIEWS_SPLIT in self._totals:
+        if self._published_epochs is not None and VIEWS_SPLIT in self._totals and not self._complete:
             parts.append(f"{counted(self._published_epochs(), 'epoch')} published")
         return ", ".join(parts)
 

@@ -15,9 +15,9 @@ from pipeline.errors import TryAgainError, UserError
 from pipeline.precomputing.options import PrecomputeOptions
 from pipeline.precomputing.shard_sink import ShardSink
 from pipeline.storage.bucket import BucketDirectory, is_url
-from pipeline.storage.files import TEMPORARY, check_links, remove_temporaries, write_text
+from pipeline.storage.files import check_links, remove_temporaries, write_text
 from pipeline.storage.lease import check_lease, hold_lease
-from pipeline.storage.lock import LOCK_FILE, writer_lock
+from pipeline.storage.lock import writer_lock
 from pipeline.store.classes import Classes, classes_json, read_classes
 from pipeline.store.layout import (
     ACCURACY_FILE,
@@ -27,6 +27,7 @@ from pipeline.store.layout import (
     SPEC_LIMIT,
     STORE_DIRECTORIES,
     below,
+    check_content,
     split_directory,
 )
 from pipeline.store.metadata import published_lengths
@@ -59,15 +60,7 @@ def prepare_directory(location: str) -> None:
         if (store / SPEC_FILE).exists():
             return
         names = [entry.name for entry in store.iterdir()]
-    if foreign := sorted(name for name in names if not _is_leftover(name)):
-        raise UserError(
-            f"`store`={location}: the directory is neither a store nor empty ({foreign[0]}, ...); name another directory"
-        )
-
-
-def _is_leftover(name: str) -> bool:
-    """Whether a run that died before it wrote the spec may have left a file of this name."""
-    return name == LOCK_FILE or name.startswith(f"{TEMPORARY}{SPEC_FILE}")
+    check_content(location, names)
 
 
 def recorded_classes(location: str) -> Classes:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UnpublishedError
+from pipeline.errors import UnpublishedError, UserError
 from pipeline.storage.bucket import is_url
+from pipeline.storage.files import TEMPORARY
+from pipeline.storage.lock import LOCK_FILE
 
 SPEC_FILE = "spec.json"
 VIEWS_SPLIT = "views"
@@ -39,9 +42,45 @@ def split_directory(store: str | Path, split: str) -> Path:
 
 def missing_store(store: str | Path) -> UnpublishedError:
     """The error for a location without a store."""
+    if (
+        not is_url(str(store))
+        and Path(store).is_dir()
+        and (names := sorted(path.name for path in Path(store).iterdir()))
+    ):
+        return UnpublishedError(
+            f"`store`={store}: has no {SPEC_FILE}, expected a store, got a directory with {names[0]}"
+        )
     return UnpublishedError(
         f"`store`={store}: has no {SPEC_FILE}, expected a store; write one with `python -m pipeline.precompute --store={store}`"
     )
+
+
+def check_content(location: str, names: Iterable[str]) -> None:
+    """Checks that a location without a spec has nothing but what a run leaves that dies before it writes the spec.
+
+    Args:
+      location: the location, for the error.
+      names: names of the files there.
+
+    Raises:
+      UserError: it has other files.
+    """
+    own = (LOCK_FILE, f"{TEMPORARY}{SPEC_FILE}")
+    if foreign := sorted(name for name in names if not name.startswith(own)):
+        raise UserError(
+            f"`store`={location}: the directory is neither a store nor empty ({foreign[0]}, ...); name another directory"
+        )
+
+
+def check_place(location: str) -> None:
+    """Checks early that a directory of this machine is a store, empty or missing.
+
+    Raises:
+      UserError: it has other content.
+    """
+    path = Path(location)
+    if not is_url(location) and path.is_dir() and not (path / SPEC_FILE).exists():
+        check_content(location, (entry.name for entry in path.iterdir()))
 
 
 def check_store(place: str) -> None:

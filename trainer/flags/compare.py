@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli.effects import never, refuse_without_effect
-from pipeline.cli.parser import Parser, check_exists, file_path, place, positive
+from pipeline.cli.parser import Parser, check_exists, check_model, file_path, place, positive
 from pipeline.cli.parser import seed as seed_number
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         check_store(store)
     check_exists("--data_dir", flags.data_dir)
     for teacher in flags.teacher or []:
-        check_exists("--teacher", teacher)
+        check_model("--teacher", teacher)
     return flags
 
 

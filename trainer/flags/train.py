@@ -17,6 +17,7 @@ from pipeline.cli.parser import (
     Parser,
     batch_size,
     check_exists,
+    check_model,
     file_path,
     number,
     place,
@@ -400,7 +401,7 @@ def check_paths(flags: argparse.Namespace) -> None:
             check_store(store)
     check_exists("--data_dir", flags.data_dir)
     for teacher in flags.teacher or []:
-        check_exists("--teacher", teacher)
+        check_model("--teacher", teacher)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

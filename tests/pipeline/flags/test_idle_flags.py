@@ -23,9 +23,9 @@ RATES = ("--teacher_rate=5", "--num_examples=9", "--num_classes=3")
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory with the outside of a store, a teacher and a data directory."""
-    for name in ("store", "teacher", "data", "images"):
+    for name in ("store", "teacher", "data", "data/d", "images"):
         (tmp_path / name).mkdir()
-    for name in ("store/spec.json", "teacher.keras"):
+    for name in ("store/spec.json", "teacher.keras", "teacher/saved_model.pb"):
         (tmp_path / name).touch()
     (tmp_path / "map.csv").write_text("0,0\n")
     (tmp_path / "names.txt").write_text("a\n")

@@ -37,7 +37,8 @@ def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def places(tmp_path: Path) -> list[str]:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "d").mkdir(parents=True)
+    (tmp_path / "data" / "saved_model.pb").touch()
     return [f"--store={tmp_path}/s", f"--data_dir={tmp_path}/data", f"--teacher={tmp_path}/data"]
 
 
