@@ -44,9 +44,10 @@ from pipeline.inputs.locate import find_teacher, load_teacher
 from pipeline.inputs.teacher import Teacher
 from pipeline.store.reader import StoreReader
 from trainer import models
+from trainer.config.run_files import Evaluation
 from trainer.flags.train import make_parser
 from trainer.run.builder import build_run
-from trainer.run.evaluation import Evaluation
+from trainer.run.evaluation import accuracy_text
 from trainer.run.options import resolve
 from trainer.run.training import Run
 from trainer.step.distiller import Distiller
@@ -191,8 +192,8 @@ def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dic
     rate = bench.run.options.recipe.learning_rate * float(side.schedule(side.steps))
     print(
         f"{name}: {side.steps:,} steps, {epochs:.1f} epochs in {side.seconds:.0f} s, final learning rate {rate:.2g}; "
-        f"{bench.run.options.eval_split}: top-1 {evaluation.student_top1:.2%}, agreement {evaluation.agreement:.2%}, "
-        f"distillation loss {evaluation.distillation_loss:.4f}"
+        f"{bench.run.options.eval_split}: top-1 {accuracy_text(evaluation['student_top1'])}, "
+        f"agreement {evaluation['agreement']:.2%}, distillation loss {evaluation['distillation_loss']:.4f}"
     )
     if name == "offline" and epochs > store.epochs:
         print(
@@ -205,7 +206,7 @@ def describe(name: str, side: Side, evaluation: Evaluation, bench: Bench) -> dic
         "schedule": side.schedule.get_config(),
         "learning_rate_at_end": rate,
         "teacher_forward_passes": side.images if name == "example" else 0,
-        "evaluation": evaluation.to_json(),
+        "evaluation": evaluation,
     }
 
 
