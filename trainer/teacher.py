@@ -110,6 +110,8 @@ def finetune(flags: argparse.Namespace) -> int:
     image_size = options.policy.image_size
     tf.keras.utils.set_random_seed(flags.seed)
     network, origin = build_network(flags, num_classes=dataset.num_classes, image_size=image_size)
+    if flags.label_feature is not None:
+        origin["label_feature"] = flags.label_feature
     make_directory(output.parent, flag="--output")
     workdir = open_workdir(flags.workdir)
     with writer_lock(workdir, flag="--workdir"), Preemption() as preemption:
@@ -184,7 +186,13 @@ def _options(flags: argparse.Namespace) -> tuple[Dataset, FinetuneOptions]:
             flush=True,
         )
         name, data_dir = embedded.DATASET, str(embedded.prepare_dataset())
-    dataset = Dataset(name, flags.split, data_dir=data_dir)
+    dataset = Dataset(
+        name,
+        flags.split,
+        data_dir=data_dir,
+        image_feature=flags.image_feature,
+        label_feature=flags.label_feature,
+    )
     steps = flags.steps or rule_steps(dataset.num_examples)
     as_given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(FinetuneOptions)}
     return dataset, FinetuneOptions(**as_given | {"policy": policy, "eval_crop": eval_crop, "steps": steps})
@@ -197,7 +205,7 @@ def _evaluate(
     return {
         split: evaluate_top1(
             network,
-            Dataset(dataset.name, split, data_dir=dataset.data_dir),
+            dataset.select(split),
             eval_crop=options.eval_crop,
             image_size=options.policy.image_size,
             batch_size=min(_EVAL_BATCH_SIZE, options.batch_size),

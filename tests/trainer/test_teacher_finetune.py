@@ -19,7 +19,7 @@ from pipeline.inputs.teacher import Teacher
 from pipeline.inputs.teacher_checks import trial_crops
 from pipeline.storage.lock import writer_lock
 from tests import stores
-from tests.images import TRAIN_IMAGES, encoded_images
+from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
 from tests.teachers import COLORS, convert_arguments, fail, finetune_arguments
 from trainer.finetuning.pretrained import load_keras_model, replace_head
 from trainer.run.callbacks import RunCallback
@@ -315,6 +315,8 @@ def test_split_without_another_to_evaluate_on_is_reported(
         ("--model=tiny", ["--split=dev"], "--split=dev.*test, train"),
         ("--model=tiny", ["--dataset=nothing"], "--dataset=nothing"),
         ("--model=tiny", ["--step=3"], "--step=3.*--steps"),
+        ("--model=tiny", ["--label_feature=none"], "--label_feature=none.*labels"),
+        ("--model=tiny", ["--label_feature=kind"], "--label_feature=kind.*label"),
     ],
 )
 def test_mistakes_in_finetune_exit_2(
@@ -397,3 +399,23 @@ def test_embedded_default_needs_no_dataset(tmp_path: Path, capsys: pytest.Captur
     main([*argv, f"--output={tmp_path}/teacher", f"--workdir={tmp_path}/run"])
     assert "5,000 MNIST digits" in capsys.readouterr().out
     Teacher(tmp_path / "teacher", image_size=32, num_classes=10)
+
+
+def test_features_of_a_data_set_with_several_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    images = {"train": encoded_images(TRAIN_IMAGES), "test": encoded_images(TEST_IMAGES)}
+    data_dir = stores.prepare_dataset(tmp_path / "data", images, name=COLORS, second_image=True)
+    short = ("--steps=1", "--batch_size=4")
+    code, line = fail(finetune_arguments(data_dir, tmp_path / "none", *short), capsys)
+    assert code == 2
+    assert "--image_feature=image" in line
+    found = {}
+    for feature in ("image", "second"):
+        argv = finetune_arguments(
+            data_dir, tmp_path / feature, *short, f"--image_feature={feature}", "--label_feature=label"
+        )
+        main(argv)
+        (found[feature],) = losses(tmp_path / feature)
+    assert found["image"] != found["second"]
+    code, line = fail([argument for argument in argv if "label_feature" not in argument], capsys)
+    assert code == 2
+    assert "label_feature" in line

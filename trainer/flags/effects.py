@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.cli.cache_flags import DATA_MAY_BE_IN_BUCKET
 from pipeline.cli.effects import Condition
 from pipeline.storage.bucket import is_url
 from trainer.config.choices import DEFAULT_ARM, LIVE_ARMS
@@ -40,5 +41,20 @@ WITH_FROM = ("store", "workdir", "earlier", "help", "debug")
 
 FINETUNE = {
     "teacher_value_range": Condition(lambda flags: flags.teacher is not None, "without --teacher"),
-    "data_dir": Condition(lambda flags: flags.dataset is not None, "without --dataset"),
+    **dict.fromkeys(
+        ("data_dir", "image_feature", "label_feature"),
+        Condition(lambda flags: flags.dataset is not None, "without --dataset"),
+    ),
+}
+
+_WITH_STORE = Condition(lambda flags: flags.store is not None, "without --store")
+_WITH_DATASET = Condition(lambda flags: flags.dataset is not None, "without --dataset")
+EVALUATE = {
+    **{name: SHARED[name] for name in ("shard_cache_bytes", "store_weights")},
+    "data_cache_bytes": DATA_MAY_BE_IN_BUCKET,
+    "student_signature": Condition(
+        lambda flags: not flags.student.endswith(".keras"), "with a .keras file as --student"
+    ),
+    **dict.fromkeys(("temperature", "temperature_squared"), _WITH_STORE),
+    **dict.fromkeys(("image_feature", "label_feature", "recipe"), _WITH_DATASET),
 }

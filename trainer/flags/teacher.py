@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli.cache_flags import add_input_buffer_flag
-from pipeline.cli.choices import VALUE_RANGES, check_value_range
+from pipeline.cli.choices import NO_LABELS, VALUE_RANGES, check_value_range
 from pipeline.cli.effects import parse_effective
 from pipeline.cli.parser import (
     Parser,
@@ -101,6 +101,16 @@ def _add_finetune_flags(parser: Parser) -> None:
     )
     add("--data_dir", type=file_path, help="TFDS data directory.")
     add("--split", default="train", help="Split to train on.")
+    add(
+        "--image_feature",
+        metavar="NAME",
+        help="Image feature to train on (default: the supervised or only one).",
+    )
+    add(
+        "--label_feature",
+        metavar="NAME",
+        help="Label feature to train on (default: the supervised or only one).",
+    )
     add = parser.group("network").add_argument
     add("--model", help=f"Network to train, one of {', '.join(sorted(choices.STUDENTS))}.")
     add(
@@ -227,6 +237,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         check_exists("--npz", flags.npz)
     else:
         _check_network_flags(flags)
+        if flags.label_feature == NO_LABELS:
+            raise UserError(
+                f"--label_feature={NO_LABELS}: fine-tuning needs labels; name a label feature, or leave it out"
+            )
         if Path(flags.workdir).resolve().is_relative_to(Path(flags.output).resolve()):
             raise UserError(
                 f"--workdir={flags.workdir}: is inside --output={flags.output}, which is replaced as a whole; choose a "

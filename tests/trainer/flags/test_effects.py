@@ -54,6 +54,7 @@ ALWAYS = {
         (compare.parse, ["--workdir=w", "--from=a,b", "--no-measure"], "--from"),
         (teacher.parse, [*FINETUNE, "--teacher_value_range=0..255"], "--teacher"),
         (teacher.parse, [*FINETUNE[:-1], "--data_dir=d"], "--dataset"),
+        (teacher.parse, [*FINETUNE[:-1], "--label_feature=a"], "--dataset"),
         (read_flags, [*LAUNCH, "--detach", "--delete"], "--detach"),
         (read_flags, ["logs", *PLACE, "--follow", "--lines=100"], "--follow"),
         (
