@@ -45,8 +45,11 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def local_teacher(path: str | Path) -> Path:
+def local_teacher(path: str | Path, *, parameter: str = "teacher") -> Path:
     """Path of a teacher on this machine. A teacher in a bucket is copied.
+
+    Args:
+      parameter: the parameter that gave the path, for errors.
 
     Raises:
       UserError: there is no teacher at the path.
@@ -54,7 +57,7 @@ def local_teacher(path: str | Path) -> Path:
     place = copied_teacher(str(path)) if is_url(path) else Path(path)
     if not place.exists():
         raise UserError(
-            f"`teacher`={path}: no such file or directory; expected a SavedModel or a .keras file"
+            f"`{parameter}`={path}: no such file or directory; expected a SavedModel or a .keras file"
         )
     return place
 
@@ -62,12 +65,17 @@ def local_teacher(path: str | Path) -> Path:
 class Teacher:
     """A classifier: views float32 [B, S, S, 3] in 0..255 to logits float32 [B, C].
 
+    Any saved classifier can be loaded as one, such as a student that is evaluated.
+
     Attributes:
       path: SavedModel directory or `.keras` file; for a URL, that of its copy on this machine.
       signature: signature of the SavedModel; `keras` for a `.keras` file.
       value_range: range of the model's input pixels, one of `VALUE_RANGES`.
       output: name of the output; None for the one that is used by default.
       num_classes: number of classes C.
+      image_size: side length S of a view, in pixels.
+      fixed_size: the image size S of a model that takes no other; otherwise None.
+      fixed_batch_size: the batch size B of a model that takes no other; otherwise None.
 
     Args:
       path: SavedModel directory or `.keras` file, or its URL.
@@ -77,6 +85,9 @@ class Teacher:
       signature: see Attributes.
       output: name of one of several outputs; by default the only one, or the one named `logits`.
       batch_size: number of views B per call, if it is known; a model with another fixed batch size is refused.
+      own_size: whether the size that a model's input fixes takes precedence over `image_size`.
+      parameter: the parameter that gave the path, for errors.
+      batch_parameter: the parameter that gave the batch size, for errors.
 
     Raises:
       UserError: the teacher does not exist, cannot be loaded, or does not fit the arguments.
@@ -92,15 +103,19 @@ class Teacher:
         signature: str = DEFAULT_SIGNATURE,
         output: str | None = None,
         batch_size: int | None = None,
+        own_size: bool = False,
+        parameter: str = "teacher",
+        batch_parameter: str = "teacher_batch_size",
     ) -> None:
         check_value_range(value_range)
         if num_classes is not None:
-            check_num_classes(num_classes, of=f"`teacher`={path}")
-        self.path = local_teacher(path)
+            check_num_classes(num_classes, of=f"`{parameter}`={path}")
+        self._parameter, self._batch_parameter = parameter, batch_parameter
+        self.path = local_teacher(path, parameter=parameter)
         self.signature = signature
         self.value_range = value_range
         self.output = output
-        self._image_size = image_size
+        self.image_size, self._own_size = image_size, own_size
         self._batch_size = batch_size
         self._scale, self._shift = VALUE_RANGES[value_range]
         if self.path.is_file():
@@ -116,18 +131,16 @@ class Teacher:
         self.num_classes = self._count_classes() if num_classes is None else num_classes
 
     def _load_keras(self) -> None:
-        self._model = load_keras_file(self.path, parameter="teacher")
+        self._model = load_keras_file(self.path, parameter=self._parameter)
         inputs, outputs = (getattr(self._model, name, None) or () for name in ("inputs", "outputs"))
         if not inputs:
-            size = self._image_size
+            size = self.image_size
             raise UserError(
-                f"`teacher`={self.path}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built and "
+                f"{self.what}: {self._model.name}, a {type(self._model).__name__}, was saved before it was built and "
                 f"has no weights; call it on images or `model.build((None, {size}, {size}, 3))`, train it, and save it again"
             )
         if len(inputs) != 1:
-            raise UserError(
-                f"`teacher`={self.path}: has {len(inputs)} inputs, expected one; export such a model"
-            )
+            raise UserError(f"{self.what}: has {len(inputs)} inputs, expected one; export such a model")
         self.signature = "keras"
         named = self._model.output
         if not isinstance(named, dict):
@@ -143,23 +156,21 @@ class Teacher:
 
     def _load_saved_model(self) -> None:
         if not (self.path / "saved_model.pb").is_file():
-            raise UserError(f"`teacher`={self.path}: expected a SavedModel, but it has no saved_model.pb")
+            raise UserError(f"{self.what}: expected a SavedModel, but it has no saved_model.pb")
         try:
             self._model = tf.saved_model.load(str(self.path))
         except (ValueError, OSError, KeyError, tf.errors.OpError) as error:
-            raise UserError(
-                f"`teacher`={self.path}: TensorFlow cannot load it: {first_line(error)}"
-            ) from error
+            raise UserError(f"{self.what}: TensorFlow cannot load it: {first_line(error)}") from error
         signatures = self._model.signatures
         if self.signature not in signatures:
             raise UserError(
-                f"`teacher_signature`={self.signature}: {self.path} has signatures {', '.join(signatures) or 'none'}"
+                f"`{self._parameter}_signature`={self.signature}: {self.path} has signatures {', '.join(signatures) or 'none'}"
             )
         function = signatures[self.signature]
         inputs = function.structured_input_signature[1]
         if len(inputs) != 1:
             raise UserError(
-                f"`teacher`={self.path}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
+                f"{self.what}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
                 "one image input"
             )
         name, spec = next(iter(inputs.items()))
@@ -178,10 +189,12 @@ class Teacher:
         listed = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
         default = next(iter(outputs)) if len(outputs) == 1 else "logits" if "logits" in outputs else None
         if self.output is not None and self.output not in outputs:
-            raise UserError(f"`teacher_output`={self.output}: {self.path} returns {listed}; name one of them")
+            raise UserError(
+                f"`{self._parameter}_output`={self.output}: {self.path} returns {listed}; name one of them"
+            )
         if (chosen := self.output or default) is None:
             raise UserError(
-                f"`teacher`={self.path}: returns {listed}; choose one, such as `teacher_output`={next(iter(outputs), 'NAME')}"
+                f"{self.what}: returns {listed}; choose one, such as `{self._parameter}_output`={next(iter(outputs), 'NAME')}"
             )
         self.output = None if chosen == default else chosen  # the default has no place in the identity
         self._output_shape = outputs[chosen]
@@ -197,19 +210,20 @@ class Teacher:
         if shape.rank is None or shape[-1:].as_list() == [None]:
             size = self._batch_size or 1
             outputs = self._run(
-                tf.constant(trial_crops(size, self._image_size)), tf.range(size), tf.ones([size])
+                tf.constant(trial_crops(size, self.image_size)), tf.range(size), tf.ones([size])
             )
             shape = tf.TensorShape(outputs.shape)
         if shape.rank != 2 or shape[1] == 1:
             advice = f"; {_ONE_LOGIT}" if shape[1:].num_elements() == 1 else ""
-            raise UserError(
-                f"`teacher`={self.path}: returns {shape}, expected [B, C] with at least 2 classes{advice}"
-            )
+            raise UserError(f"{self.what}: returns {shape}, expected [B, C] with at least 2 classes{advice}")
         return int(shape[1])
 
     def _check_input(self, shape: tf.TensorShape) -> None:
-        size = self._image_size
-        takes = f"`teacher`={self.path}: takes {self._dtype.name} {shape}"
+        self.fixed_size = shape[1] if shape.rank == 4 and shape[1] == shape[2] else None
+        if self._own_size and self.fixed_size is not None:
+            self.image_size = self.fixed_size
+        size = self.image_size
+        takes = f"{self.what}: takes {self._dtype.name} {shape}"
         if not self._dtype.is_floating:
             raise UserError(
                 f"{takes}, but views are float32 [B, {size}, {size}, 3] in 0..255; export it with a float32 input and a cast inside "
@@ -227,12 +241,17 @@ class Teacher:
             elif shape.rank == 4 and shape[3] == 3 and shape[1] == shape[2] is not None:
                 remedy = f"use `image_size`={shape[1]}"
             raise UserError(f"{takes}, but views are float32 [B, {size}, {size}, 3]; {remedy}")
-        fixed = shape[0] if shape.rank else None
+        self.fixed_batch_size = fixed = shape[0] if shape.rank else None
         if fixed is not None and self._batch_size is not None and fixed != self._batch_size:
             raise UserError(
-                f"{takes}: batches of exactly {fixed}, but `teacher_batch_size`={self._batch_size}; use "
-                f"`teacher_batch_size`={fixed}, or export it with a batch dimension of None"
+                f"{takes}: batches of exactly {fixed}, but `{self._batch_parameter}`={self._batch_size}; use "
+                f"`{self._batch_parameter}`={fixed}, or export it with a batch dimension of None"
             )
+
+    @property
+    def what(self) -> str:
+        """The model, for errors: its parameter and path."""
+        return f"`{self._parameter}`={self.path}"
 
     @property
     def num_parameters(self) -> int | None:
@@ -272,7 +291,7 @@ class Teacher:
           UserError: the model cannot run on the batch, or its output is not [B, C].
         """
         outputs = self._run(crops, partner, ratio)
-        check_shape(outputs, (int(partner.shape[0]), self.num_classes), path=str(self.path))
+        check_shape(outputs, (int(partner.shape[0]), self.num_classes), what=self.what)
         return outputs
 
     def _run(self, crops: tf.Tensor, partner: tf.Tensor, ratio: tf.Tensor) -> np.ndarray:
@@ -281,14 +300,14 @@ class Teacher:
                 outputs: np.ndarray = self._logits(crops, partner, ratio).numpy()
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(
-                f"`teacher`={self.path}: cannot run on {partner.shape[0]} views of {self._image_size} x "
-                f"{self._image_size}: {first_line(error)}"
+                f"{self.what}: cannot run on {partner.shape[0]} views of {self.image_size} x "
+                f"{self.image_size}: {first_line(error)}"
             ) from error
         return outputs
 
     def _naming_memory(self, views: int) -> contextlib.AbstractContextManager[None]:
         return naming_memory(
-            f"`teacher`={self.path} runs on {views} views at a time; use a smaller `teacher_batch_size` for a new store, or a "
+            f"{self.what} runs on {views} views at a time; use a smaller `{self._batch_parameter}` for a new store, or a "
             "device with more memory for an existing one"
         )
 
@@ -321,7 +340,7 @@ class Teacher:
         if not np.isfinite(logits).all():
             row, column = np.argwhere(~np.isfinite(logits))[0]
             raise DataError(
-                f"`teacher`={self.path}: logit {column} of {name_row(int(row))} is {logits[row, column]}; expected finite "
+                f"{self.what}: logit {column} of {name_row(int(row))} is {logits[row, column]}; expected finite "
                 "numbers"
             )
         return logits
@@ -330,12 +349,12 @@ class Teacher:
         """Checks that each output depends on one row only; see `teacher_checks.check_rows`.
 
         Args:
-          crops: uint8 [K, S, S, 3] with K >= B; the first B are run.
+          crops: uint8 [K, S, S, 3]; the first B are run.
 
         Raises:
           UserError: outputs depend on chance or on the rest of the batch.
         """
-        size = self._batch_size or len(crops)
+        size = min(self._batch_size or len(crops), len(crops))
         rest = crops[
             size:
         ]  # their content does not matter, but their number gives the same graph as for views
@@ -345,19 +364,19 @@ class Teacher:
             return self.run(tf.constant(np.concatenate([rows, rest])), itself, whole)
 
         graph = self._logits.get_concrete_function(tf.constant(crops), itself, whole).graph
-        check_rows(run, crops[:size], tolerance=tolerance_of(graph), path=str(self.path))
+        check_rows(run, crops[:size], tolerance=tolerance_of(graph), what=self.what)
 
 
-def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, path: str) -> None:
+def check_shape(outputs: np.ndarray, expected: tuple[int, int], *, what: str) -> None:
     """Checks the shape of a teacher's outputs.
 
     Args:
       expected: (B, C).
-      path: path of the teacher, for errors.
+      what: the teacher, for errors.
 
     Raises:
       UserError: the shape differs.
     """
     if outputs.shape != expected:
         advice = f"; {_ONE_LOGIT}" if outputs[0].size == 1 else ""
-        raise UserError(f"`teacher`={path}: returns {outputs.shape}, expected {expected}{advice}")
+        raise UserError(f"{what}: returns {outputs.shape}, expected {expected}{advice}")

@@ -38,14 +38,14 @@ def tolerance_of(graph: tf.Graph) -> float:
     return max([TOLERANCE, *(TOLERANCES[name] for number, name in _HALF_TYPES.items() if number in types)])
 
 
-def check_rows(run: Run, crops: np.ndarray, *, tolerance: float, path: str) -> None:
+def check_rows(run: Run, crops: np.ndarray, *, tolerance: float, what: str) -> None:
     """Runs crops twice, and half of them again in another order and among rows of noise.
 
     Args:
       run: function that runs the teacher, without checks of finite outputs.
       crops: uint8 [B, S, S, 3]. With B = 1, only dependence on chance is checked.
       tolerance: largest accepted change, relative to the largest output of a row.
-      path: path of the teacher, for errors.
+      what: the teacher, for errors, such as "`teacher`=DIR".
 
     Raises:
       UserError: an output depends on chance or on the rest of the batch.
@@ -54,7 +54,7 @@ def check_rows(run: Run, crops: np.ndarray, *, tolerance: float, path: str) -> N
     again = _largest_change(first, run(crops))
     if not again <= tolerance:
         raise UserError(
-            f"`teacher`={path}: two runs of the same batch differ by {again:.2g} of the largest output, expected at most "
+            f"{what}: two runs of the same batch differ by {again:.2g} of the largest output, expected at most "
             f"{tolerance:.2g}; the outputs depend on chance (dropout?): export it in inference mode (training=False)"
         )
     kept = len(crops) // 2
@@ -65,7 +65,7 @@ def check_rows(run: Run, crops: np.ndarray, *, tolerance: float, path: str) -> N
     moved = _largest_change(first[:kept], run(noise)[-kept:][::-1])
     if not moved <= tolerance:
         raise UserError(
-            f"`teacher`={path}: outputs of the same images in another batch differ by {moved:.2g} of the largest output, "
+            f"{what}: outputs of the same images in another batch differ by {moved:.2g} of the largest output, "
             f"expected at most {tolerance:.2g}; the outputs depend on the rest of the batch (batch norm in training mode?): "
             "export it in inference mode (training=False)"
         )
@@ -79,7 +79,7 @@ def _largest_change(before: np.ndarray, after: np.ndarray) -> float:
     return float((np.abs(before - after).max(axis=1) / scale).max())
 
 
-def check_differs(outputs: np.ndarray, crops: np.ndarray, *, path: str) -> None:
+def check_differs(outputs: np.ndarray, crops: np.ndarray, *, what: str) -> None:
     """Refuses a teacher with the same outputs [n, C] for different crops.
 
     Raises:
@@ -87,17 +87,17 @@ def check_differs(outputs: np.ndarray, crops: np.ndarray, *, path: str) -> None:
     """
     if len(outputs) > 1 and (outputs == outputs[0]).all() and (crops != crops[0]).any():
         raise UserError(
-            f"`teacher`={path}: its outputs are the same for {len(outputs)} different views, {outputs[0].min():.3g} to "
+            f"{what}: its outputs are the same for {len(outputs)} different views, {outputs[0].min():.3g} to "
             f"{outputs[0].max():.3g}; check that the model is trained, and its `teacher_value_range`"
         )
 
 
-def check_logits(outputs: np.ndarray, *, path: str, assume_logits: bool) -> None:
+def check_logits(outputs: np.ndarray, *, what: str, assume_logits: bool) -> None:
     """Refuses probabilities, float32 [n, C]: a softmax of probabilities would give a wrong loss without any error.
 
     Args:
       outputs: outputs of n views.
-      path: path of the teacher, for errors.
+      what: the teacher, for errors, such as "`teacher`=DIR".
       assume_logits: whether to accept outputs that look like probabilities; rows that sum to 1 are refused anyway.
 
     Raises:
@@ -109,7 +109,7 @@ def check_logits(outputs: np.ndarray, *, path: str, assume_logits: bool) -> None
     remedy = "export the model without its last activation"
     if highest <= 1 + _SUM_TOLERANCE and np.abs(sums - 1).max() <= _SUM_TOLERANCE:
         raise UserError(
-            f"`teacher`={path}: its outputs are probabilities (none is negative, each row sums to 1), expected logits; "
+            f"{what}: its outputs are probabilities (none is negative, each row sums to 1), expected logits; "
             f"{remedy}"
         )
     if assume_logits:
@@ -121,7 +121,7 @@ def check_logits(outputs: np.ndarray, *, path: str, assume_logits: bool) -> None
     else:
         return
     raise UserError(
-        f"`teacher`={path}: its outputs look like probabilities ({looks}), expected logits; {remedy}, or pass "
+        f"{what}: its outputs look like probabilities ({looks}), expected logits; {remedy}, or pass "
         "`assume_logits` if they are logits"
     )
 

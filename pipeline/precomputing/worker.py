@@ -188,9 +188,9 @@ class ShardWorker:
             start = time.perf_counter()
             logits = self.run_teacher(batch)
             seconds.append(time.perf_counter() - start)
-        path, assumed = str(self.teacher.path), bool(self.spec.provenance.get("assume_logits"))
         self.teacher.check_rows(batch["crops"].numpy())
-        check_logits(logits, path=path, assume_logits=assumed)
+        assumed = bool(self.spec.provenance.get("assume_logits"))
+        check_logits(logits, what=self.teacher.what, assume_logits=assumed)
         return min(seconds)
 
     def check_differs(self) -> None:
@@ -202,7 +202,7 @@ class ShardWorker:
         batches = list(self.input_of(VIEWS_SPLIT).batches(np.array([0, self.batch_size])))
         logits = np.concatenate([self.run_teacher(batch) for batch in batches])
         crops = np.concatenate([batch["crops"][: self.batch_size] for batch in batches])
-        check_differs(logits, crops, path=str(self.teacher.path))
+        check_differs(logits, crops, what=self.teacher.what)
 
     def input_of(self, split: str) -> ViewInput:
         """Input pipeline of the training views, or of the evaluation crops of a split.

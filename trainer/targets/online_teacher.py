@@ -70,7 +70,7 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
     Raises:
       UserError: the teacher fails, returns anything but [size, C] logits, or a row's logits depend on other rows.
     """
-    size = spec.policy.image_size
+    what, size = f"`teacher`={path}", spec.policy.image_size
     crops = trial_crops(teacher.batch_size, size)
     forward = tf.function(
         teacher,
@@ -88,15 +88,15 @@ def try_teacher(teacher: BatchedTeacher, spec: Spec, *, path: str, jit_compile: 
         tolerance = tolerance_of(forward.get_concrete_function().graph)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         remedy = (
-            f"`teacher`={path} runs on {teacher.batch_size} views at a time, the store's --teacher_batch_size; train on "
+            f"{what} runs on {teacher.batch_size} views at a time, the store's --teacher_batch_size; train on "
             "stored views only, or on a device with more memory"
         )
         raise out_of_memory(error, remedy) or UserError(
-            f"`teacher`={path}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
+            f"{what}: cannot run on {teacher.batch_size} views of {size} x {size}{compiled}: {first_line(error)}"
         ) from error
-    check_shape(logits, (teacher.batch_size, spec.num_classes), path=path)
-    check_rows(run, crops, tolerance=tolerance, path=path)
-    check_logits(logits, path=path, assume_logits=bool(spec.provenance.get("assume_logits")))
+    check_shape(logits, (teacher.batch_size, spec.num_classes), what=what)
+    check_rows(run, crops, tolerance=tolerance, what=what)
+    check_logits(logits, what=what, assume_logits=bool(spec.provenance.get("assume_logits")))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ def softmax_in(dtype: tf.DType, *, classes: int) -> np.ndarray:
 def test_a_softmax_is_refused_in_any_type_whatever_is_assumed(dtype: tf.DType, classes: int) -> None:
     for assume in (False, True):
         with pytest.raises(UserError, match="probabilities"):
-            check_logits(softmax_in(dtype, classes=classes), path="t", assume_logits=assume)
+            check_logits(softmax_in(dtype, classes=classes), what="`teacher`=t", assume_logits=assume)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_a_softmax_is_refused_in_any_type_whatever_is_assumed(dtype: tf.DType, c
 def test_what_looks_like_probabilities_needs_a_flag(outputs: Callable[[], np.ndarray]) -> None:
     found = outputs()
     with pytest.raises(UserError, match="`assume_logits`"):
-        check_logits(found, path="t", assume_logits=False)
-    check_logits(found, path="t", assume_logits=True)
+        check_logits(found, what="`teacher`=t", assume_logits=False)
+    check_logits(found, what="`teacher`=t", assume_logits=True)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_what_looks_like_probabilities_needs_a_flag(outputs: Callable[[], np.nda
     ids=["plain", "offset", "relu", "log_softmax", "nearly_constant", "small"],
 )
 def test_logits_pass(outputs: Callable[[], np.ndarray]) -> None:
-    check_logits(outputs(), path="t", assume_logits=False)
+    check_logits(outputs(), what="`teacher`=t", assume_logits=False)
 
 
 def save_sigmoid(path: Path) -> Path:
