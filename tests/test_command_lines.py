@@ -87,6 +87,12 @@ CASES: dict[str, tuple[list[str], tuple[str, str], list[str] | None, list[str] |
         ["--store=nowhere"],
         ["--arms=sideways"],
     ),
+    "trainer.evaluate": (
+        ["--store=store", "--student=model.keras"],
+        ("--studnet_output=a", "--student_output"),
+        ["--student=nowhere"],
+        ["--student_value_range=0..2"],
+    ),
     "trainer.teacher": (
         ["finetune", "--model=tiny", "--output=o", "--workdir=w"],
         ("--step=1", "--steps"),
@@ -108,6 +114,7 @@ def place(tmp_path: Path) -> Path:
     """A directory with the outside of a store."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "spec.json").write_text("{}")
+    (tmp_path / "model.keras").touch()
     return tmp_path
 
 
@@ -140,6 +147,7 @@ def test_help_is_answered_at_once(command: str, place: Path) -> None:
     if command.startswith("pipeline.") or command in (
         "trainer.train",
         "trainer.compare",
+        "trainer.evaluate",
     ):  # groups, and two examples at the end
         groups, examples = shown.out.split("\nexamples:\n")
         assert len(re.findall(r"^\w[\w ]+:$", groups, re.MULTILINE)) > 2
@@ -163,7 +171,7 @@ def test_a_mistake_is_answered_at_once(command: str, place: Path) -> None:
         assert found.err.startswith("error: ")
         assert found.out == ""
         assert found.seconds < CPU_SECONDS
-    assert sorted(path.name for path in place.iterdir()) == ["store"]
+    assert sorted(path.name for path in place.iterdir()) == ["model.keras", "store"]
 
 
 # What goes on to TensorFlow.

@@ -29,6 +29,7 @@ PARSERS = {
     "pipeline.dataset": "pipeline.flags.dataset",
     "trainer.train": "trainer.flags.train",
     "trainer.compare": "trainer.flags.compare",
+    "trainer.evaluate": "trainer.flags.evaluate",
     "trainer.teacher": "trainer.flags.teacher",
 }
 # Programs of others whose command lines nothing here can parse.

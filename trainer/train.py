@@ -28,16 +28,16 @@ from pipeline.inputs.locate import open_dataset
 from pipeline.storage.files import remove_temporaries
 from pipeline.storage.lock import writer_lock
 from pipeline.store.view_store import ViewStore
-from trainer.config.run_files import RESULT_FILE
+from trainer.config.run_files import RESULT_FILE, STUDENT_DIRECTORY
 from trainer.distribution.strategy import make_strategy
 from trainer.distribution.workers import SAME_WORKERS, Workers
 from trainer.flags.train import parse
 from trainer.run.builder import build_run
 from trainer.run.describe import describe, describe_missing_split
-from trainer.run.evaluation import accuracy_text, unlabeled_text
+from trainer.run.evaluation import evaluation_text
 from trainer.run.options import TrainOptions, resolve
 from trainer.run.preemption import Preemption
-from trainer.run.results import NOT_EVALUATED, STUDENT_DIRECTORY
+from trainer.run.results import NOT_EVALUATED
 from trainer.run.run_schedule import previous_schedule
 from trainer.run.training import Run
 from trainer.run.workdir import open_workdir
@@ -114,17 +114,7 @@ def _complete(run: Run, options: TrainOptions, store: ViewStore) -> dict[str, An
 
 def _print_result(result: dict[str, Any], workdir: Path) -> None:
     for name, figures in result["evaluation"].items():
-        teacher = "mean of the teachers" if "teachers" in figures else "teacher"
-        print(
-            f"{name}: student {accuracy_text(figures['student_top1'])}, {teacher} {accuracy_text(figures['teacher_top1'])}, "
-            f"agreement {figures['agreement']:.2%}, distillation loss {figures['distillation_loss']:.4f}"
-            f"{unlabeled_text(figures)}"
-        )
-        for part in figures.get("teachers", []):
-            print(
-                f"  teacher of {part['store']} at {part['image_size']} pixels: {accuracy_text(part['top1'])}, agreement "
-                f"{part['agreement']:.2%}"
-            )
+        print(evaluation_text(name, figures))
     if not result["evaluation"]:
         print(f"not evaluated: {result.get('not_evaluated', NOT_EVALUATED)}")
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")

@@ -63,6 +63,18 @@ class ClassMatch:
         classes, labels = self.mapped
         return labels[logits[:, classes].argmax(axis=1)]
 
+    def confidence(self, logits: np.ndarray) -> np.ndarray:
+        """The probability at T = 1 of each prediction of `predict`, float64 [n]; with a class map, among the mapped classes."""
+        if self.mapped is not None:
+            logits = logits[:, self.mapped[0]]
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+        if self.mapped is None:
+            return 1.0 / shares.sum(axis=1)  # the share of the largest logit is 1
+        labels = self.mapped[1]
+        same = labels == labels[logits.argmax(axis=1)][:, np.newaxis]
+        confidence: np.ndarray = np.where(same, shares, 0.0).sum(axis=1) / shares.sum(axis=1)
+        return confidence
+
     def label_of(self, teacher_class: int) -> int | None:
         """The label that a teacher class stands for; None if it stands for none."""
         if self.no_accuracy is not None:

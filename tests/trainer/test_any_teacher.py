@@ -22,7 +22,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.spec import Spec
 from tests import runs, stores
 from tests.images import TEST_IMAGES, TRAIN_IMAGES, encoded_images
-from trainer import compare, train
+from trainer import compare, evaluate, train
 from trainer import teacher as teacher_command
 
 ANIMALS = ["ant", "bee", "cat", "dog", "eel"]
@@ -124,6 +124,20 @@ def test_training_and_report_without_labels(
     assert (tmp_path / "run" / "student_best").exists()
     exported = Teacher(tmp_path / "run" / "student", image_size=stores.SIZE)
     assert exported.num_classes == 1000
+    # The student without its run, compared with the teacher instead of labels.
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    argv = [f"--student={tmp_path / 'run' / 'student'}", f"--store={wide_store}"]
+    assert evaluate.main([*argv, f"--html={page}", f"--json={figures}"]) == 0
+    found = json.loads(figures.read_text())
+    assert "no labels" in found["no_accuracy"]
+    test = found["evaluation"]["test"]
+    assert test["agreement"] == evaluation["agreement"]
+    assert test["student_top1"] is test["calibration_error"] is None
+    assert test["compared_with"] == "teacher"
+    confused = test["confusions"]
+    assert sum(each["images"] for each in confused) == round((1 - test["agreement"]) * test["examples"])
+    assert all(each["expected"].startswith("kind ") for each in confused)
+    assert "picture of 1,000 classes" in page.read_text()
     # The report of this run alone.
     argv = [f"--workdir={tmp_path / 'report'}", f"--from={tmp_path / 'run'}"]
     assert compare.main(argv) == 0
@@ -197,6 +211,12 @@ def test_a_class_map_turns_accuracy_on(
     predictions = np.load(tmp_path / "mapped_run" / "predictions.npz")
     assert set(predictions["top1"]) <= {0, 1, 3, 4}
     assert np.mean(predictions["top1"] == predictions["labels"]) == evaluation["student_top1"]
+    figures = tmp_path / "figures.json"
+    argv = [f"--student={tmp_path / 'mapped_run' / 'student'}", f"--store={store}", f"--json={figures}"]
+    assert evaluate.main(argv) == 0
+    alone = json.loads(figures.read_text())["evaluation"]["test"]
+    assert alone["student_top1"] == evaluation["student_top1"]
+    assert {each["predicted"] for each in alone["confusions"]} <= {"ant", "bee", "dog", "eel"}
     # Another map replaces it, and the accuracy is measured again.
     path.write_text("4,2\n")
     write_store(store, animals_dir, teacher, f"--class_map={path}")

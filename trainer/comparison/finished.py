@@ -14,6 +14,7 @@ from pipeline.errors import DataError, UserError
 from trainer.comparison.pair_figures import Curve
 from trainer.config.run_files import (
     RESULT_FILE,
+    STUDENT_DIRECTORY,
     RunConfig,
     RunResult,
     read_config,
@@ -22,7 +23,7 @@ from trainer.config.run_files import (
     stores_of,
 )
 from trainer.run.checkpoints import read_run, saved_path
-from trainer.run.results import PREDICTIONS_FILE, STUDENT_DIRECTORY
+from trainer.run.results import PREDICTIONS_FILE
 from trainer.targets.arms import ARMS, OFFLINE
 
 _POINTS = 2000  # maximum number of points of a curve in result.json

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 from pipeline.storage.checked_json import AtLeast, Count, Positive, build, parse_json, read_json, read_text
 
 CONFIG_FILE, RESULT_FILE, METRICS_FILE = "config.json", "result.json", "metrics.jsonl"
+STUDENT_DIRECTORY = "student"  # after the last step, which is the result of function matching
+BEST_DIRECTORY = "student_best"  # at the best evaluation
 COMPARISON_FILE, RUNS_DIRECTORY = "comparison.json", "runs"  # in the directory of a comparison
 TRAIN = "train"  # kind of training lines; the other kinds are `eval_SPLIT`
 # Bytes. A metrics file of a million lines has 150 MB.
@@ -35,6 +37,7 @@ class Evaluation(TypedDict):
     distillation_loss: (
         float  # mean KL(teacher || student) at the run's temperature, in nats, scaled as in training
     )
+    calibration_error: NotRequired[float | None]  # of the student, see `trainer.run.predictions`
     teachers: NotRequired[list[TeacherFigures]]  # of several stores; the other figures are of their mean
 
 
@@ -56,6 +59,7 @@ class RunRecipe(TypedDict):
 
     batch_size: Positive
     epochs: NotRequired[float | str | None]
+    temperature_squared: NotRequired[bool]
 
 
 class Length(TypedDict):

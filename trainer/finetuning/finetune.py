@@ -17,20 +17,19 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.inputs.dataset import Dataset
-from pipeline.inputs.device_memory import naming_memory
 from pipeline.inputs.labels import UNLABELED, top1
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.input import Batch, ViewInput
 from pipeline.views.mix import mix
 from pipeline.views.policies.base import ViewPolicy
-from pipeline.views.records import EvalViews, SampledViews, eval_planner
-from pipeline.views.render import eval_renderer
+from pipeline.views.records import SampledViews
 from pipeline.views.source import ImageSource
 from trainer.config.choices import BASE_BATCH_SIZE
 from trainer.config.run_length import RunLength
 from trainer.finetuning.bit_hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
 from trainer.run.callbacks import MetricsLog, RunCallback
 from trainer.run.checkpoints import Checkpoints
+from trainer.run.evaluation import split_logits
 from trainer.run.failures import PREFETCHED, explain
 from trainer.run.preemption import Preemption
 from trainer.step.schedules import Scaled
@@ -286,20 +285,15 @@ def evaluate_top1(
       The accuracy on the labeled images, 0..1 (None if there are none), and the number of unlabeled images.
     """
     count = dataset.num_examples
-    size = min(batch_size, count)
-    records = EvalViews(
-        eval_crop=eval_crop, image_size=image_size, num_examples=count, num_classes=dataset.num_classes
+    batches = split_logits(
+        network,
+        dataset,
+        eval_crop=eval_crop,
+        image_size=image_size,
+        batch_size=batch_size,
+        remedy="lower --batch_size",
     )
-    source = ImageSource(dataset, eval_renderer(eval_crop, image_size))
-    view_input = ViewInput(records, source, size, eval_planner(size, num_examples=count))
-
-    @tf.function
-    def predict(crops: tf.Tensor) -> tf.Tensor:
-        return tf.argmax(network(tf.cast(crops[:size], tf.float32), training=False), axis=-1)
-
-    starts = np.arange(0, count, size)
-    progress = tqdm(view_input.batches(starts), total=len(starts), desc=dataset.split, unit=" batches")
-    with naming_memory(f"lower --batch_size ({size} images per evaluation batch)"):
-        found = np.concatenate([predict(batch["crops"]).numpy() for batch in progress])[:count]
+    progress = tqdm(batches, total=-(-count // batch_size), desc=dataset.split, unit=" batches")
+    found = np.concatenate([logits.argmax(axis=1) for logits in progress])
     labels = dataset.labels(np.arange(count))
     return top1(found, labels), int((labels == UNLABELED).sum())

@@ -352,9 +352,10 @@ def check_stores(flags: argparse.Namespace) -> None:
         raise UserError(
             f"--store={twice[0]}: given twice; expected stores of different teachers: omit one of them"
         )
-    if flags.teacher is not None and len(flags.teacher) != len(stores):
+    teachers = getattr(flags, "teacher", None)  # not a flag of every command
+    if teachers is not None and len(teachers) != len(stores):
         raise UserError(
-            f"{spelled('teacher', flags.teacher)}: expected one per --store, in the same order, for "
+            f"{spelled('teacher', teachers)}: expected one per --store, in the same order, for "
             f"{spelled('store', stores)}"
         )
     if flags.store_weights is not None and len(flags.store_weights) != len(stores):

@@ -152,12 +152,7 @@ def resolve(flags: argparse.Namespace, store: ViewStore, *, previous: Schedule |
     check_student(recipe.student)
     length = _length(flags, recipe, store, previous=previous)
     temperature = spec.temperature if recipe.temperature is None else recipe.temperature
-    for part in store.stores:
-        if part.spec.make_codec().only_temperature not in (None, temperature):
-            raise UserError(
-                f"--temperature={temperature:g}: the codec {part.spec.codec} of {part.location} supports only "
-                f"--temperature={part.spec.temperature:g}; use that, or precompute with another codec or temperature"
-            )
+    check_temperature(temperature, store)
     arm = ARMS[flags.arm]
     if arm is not OFFLINE:
         length = _arm_length(arm, length, flags, store)
@@ -226,6 +221,20 @@ def _check_effects(flags: argparse.Namespace, store: ViewStore, *, eval_split: s
 def default_recipe(spec: Spec) -> str:
     """Name of the default recipe for a store."""
     return "demo" if spec.provenance.get("embedded_default") else "default"
+
+
+def check_temperature(temperature: float, store: ViewStore) -> None:
+    """Refuses a temperature of the loss that a store's codec does not support.
+
+    Raises:
+      UserError: the codec keeps the logits for another temperature.
+    """
+    for part in store.stores:
+        if part.spec.make_codec().only_temperature not in (None, temperature):
+            raise UserError(
+                f"--temperature={temperature:g}: the codec {part.spec.codec} of {part.location} supports only "
+                f"--temperature={part.spec.temperature:g}; use that, or precompute with another codec or temperature"
+            )
 
 
 def check_views(name: str, spec: Spec, *, image_size: int | None = None) -> None:

@@ -10,8 +10,6 @@ import tensorflow as tf
 from pipeline.storage.files import atomic_directory
 from trainer.config.run_files import read_result
 
-STUDENT_DIRECTORY = "student"  # after the last step, which is the result of function matching
-BEST_DIRECTORY = "student_best"  # at the best evaluation
 PREDICTIONS_FILE = "predictions.npz"  # of `student` on --eval_split
 
 NOT_EVALUATED = "the store has no teacher outputs for a held-out split"

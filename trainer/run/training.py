@@ -17,7 +17,7 @@ from pipeline.inputs.labels import match_classes
 from pipeline.storage.files import atomic_directory, remove_directory, write_json
 from pipeline.store.reader import StoreReader
 from pipeline.store.view_store import ViewStore
-from trainer.config.run_files import CONFIG_FILE, RESULT_FILE
+from trainer.config.run_files import BEST_DIRECTORY, CONFIG_FILE, RESULT_FILE, STUDENT_DIRECTORY
 from trainer.config.run_length import Segment, count_text, segments
 from trainer.distribution.workers import SAME_WORKERS, Workers
 from trainer.run.callbacks import DivergedError, MetricsLog, RunCallback
@@ -28,11 +28,9 @@ from trainer.run.following import Following
 from trainer.run.options import TrainOptions
 from trainer.run.preemption import Preemption
 from trainer.run.results import (
-    BEST_DIRECTORY,
     NOT_EVALUATED,
     OF_TRAINING,
     PREDICTIONS_FILE,
-    STUDENT_DIRECTORY,
     export_student,
     previous_result,
 )

@@ -14,10 +14,11 @@ from pipeline.errors import UserError
 from pipeline.store.reader import StoreReader
 from tests.runs import arguments, options
 from trainer.cloud.preflight import check_trainer_flags
-from trainer.flags import compare, effects, teacher, train
+from trainer.flags import compare, effects, evaluate, teacher, train
 from trainer.launch import read_flags
 
 LOCAL = ["--store=s", "--workdir=w"]
+EVALUATE = ["--student=m.keras"]
 FINETUNE = ["finetune", "--output=o", "--workdir=w", "--model=tiny", "--dataset=d"]
 PLACE = ["--tpu=t", "--zone=z", "--project=p"]
 LAUNCH = ["launch", *PLACE, "--type=v3-8", "--image=i", "--store=/s", "--data_dir=/d", "--workdir=gs://b/w"]
@@ -29,6 +30,8 @@ ALWAYS = {
     "clip epsilon warmup_steps strategy steps_per_execution jit_compile precision deterministic eval_split eval_every "
     "eval_batch_size log_every checkpoint_every image_cache_bytes input_buffer_bytes init student_image_size image_size",
     "compare": "arms seeds parallel earlier",
+    "evaluate": "debug help student student_output student_value_range image_size assume_logits store dataset split data_dir json html "
+    "eval_batch_size input_buffer_bytes",
     "finetune": "debug help dataset split model init teacher head_only output workdir steps batch_size learning_rate image_size "
     "recipe policy flip seed log_every checkpoint_every image_cache_bytes input_buffer_bytes",
 }
@@ -55,6 +58,10 @@ ALWAYS = {
         (teacher.parse, [*FINETUNE, "--teacher_value_range=0..255"], "--teacher"),
         (teacher.parse, [*FINETUNE[:-1], "--data_dir=d"], "--dataset"),
         (teacher.parse, [*FINETUNE[:-1], "--label_feature=a"], "--dataset"),
+        (evaluate.parse, [*EVALUATE, "--store=s", "--label_feature=a"], "--dataset"),
+        (evaluate.parse, [*EVALUATE, "--dataset=d", "--no-temperature_squared"], "--store"),
+        (evaluate.parse, [*EVALUATE, "--store=s", "--student_signature=a"], ".keras"),
+        (evaluate.parse, [*EVALUATE, "--store=s", "--store_weights=1"], "--store"),
         (read_flags, [*LAUNCH, "--detach", "--delete"], "--detach"),
         (read_flags, ["logs", *PLACE, "--follow", "--lines=100"], "--follow"),
         (
@@ -79,6 +86,7 @@ def test_every_flag_of_training_commands_is_classified():
     for parser, conditions, always in (
         (train.make_parser(), effects.TRAIN, shared),
         (compare.make_parser(), effects.COMPARE, shared | set(ALWAYS["compare"].split())),
+        (evaluate.make_parser(), effects.EVALUATE, set(ALWAYS["evaluate"].split())),
         (teacher.make_parser()[1]["finetune"], effects.FINETUNE, set(ALWAYS["finetune"].split())),
     ):
         names = {action.dest for action in parser._actions}
@@ -86,9 +94,10 @@ def test_every_flag_of_training_commands_is_classified():
         assert set(conditions) <= names
 
 
-@pytest.mark.parametrize("name", ["train", "compare", "convert", "finetune"])
+@pytest.mark.parametrize("name", ["train", "compare", "evaluate", "convert", "finetune"])
 def test_examples_of_help_can_be_parsed(name: str) -> None:
-    parsers = {"train": train.make_parser(), "compare": compare.make_parser(), **teacher.make_parser()[1]}
+    modules = {"train": train, "compare": compare, "evaluate": evaluate}
+    parsers = {name: module.make_parser() for name, module in modules.items()} | teacher.make_parser()[1]
     lines = (parsers[name].epilog or "").replace("\\\n", "").splitlines()[1:]
     assert len(lines) == 2
     for line in lines:
