@@ -44,7 +44,7 @@ def _row(name: str, recipe: TrainRecipe) -> str:
 
 def _section(name: str) -> str:
     """The docstring of a recipe: its first line, then a list of its fields, with blocks of commands in between."""
-    text, blocks = DOCUMENTATION[name], []
+    text, blocks = f"{DOCUMENTATION[name]}\n", []
 
     def keep(match: re.Match[str]) -> str:
         blocks.append(match[0])
@@ -56,7 +56,7 @@ def _section(name: str) -> str:
     for number, block in enumerate(blocks):
         lines = "".join(line.removeprefix("    ") for line in block.splitlines(keepends=True))
         text = text.replace(f"@{number}", f"```sh\n{lines}```")
-    return f"\n## `{name}`\n\n" + re.sub(r"\n{3,}", "\n\n", text) + "\n"
+    return f"\n## `{name}`\n\n" + re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def page() -> str:
