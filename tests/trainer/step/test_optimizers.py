@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.config.recipes import TrainRecipe
-from trainer.step.optimizers import recipe_optimizer
+from trainer.step.optimizers import ADAMW, KerasAdamW, recipe_optimizer
 from trainer.step.schedules import Multiplier, Scaled, WarmupConstant, WarmupCosine
 
 STEPS = 100
@@ -56,9 +56,14 @@ def train(optimizer: Any, weights: list[tf.Variable], steps: range) -> list[np.n
     return [w.numpy() for w in weights]
 
 
-def make(*, schedule: Multiplier = WarmupCosine(STEPS, 10), **changes: Any) -> Any:  # noqa: B008
+def make(
+    *,
+    schedule: Multiplier = WarmupCosine(STEPS, 10),  # noqa: B008
+    adamw: type[Any] = ADAMW,
+    **changes: Any,
+) -> Any:
     recipe = TrainRecipe(learning_rate=0.01, weight_decay=0.02, epsilon=1e-7)
-    return recipe_optimizer(dataclasses.replace(recipe, **changes), schedule)
+    return recipe_optimizer(dataclasses.replace(recipe, **changes), schedule, adamw=adamw)
 
 
 def reference(
@@ -194,3 +199,50 @@ def test_importing_gives_no_warning() -> None:
     subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", "import trainer.step.optimizers"], check=True
     )
+
+
+BOTH = pytest.mark.skipif(
+    ADAMW is KerasAdamW, reason="TensorFlow Addons, which the other AdamW is from, is not installed"
+)
+
+
+@BOTH
+@pytest.mark.parametrize("kernels_only", [True, False])
+@pytest.mark.parametrize("decay_mode", ["scaled", "unscaled"])
+@pytest.mark.parametrize("clip", ["none", "per_variable", "global"])
+def test_addons_and_keras_are_bit_equal(clip: str, decay_mode: str, kernels_only: bool) -> None:
+    arguments = {"clip": clip, "decay_mode": decay_mode, "decay_kernels_only": kernels_only}
+    theirs, ours = (
+        train(make(adamw=adamw, **arguments), variables(), range(STEPS)) for adamw in (ADAMW, KerasAdamW)
+    )
+    for a, b in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@BOTH
+def test_addons_and_keras_are_bit_equal_for_rows_of_an_embedding() -> None:
+    results = []
+    for adamw in (ADAMW, KerasAdamW):
+        table = tf.Variable(np.arange(12, dtype=np.float32).reshape(4, 3), name="table/kernel")
+        optimizer = make(adamw=adamw, clip="none")
+        for step in range(3):
+            rows = tf.IndexedSlices(tf.ones([2, 3]), tf.constant([step, 3]), tf.constant([4, 3]))
+            optimizer.apply_gradients([(rows, table)])
+        results.append(table.numpy())
+    np.testing.assert_array_equal(*results)
+
+
+@BOTH
+@pytest.mark.parametrize("first", ["addons", "keras"])
+def test_a_run_continues_with_the_other_adamw(tmp_path: pathlib.Path, first: str) -> None:
+    order = (ADAMW, KerasAdamW) if first == "addons" else (KerasAdamW, ADAMW)
+    undisturbed = train(make(), variables(), range(20))
+    weights, optimizer = variables(), make(adamw=order[0])
+    train(optimizer, weights, range(11))
+    path = tf.train.Checkpoint(weights=weights, optimizer=optimizer).write(str(tmp_path / "checkpoint"))
+    weights, optimizer = variables(), make(adamw=order[1])
+    status = tf.train.Checkpoint(weights=weights, optimizer=optimizer).read(path)
+    resumed = train(optimizer, weights, range(11, 20))
+    status.assert_consumed()
+    for a, b in zip(undisturbed, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
