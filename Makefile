@@ -3,9 +3,26 @@
 .DEFAULT_GOAL := help
 .PHONY: help install lint test test-slow bench demo lock clean
 
-VENV := .venv
+# default, tf221 or tpu: docs/design.md, "Platforms".
+ENVIRONMENT ?= default
+ifeq ($(ENVIRONMENT),default)
+  VENV ?= .venv
+  LOCK := requirements.lock
+  VERSIONS := 3.11
+else ifeq ($(ENVIRONMENT),tf221)
+  VENV ?= .venv-tf221
+  LOCK := requirements-tf221.lock
+  VERSIONS := 3.13 3.12
+else ifeq ($(ENVIRONMENT),tpu)
+  VENV ?= .venv-tpu
+  LOCK := requirements-tpu.lock
+  VERSIONS := 3.12
+else
+  $(error ENVIRONMENT=$(ENVIRONMENT): expected default, tf221 or tpu)
+endif
+# Interpreter of the environment; by default one of VERSIONS on PATH or in pyenv.
+PYTHON ?=
 BIN := $(VENV)/bin
-PYTHON := $(BIN)/python
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 DEMO_DIR ?= runs/demo
@@ -15,21 +32,21 @@ TEST_PROCESSES ?= 2
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Create .venv and install the locked versions
+install: $(STAMP) ## Create .venv and install the locked versions; ENVIRONMENT=tf221 or tpu, PYTHON=, VENV= choose others
 
-$(PYTHON):
-	@python=$$(for p in python3.11 python3; do \
-	    "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && break; done); \
-	test -n "$$python" || { echo "error: no Python 3.11 on PATH (python3.11, python3); TensorFlow 2.15 needs it: install it and run make install again" >&2; exit 2; }; \
+$(BIN)/python:
+	@for p in $(or $(PYTHON),$(foreach v,$(VERSIONS),python$(v) $(HOME)/.pyenv/versions/$(v).*/bin/python$(v)) python3); do \
+	    case " $(VERSIONS) " in *" $$("$$p" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) "*) python=$$p; break;; esac; done; \
+	test -n "$$python" || { echo "error: no Python $(VERSIONS) found$(if $(PYTHON), at PYTHON=$(PYTHON)); the environment $(ENVIRONMENT) needs it: install it and run make install again" >&2; exit 2; }; \
 	echo "creating $(VENV) with $$python"; \
 	"$$python" -m venv $(VENV)
 
-$(STAMP): requirements.lock pyproject.toml | $(PYTHON)
+$(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
 	@echo "installing uv $(UV_VERSION) into $(VENV)"
-	@$(PYTHON) -m ensurepip >/dev/null
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@echo "installing requirements.lock into $(VENV)"
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet requirements.lock
+	@$(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "installing $(LOCK) into $(VENV)"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet $(LOCK)
 	@echo "installing this project into $(VENV), editable"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
@@ -41,21 +58,23 @@ lint: install ## Check format, style, types and import rules
 	$(BIN)/lint-imports
 
 test: install ## Run the tests, without the slow ones and the benchmarks
-	$(PYTHON) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install ## Run the slow tests
-	$(PYTHON) -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --timeout=1800
+	$(BIN)/python -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --timeout=1800
 
 bench: install ## Run the benchmarks (tests/benchmarks)
-	$(PYTHON) -m pytest -m benchmark tests/benchmarks
+	$(BIN)/python -m pytest -m benchmark tests/benchmarks
 
 demo: install ## Precompute, train and compare on the embedded default, in DEMO_DIR (runs/demo)
-	$(PYTHON) -m trainer.demo --workdir=$(DEMO_DIR)
+	$(BIN)/python -m trainer.demo --workdir=$(DEMO_DIR)
 
-lock: ## Resolve all extras into requirements.lock
-	@test -x $(PYTHON) || { echo "error: no $(VENV): run make install first" >&2; exit 2; }
-	@test -x $(BIN)/uv || $(PYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header -o requirements.lock
+COMPILE = $(BIN)/uv pip compile pyproject.toml --no-header
+# tf-keras requires the package tensorflow, whose files those of tensorflow-tpu replace.
+lock: install ## Resolve the extras of each environment into its lock file
+	$(COMPILE) --all-extras --python-version 3.11 -o requirements.lock
+	$(COMPILE) --universal --python-version 3.12 $(foreach e,tf221 beam dataflow report demo s3 gcs dask test lint,--extra $(e)) -o requirements-tf221.lock
+	$(COMPILE) --python-version 3.12 $(foreach e,tpu report demo s3 gcs test,--extra $(e)) --no-emit-package tensorflow -o requirements-tpu.lock
 
 clean: ## Remove caches and build output (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -10,7 +10,29 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+KERAS_VARIABLE = "TF_USE_LEGACY_KERAS"
+# TensorFlow's distributions, of which one is installed.
+_TENSORFLOW = ("tensorflow", "tensorflow-tpu", "tensorflow-cpu")
 _VERSIONED = ("view-distill", "tensorflow", "tensorflow-datasets", "array-record", "apache-beam", "numpy")
+
+
+def use_keras_2() -> None:
+    """Makes `tf.keras` Keras 2, also in child processes; to be called before TensorFlow is imported.
+
+    TensorFlow 2.16 and later come with Keras 3, and take Keras 2 from the package tf-keras if this variable is set. Earlier versions
+    come with Keras 2, and with an inherited value of the variable they would look for tf-keras.
+    """
+    if _tensorflow_version() >= (2, 16):
+        os.environ[KERAS_VARIABLE] = "1"
+    else:
+        os.environ.pop(KERAS_VARIABLE, None)
+
+
+def _tensorflow_version() -> tuple[int, ...]:
+    for package in _TENSORFLOW:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+    return (0, 0)  # importing it will fail
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
+from pipeline.cli.environment import use_keras_2
 from pipeline.cli.logs import ReaderlessStandardError, show_warnings
 from pipeline.cli.parameters import with_flags
 from pipeline.errors import EXIT_INTERRUPTED, DataError, Interrupted, UserError
@@ -114,6 +115,7 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
 
     sys.stderr = ReaderlessStandardError(sys.stderr)  # type: ignore[assignment]
     show_warnings()
+    use_keras_2()
     try:
         run_command(main)
     except SystemExit as end:

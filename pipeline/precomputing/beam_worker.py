@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from pipeline.cli.environment import use_keras_2
 from pipeline.cli.logs import show_warnings
 from pipeline.errors import Interrupted
 from pipeline.errors.causes import find_reason
@@ -109,5 +110,6 @@ if __name__ == "__main__":
     if _LOCK in os.environ:
         threading.Thread(target=_end_with_command, daemon=True).start()
     show_warnings()
+    use_keras_2()
     sys.stderr = StandardError(sys.stderr)  # type: ignore[assignment]
     runpy.run_module(BEAM_COMMAND, run_name="__main__", alter_sys=True)
