@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -103,11 +104,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         store, data_dir = make_store(Path(name))
         print(f"replayed {replay(store, data_dir)} views", flush=True)
-        if importlib.util.find_spec("tensorflow_addons") is not None:
-            from trainer.train import main as train
-
+        if importlib.util.find_spec("apache_beam") is None:  # the trainer
             run = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={name}/run", "--student=tiny"]
-            return train([*run, "--batch_size=4", "--steps=2", "--warmup_steps=1"])
+            command = [sys.executable, "-m", "trainer.train", *run]
+            return subprocess.call([*command, "--batch_size=4", "--steps=2", "--warmup_steps=1"])
         importlib.import_module("pipeline.precompute")
     return 0
 

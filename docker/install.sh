@@ -1,23 +1,21 @@
 #!/usr/bin/env bash
-# Installs a Beam worker or a trainer into a virtual environment of Python 3.11. Both Dockerfiles and
-# `trainer.launch --wheel` use it. Needs bash, any Python 3 with pip, and a package index.
+# Installs a Beam worker or a trainer into a virtual environment. Both Dockerfiles and `trainer.launch --wheel` use it. Needs
+# bash, any Python 3 with pip, and a package index.
 #
-#   install.sh dependencies precompute|trainer cpu|gpu|tpu VENV    everything except this project
-#   install.sh package WHEEL|CHECKOUT VENV                         this project
+#   install.sh dependencies precompute|trainer cpu|gpu|tpu PYTHON VENV    everything except this project
+#   install.sh package WHEEL|CHECKOUT VENV                                this project
 #
-# Installs the requirements of pyproject.toml with the extras of the image, in the versions of requirements.lock. cpu
-# uses tensorflow-cpu, which is half as large. gpu adds the CUDA libraries that TensorFlow pins. tpu uses TensorFlow's
-# build for TPU VMs from $TENSORFLOW_TPU.
+# Installs the requirements of pyproject.toml with the extras of the image, in the versions of a lock file: Python 3.11 has
+# those of requirements.lock (TensorFlow 2.15), 3.12 and 3.13 those of requirements-tf221.lock, and tpu, with Python 3.12,
+# those of requirements-tpu.lock. cpu uses tensorflow-cpu, which is half as large. gpu adds the CUDA libraries that
+# TensorFlow pins.
 set -euo pipefail
 
 UV_VERSION=0.13.9
-# Documented for Python 3.10; "TensorFlow 2.13 and greater support Python 3.10 or greater" (docs.cloud.google.com,
-# "Training with TPU accelerators"). Its libtpu is 1.9.0.
-TENSORFLOW_TPU=${TENSORFLOW_TPU:-https://storage.googleapis.com/cloud-tpu-tpuvm-artifacts/tensorflow/tf-2.15.0/tensorflow-2.15.0-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl}
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$here
-[[ -f $root/requirements.lock ]] || root=$(dirname "$here")
+[[ -f $root/pyproject.toml ]] || root=$(dirname "$here")
 scratch=$(mktemp --directory)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -26,31 +24,37 @@ mistake() {
     exit 2
 }
 
-dependencies() { # IMAGE VARIANT VENV
-    local extras listed="$scratch/requirements.txt"
+dependencies() { # IMAGE VARIANT PYTHON VENV
+    local extras lock listed="$scratch/requirements.txt" more="$scratch/more.in"
     case $1 in
-        precompute) extras=(--extra beam --extra dataflow --extra gcs --extra s3) ;;
-        trainer) extras=(--extra train --extra gcs --extra s3) ;;
+        precompute) extras=(beam dataflow gcs s3) ;;
+        trainer) extras=(train gcs s3) ;;
         *) mistake "$1: expected precompute or trainer" ;;
     esac
-    uv venv --quiet --seed --python 3.11 "$3"
-    uv pip compile --quiet "$root/pyproject.toml" "${extras[@]}" --constraint "$root/requirements.lock" \
-        --python-version 3.11 --no-header --no-annotate --output-file "$listed"
+    case $2/$3 in
+        cpu/3.11 | gpu/3.11) lock=requirements.lock ;;
+        cpu/3.1[23] | gpu/3.1[23]) lock=requirements-tf221.lock extras+=(tf221) ;;
+        tpu/3.12) lock=requirements-tpu.lock extras+=(tpu) ;;
+        *) mistake "$2 with Python $3: expected cpu or gpu with 3.11, 3.12 or 3.13, or tpu with 3.12" ;;
+    esac
+    : > "$more"
+    [[ $2 != gpu ]] || echo 'tensorflow[and-cuda]' > "$more"
+    uv venv --quiet --seed --python "$3" "$4"
+    uv pip compile --quiet "$root/pyproject.toml" "$more" "${extras[@]/#/--extra=}" --constraint "$root/$lock" \
+        --python-version "$3" --no-header --no-annotate --output-file "$listed"
+    # tf-keras requires the package tensorflow, whose place another one takes.
     case $2 in
         cpu) sed --in-place 's/^tensorflow==/tensorflow-cpu==/' "$listed" ;;
-        gpu) sed --in-place 's/^tensorflow==/tensorflow[and-cuda]==/' "$listed" ;;
         tpu) sed --in-place '/^tensorflow==/d' "$listed" ;;
-        *) mistake "$2: expected cpu, gpu or tpu" ;;
     esac
-    uv pip install --quiet --python "$3" --requirement "$listed"
-    [[ $2 != tpu ]] || uv pip install --quiet --python "$3" --no-deps "$TENSORFLOW_TPU"
+    uv pip install --quiet --python "$4" --no-deps --requirement "$listed"
 }
 
 package() { # WHEEL|CHECKOUT VENV
     uv pip install --quiet --python "$2" --no-deps --reinstall "$1"
 }
 
-[[ $# -ge 3 ]] || mistake "usage: install.sh dependencies precompute|trainer cpu|gpu|tpu VENV, or package WHEEL|CHECKOUT VENV"
+[[ $# -ge 3 ]] || mistake "usage: install.sh dependencies precompute|trainer cpu|gpu|tpu PYTHON VENV, or package WHEEL|CHECKOUT VENV"
 if ! command -v uv > /dev/null; then # for this run only
     python3 -m pip install --quiet --disable-pip-version-check --target "$scratch/uv" "uv==$UV_VERSION"
     PATH="$scratch/uv/bin:$PATH"

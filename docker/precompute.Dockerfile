@@ -3,22 +3,25 @@
 #
 #   docker build --file docker/precompute.Dockerfile --build-arg VARIANT=gpu --tag HOST/PROJECT/REPO/precompute:gpu .
 #
-# VARIANT is cpu or gpu. No CUDA base image is needed: TensorFlow's wheels contain the CUDA libraries, and the host
-# provides the driver. A change of code rebuilds the last layer, a change of requirements.lock also the one before.
+# VARIANT is cpu or gpu. PYTHON selects TensorFlow: 3.11 has 2.15, 3.12 and 3.13 have 2.21. No CUDA base image is needed:
+# TensorFlow's wheels contain the CUDA libraries, and the host provides the driver. A change of code rebuilds the last layer, a
+# change of a lock file also the one before.
 ARG BEAM_VERSION=2.77.0
+ARG PYTHON=3.11
 
 # hadolint ignore=DL3006
-FROM apache/beam_python3.11_sdk:${BEAM_VERSION} AS beam
+FROM apache/beam_python${PYTHON}_sdk:${BEAM_VERSION} AS beam
 
-FROM python:3.11-slim-bookworm AS tools
+FROM python:${PYTHON}-slim-bookworm AS tools
 RUN pip install --no-cache-dir --target /opt/uv uv==0.13.9
 ENV PATH=/opt/uv/bin:$PATH UV_NO_CACHE=1 UV_LINK_MODE=copy
 
 FROM tools AS dependencies
 ARG VARIANT=cpu
+ARG PYTHON
 WORKDIR /build
-COPY docker/install.sh requirements.lock pyproject.toml ./
-RUN bash install.sh dependencies precompute "$VARIANT" /opt/venv
+COPY docker/install.sh requirements.lock requirements-tf221.lock pyproject.toml ./
+RUN bash install.sh dependencies precompute "$VARIANT" "$PYTHON" /opt/venv
 
 FROM tools AS package
 WORKDIR /build
@@ -27,7 +30,7 @@ COPY pipeline pipeline
 COPY trainer trainer
 RUN uv build --quiet --wheel --build-constraint requirements.lock --out-dir /dist .
 
-FROM python:3.11-slim-bookworm
+FROM python:${PYTHON}-slim-bookworm
 RUN useradd --uid 10001 --create-home worker
 COPY --from=beam /opt/apache/beam/boot /opt/apache/beam/boot
 COPY --from=dependencies /opt/venv /opt/venv
@@ -39,7 +42,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     TF_CPP_MIN_LOG_LEVEL=2 \
     VIEW_DISTILL_CACHE=/tmp/view-distill
 RUN --mount=type=bind,from=dependencies,source=/build/install.sh,target=/build/install.sh \
-    --mount=type=bind,from=dependencies,source=/build/requirements.lock,target=/build/requirements.lock \
     --mount=type=bind,from=tools,source=/opt/uv,target=/opt/uv \
     --mount=type=bind,from=package,source=/dist,target=/dist \
     PATH=/opt/uv/bin:$PATH UV_NO_CACHE=1 UV_LINK_MODE=copy bash /build/install.sh package /dist/*.whl /opt/venv

@@ -32,11 +32,10 @@ from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, find, succeed
 from trainer.cloud.preflight import check_job, check_trainer_flags, read_commands
 from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
-from trainer.config.tpu_slices import check_type
+from trainer.config.tpu_slices import check_type, runtime_version
 
-RUNTIME_VERSION = "tpu-vm-tf-2.15.0-pjrt"
 _LINES = 100
-_NODE_FLAGS = ("runtime_version", "queued", "service_account", "network", "subnetwork", "internal_ips")
+_NODE_FLAGS = ("queued", "service_account", "network", "subnetwork", "internal_ips")
 _PLACE = "--tpu=flowers --zone=us-central1-a --project=PROJECT"
 _EXAMPLES = {
     "launch": [
@@ -93,8 +92,11 @@ def _add_stop(sub: Parser) -> None:
 
 def _add_launch(sub: Parser) -> None:
     add = sub.group("creation of the TPU VM").add_argument
-    add("--type", required=True, help="Accelerator type with a single host, such as v3-8 or v5e-8.")
-    add("--runtime_version", default=RUNTIME_VERSION, help="Software version of the TPU VM.")
+    add("--type", required=True, help="Accelerator type with a single host, such as v3-8 or v6e-8.")
+    add(
+        "--runtime_version",
+        help="Software version of the TPU VM. Default: the one that Google names for the type, without a framework.",
+    )
     add(
         "--queued",
         action="store_true",
@@ -183,8 +185,10 @@ def make_node(flags: argparse.Namespace) -> NodeRequest:
     """
     if flags.spot and flags.reserved:
         raise UserError("--spot and --reserved: expected at most one of them")
+    node_type = check_type(flags.type)
     return NodeRequest(
-        type=check_type(flags.type),
+        type=node_type,
+        runtime_version=flags.runtime_version or runtime_version(node_type),
         capacity="spot" if flags.spot else "reserved" if flags.reserved else "on-demand",
         **{name: getattr(flags, name) for name in _NODE_FLAGS},
     )

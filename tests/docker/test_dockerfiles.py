@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -70,8 +71,10 @@ def test_change_of_code_rebuilds_one_layer(path: Path):
     depends = [words for name, words in layers if "from=package" in words]
     assert depends == [layers[-1][1]]
     needed = [stage for stage in stages(path) if stage[0][1].endswith(" AS dependencies")]
-    copied = " ".join(words for name, words in needed[0] if name == "COPY")
-    assert copied == "docker/install.sh requirements.lock pyproject.toml ./"
+    (copied,) = (words.split() for name, words in needed[0] if name == "COPY")
+    assert copied[0] == "docker/install.sh"
+    assert copied[-2:] == ["pyproject.toml", "./"]
+    assert all(name.startswith("requirements") for name in copied[1:-2])
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
@@ -81,7 +84,7 @@ def test_dockerignore_includes_all_copied_files(path: Path):
     for name, words in instructions(path):
         if name == "COPY" and not words.startswith("--from"):
             for source in words.split()[:-1]:
-                assert source in included
+                assert any(fnmatch.fnmatch(source, pattern) for pattern in included)
                 assert (ROOT / source).exists()
 
 
@@ -99,5 +102,5 @@ def test_versions_are_those_of_the_project():
     assert uv == found(r"UV_VERSION=(\S+)", SCRIPTS[0])
     assert [found(r"uv==(\S+)", path) for path in DOCKERFILES] == [uv, uv]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == ">=3.11,<3.12"
-    assert [found(r"FROM python:(\S+?)-", path) for path in DOCKERFILES] == ["3.11", "3.11"]
+    assert project["requires-python"].startswith(">=3.11,")
+    assert [found(r"ARG PYTHON=(\S+)", path) for path in DOCKERFILES] == ["3.11", "3.11"]

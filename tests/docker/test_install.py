@@ -56,7 +56,7 @@ def locked() -> dict[str, str]:
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Beam worker's environment."""
     venv = tmp_path_factory.mktemp("worker") / "venv"
-    install("dependencies", "precompute", "cpu", venv)
+    install("dependencies", "precompute", "cpu", "3.11", venv)
     install("package", ROOT, venv)
     return venv
 
@@ -65,7 +65,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trainer's environment, with the project installed from a wheel as in the image and on a TPU VM."""
     directory = tmp_path_factory.mktemp("trainer")
-    install("dependencies", "trainer", "cpu", directory / "venv")
+    install("dependencies", "trainer", "cpu", "3.11", directory / "venv")
     build = [
         directory / "venv" / "bin" / "python",
         "-m",
@@ -133,5 +133,23 @@ def test_worker_image_can_import_the_dataflow_runner(worker: Path, tmp_path: Pat
 
 def test_mistakes_are_reported_in_one_line():
     assert install(code=2).stderr.startswith("error: ")
-    done = install("dependencies", "trainr", "cpu", "/nowhere/venv", code=2)
+    done = install("dependencies", "trainr", "cpu", "3.11", "/nowhere/venv", code=2)
     assert done.stderr.splitlines()[-1].startswith("error: trainr: ")
+    done = install("dependencies", "trainer", "tpu", "3.11", "/nowhere/venv", code=2)
+    assert "tpu with Python 3.11" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("image", "variant", "python"),
+    [("precompute", "cpu", "3.13"), ("trainer", "cpu", "3.12"), ("trainer", "tpu", "3.12")],
+)
+def test_other_environments_pass_the_health_check(image: str, variant: str, python: str, tmp_path: Path):
+    venv = tmp_path / "venv"
+    install("dependencies", image, variant, python, venv)
+    install("package", ROOT, venv)
+    found = packages(venv)
+    assert "tensorflow" not in found
+    assert {"tensorflow-tpu", "libtpu"} <= set(found) or "tensorflow-cpu" in found
+    said = run(venv, ROOT / "docker" / "healthcheck.py", directory=tmp_path)
+    assert ("replayed 12 views" if image == "precompute" else "figures: ") in said

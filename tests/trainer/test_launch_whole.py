@@ -29,9 +29,6 @@ def test_preempted_run_finishes_on_another_machine(
     monkeypatch.setenv(CLOUD, str(cloud.root))
     monkeypatch.setenv("PATH", f"{cloud.root / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setenv(
-        "TENSORFLOW_TPU", "tensorflow-cpu==2.15.1"
-    )  # instead of the TPU build, which does not run here
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name, source in {"store": published_store, "data": data_dir, "teacher": teacher_path}.items():
         shutil.copytree(source, cloud.bucket(f"gs://bucket/{name}"))

@@ -38,7 +38,7 @@ _SCRIPT = Path(__file__).parent / "templates" / "tpu_host.sh"
 _CHECKOUT = Path(__file__).parents[2]
 # Files that the installation of a wheel on the host needs.
 INSTALL_FILES = tuple(
-    _CHECKOUT / name for name in ("docker/install.sh", "requirements.lock", "pyproject.toml")
+    _CHECKOUT / name for name in ("docker/install.sh", "requirements-tpu.lock", "pyproject.toml")
 )
 
 _WAIT = {"CREATING", "STARTING", "STOPPING", "RESTARTING", "REIMAGING", "DELETING", "REPAIRING"}

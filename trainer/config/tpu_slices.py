@@ -16,28 +16,31 @@ _WHY_ONE_HOST = (
 class Generation:
     """Types of one TPU generation.
 
-    Sources: cloud.google.com/tpu/docs/v2, v3, v4, v5e, v5p.
+    Sources: cloud.google.com/tpu/docs/v2, v3, v4, v5e, v5p, v6e, and for `runtime` cloud.google.com/tpu/docs/runtimes.
 
     Attributes:
       per_host: the number in the name of the largest type with a single host, in cores or chips.
       per_host_of_many: cores or chips per host of larger slices.
       per_replica: maximum number of cores or chips per replica; 2 if two cores may form one (megacore).
+      runtime: software version of the TPU VM for frameworks that the user installs, as ours is.
     """
 
     per_host: int
     per_host_of_many: int
     per_replica: int = 1
+    runtime: str = "tpu-ubuntu2204-base"
 
 
-GENERATIONS = {  # v5litepod counts chips, the others count cores
+GENERATIONS = {  # v5litepod and v6e count chips, the others count cores
     "v2": Generation(per_host=8, per_host_of_many=8),
     "v3": Generation(per_host=8, per_host_of_many=8),
     "v4": Generation(per_host=8, per_host_of_many=8, per_replica=2),
-    "v5litepod": Generation(per_host=8, per_host_of_many=4),
-    "v5p": Generation(per_host=8, per_host_of_many=8, per_replica=2),
+    "v5litepod": Generation(per_host=8, per_host_of_many=4, runtime="v2-alpha-tpuv5-lite"),
+    "v5p": Generation(per_host=8, per_host_of_many=8, per_replica=2, runtime="v2-alpha-tpuv5"),
+    "v6e": Generation(per_host=8, per_host_of_many=4, runtime="v2-alpha-tpuv6e"),
 }
 _ALIASES = {"v5e": "v5litepod", "v5lite": "v5litepod"}
-_SUPPORTED = "v2-8, v3-8, v4-8, v5litepod-1, -4 and -8 (or v5e-8), v5p-8"
+_SUPPORTED = "v2-8, v3-8, v4-8, v5litepod-1, -4 and -8 (or v5e-8), v5p-8, v6e-1, -4 and -8"
 
 
 def check_type(asked: str) -> str:
@@ -51,10 +54,10 @@ def check_type(asked: str) -> str:
     """
     name, _, number = asked.lower().rpartition("-")
     name = _ALIASES.get(name, name)
-    if name.startswith(("v6", "tpu7")):
+    if name.startswith("tpu7"):
         raise UserError(
-            f"--type={asked}: TensorFlow does not support TPUs from v6e on (docs.cloud.google.com, `Training with TPU "
-            f"accelerators`); use one of {_SUPPORTED}"
+            f"--type={asked}: TensorFlow does not support TPU7x (docs.cloud.google.com, `Training with TPU accelerators`); use "
+            f"one of {_SUPPORTED}"
         )
     if name not in GENERATIONS or not number.isdecimal() or int(number) < 1:
         raise UserError(f"--type={asked}: no such TPU type; use one of {_SUPPORTED}")
@@ -62,6 +65,11 @@ def check_type(asked: str) -> str:
     if int(number) > generation.per_host:
         check_hosts(f"--type={asked}", -(-int(number) // generation.per_host_of_many))
     return f"{name}-{number}"
+
+
+def runtime_version(node_type: str) -> str:
+    """Software version of the TPU VM for a type that `check_type` returned."""
+    return GENERATIONS[node_type.rpartition("-")[0]].runtime
 
 
 def fewest_replicas(node_type: str) -> int:

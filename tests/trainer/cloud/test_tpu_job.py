@@ -15,7 +15,7 @@ def test_files_copied_to_the_host_are_in_the_checkout() -> None:
         save_seconds=1,
     )
     assert [path.name for path in job.copied()] == [
-        *("tpu_host.sh", "install.sh", "requirements.lock", "pyproject.toml"),
+        *("tpu_host.sh", "install.sh", "requirements-tpu.lock", "pyproject.toml"),
     ]
     assert all(path.is_file() for path in job.copied())
     assert job.start() == "bash tpu_host.sh start gs://b/run 1 -- --steps=1"

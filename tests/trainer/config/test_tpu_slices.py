@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UserError
-from trainer.config.tpu_slices import check_hosts, check_type
+from trainer.config.tpu_slices import check_hosts, check_type, runtime_version
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,16 @@ def test_unknown_type_is_refused(asked: str):
 
 
 def test_types_without_tensorflow_support_are_refused():
-    with pytest.raises(UserError, match=r"--type=v6e-8"):
-        check_type("v6e-8")
+    with pytest.raises(UserError, match=r"--type=tpu7x-8"):
+        check_type("tpu7x-8")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("v2-8", "tpu-ubuntu2204-base"), ("v5e-4", "v2-alpha-tpuv5-lite"), ("v6e-8", "v2-alpha-tpuv6e")],
+)
+def test_each_type_has_its_runtime(asked: str, expected: str):
+    assert runtime_version(check_type(asked)) == expected
 
 
 def test_hosts_are_counted():

@@ -42,13 +42,15 @@ load() {
 install() {
     ! running || return 0
     rm -f image
-    bash "$HOME/install.sh" dependencies trainer tpu "$PWD/venv"
+    bash "$HOME/install.sh" dependencies trainer tpu 3.12 "$PWD/venv"
     bash "$HOME/install.sh" package "$HOME/$1" "$PWD/venv"
 }
 
 trainer() {
     if [[ ! -f image ]]; then
-        PYTHONUNBUFFERED=1 venv/bin/python -m trainer.train "$@"
+        local libtpu="$PWD/venv/lib/python3.12/site-packages/libtpu/libtpu.so" # as in the image
+        NEXT_PLUGGABLE_DEVICE_USE_C_API=true TF_PLUGGABLE_DEVICE_LIBRARY_PATH=$libtpu TPU_LIBRARY_PATH=$libtpu \
+            PYTHONUNBUFFERED=1 venv/bin/python -m trainer.train "$@"
         return
     fi
     local volumes=(--volume="$PWD:/job") flag
