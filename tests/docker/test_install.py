@@ -16,7 +16,13 @@ SCRIPT = ROOT / "docker" / "install.sh"
 
 
 def install(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=1200)
+    # Interpreters of pyenv, which uv would download otherwise.
+    found = sorted(Path.home().glob(".pyenv/versions/*/bin"), reverse=True)
+    path = ":".join([*map(str, found), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        ["bash", SCRIPT, *arguments], capture_output=True, text=True, timeout=1200, env=environment
+    )
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
