@@ -27,7 +27,11 @@ def test_preempted_run_finishes_on_another_machine(
 ):
     cloud = Cloud(tmp_path / "cloud").build()
     monkeypatch.setenv(CLOUD, str(cloud.root))
-    monkeypatch.setenv("PATH", f"{cloud.root / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin")
+    pyenv = [str(path) for path in Path.home().glob(".pyenv/versions/3.12.*/bin")]
+    path = ":".join([str(cloud.root / "bin"), *pyenv, str(Path(sys.executable).parent), "/usr/bin:/bin"])
+    if shutil.which("python3.12", path=path) is None:
+        pytest.skip("needs Python 3.12, which the TPU environment has")
+    monkeypatch.setenv("PATH", path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name, source in {"store": published_store, "data": data_dir, "teacher": teacher_path}.items():
