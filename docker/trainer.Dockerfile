@@ -34,11 +34,6 @@ FROM python:${PYTHON}-slim-bookworm AS base-cpu
 FROM python:${PYTHON}-slim-bookworm AS base-gpu
 
 FROM python:${PYTHON}-slim-bookworm AS base-tpu
-# TPUs from v5e on need PJRT, which these variables select ("Training with TPU accelerators", docs.cloud.google.com); libtpu
-# comes with TensorFlow's wheel.
-ENV NEXT_PLUGGABLE_DEVICE_USE_C_API=true \
-    TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/opt/venv/lib/python3.12/site-packages/libtpu/libtpu.so \
-    TPU_LIBRARY_PATH=/opt/venv/lib/python3.12/site-packages/libtpu/libtpu.so
 
 # hadolint ignore=DL3006
 FROM base-${VARIANT}

@@ -49,7 +49,9 @@ def packages(venv: Path) -> dict[str, str]:
     listed = subprocess.run(
         [venv / "bin" / "pip", "list", "--format=json"], capture_output=True, text=True, check=True
     )
-    return {package["name"].lower(): package["version"] for package in json.loads(listed.stdout)}
+    return {
+        package["name"].lower().replace("_", "-"): package["version"] for package in json.loads(listed.stdout)
+    }
 
 
 def locked() -> dict[str, str]:

@@ -13,6 +13,7 @@ from pipeline.cli.parser import seed as seed_number
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
 from trainer.config.choices import ARMS, check_strategy, check_student
+from trainer.config.libtpu import use_libtpu
 from trainer.config.recipes import train_recipe
 from trainer.flags.effects import COMPARE, WITH_FROM
 from trainer.flags.train import STORE_HELP, WEIGHTS_HELP, add_shared_flags, check_stores, weights
@@ -119,6 +120,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_exists("--data_dir", flags.data_dir)
     for teacher in flags.teacher or []:
         check_model("--teacher", teacher)
+    if flags.tpu == "local":
+        use_libtpu()
     return flags
 
 

@@ -41,6 +41,7 @@ from trainer.config.choices import (
     check_strategy,
     check_student,
 )
+from trainer.config.libtpu import use_libtpu
 from trainer.config.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
 from trainer.flags.effects import TRAIN
 
@@ -410,4 +411,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flags = parse_effective(make_parser(), argv, TRAIN)
     check_flags(flags)
     check_paths(flags)
+    if flags.tpu == "local":
+        use_libtpu()
     return flags

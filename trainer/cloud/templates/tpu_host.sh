@@ -48,9 +48,7 @@ install() {
 
 trainer() {
     if [[ ! -f image ]]; then
-        local libtpu="$PWD/venv/lib/python3.12/site-packages/libtpu/libtpu.so" # as in the image
-        NEXT_PLUGGABLE_DEVICE_USE_C_API=true TF_PLUGGABLE_DEVICE_LIBRARY_PATH=$libtpu TPU_LIBRARY_PATH=$libtpu \
-            PYTHONUNBUFFERED=1 venv/bin/python -m trainer.train "$@"
+        PYTHONUNBUFFERED=1 venv/bin/python -m trainer.train "$@"
         return
     fi
     local volumes=(--volume="$PWD:/job") flag
