@@ -32,6 +32,7 @@ def run(venv: Path, *arguments: str | Path, directory: Path) -> str:
     kept = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
     # Beam and Docker find programs through the environment's own PATH.
     environment = {**kept, "PATH": f"{venv / 'bin'}:{kept['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["TPU_SKIP_MDS_QUERY"] = "1"  # without a TPU, libtpu asks for its place for minutes
     done = subprocess.run(
         [venv / "bin" / "python", *arguments],
         cwd=directory,

@@ -32,6 +32,7 @@ def test_preempted_run_finishes_on_another_machine(
     if shutil.which("python3.12", path=path) is None:
         pytest.skip("needs Python 3.12, which the TPU environment has")
     monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # without a TPU, libtpu asks for its place for minutes
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name, source in {"store": published_store, "data": data_dir, "teacher": teacher_path}.items():
