@@ -48,6 +48,19 @@ def make_images(folder: Path) -> None:
         path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
 
 
+def save_teacher(path: Path) -> None:
+    """Saves a SavedModel of one random linear layer with two classes."""
+    weights = tf.Variable(np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, 2)).astype(np.float32))
+    module = tf.Module()
+    module.weights = weights
+
+    @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32)])
+    def logits(image: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(image, [-1, SIZE * SIZE * 3]) @ weights
+
+    tf.saved_model.save(module, str(path), signatures=logits)
+
+
 def make_store(directory: Path) -> tuple[Path, Path]:
     """Writes a store of two epochs of six images with a `ShardWorker`; returns the store and the data directory."""
     make_images(directory / "images")
@@ -56,9 +69,7 @@ def make_store(directory: Path) -> tuple[Path, Path]:
         run_import(
             parse(["import", f"--folder={directory / 'images'}", "--name=health", f"--data_dir={data_dir}"])
         )
-    image = tf.keras.Input([SIZE, SIZE, 3])
-    logits = tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(image))
-    tf.keras.Model(image, logits).save(teacher, include_optimizer=False)
+    save_teacher(teacher)
     dataset = Dataset("health", "train", data_dir=data_dir)
     policy = Inception(image_size=SIZE)
     loaded = Teacher(teacher, image_size=SIZE, num_classes=dataset.num_classes)
