@@ -27,6 +27,8 @@ from pipeline.views.source import ImageSource
 from trainer.config.choices import BASE_BATCH_SIZE
 from trainer.config.run_length import RunLength
 from trainer.finetuning.bit_hyperrule import StaircaseDecay, mixup_ratios, rule_mixup_alpha
+from trainer.models.layers import head_layer
+from trainer.models.randomness import Generators
 from trainer.run.callbacks import MetricsLog, RunCallback
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import split_logits
@@ -136,6 +138,7 @@ class Classifier(tf.keras.Model):
     def __init__(self, network: tf.keras.Model) -> None:
         super().__init__(name="classifier")
         self.network = network
+        self._generators = Generators(network)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The network's logits [B, C] for views float32 [B, S, S, 3] in 0..255."""
@@ -145,6 +148,8 @@ class Classifier(tf.keras.Model):
         """Performs one update and returns float32 scalars: `loss` (mean cross-entropy in nats) and `accuracy`."""
         views = mix(data["crops"], data["partner"], data["ratio"])
         ratio = data["ratio"]
+        if self._generators:
+            self._generators.reset(self.optimizer.iterations)
         with tf.GradientTape() as tape:
             logits = tf.cast(self.network(views, training=True), tf.float32)
             # Linear in the target: that of the mixed target is the mixture of the two.
@@ -184,8 +189,9 @@ class Finetune:
         self._preemption = preemption or Preemption()
         self.network, self.dataset, self.options, self.workdir = network, dataset, options, workdir
         if options.head_only:
-            for layer in network.layers[:-1]:
-                layer.trainable = False
+            head = head_layer(network)
+            for layer in network.layers:
+                layer.trainable = layer is head
         self.learning_rate = Scaled(
             options.learning_rate * options.batch_size / BASE_BATCH_SIZE, StaircaseDecay(options.steps)
         )

@@ -13,44 +13,61 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer.models.layers import leaf_layers, rebuild
+from trainer.models.randomness import Generators
 
 
 def _is_batch_norm(layer: tf.keras.layers.Layer) -> bool:
     return isinstance(layer, tf.keras.layers.BatchNormalization)
 
 
+def _separate_batch_norms(student: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    """Batch normalization of a model, nested models included, whose statistics cover one replica."""
+    return [layer for layer in leaf_layers(student) if _is_batch_norm(layer) and not layer.synchronized]
+
+
 def replicas_notice(student: tf.keras.Model, *, batch_size: int, replicas: int) -> str | None:
     """A notice that the steps of a run will depend on its number of replicas; None if they will not."""
-    if replicas == 1 or all(layer.synchronized for layer in student.layers if _is_batch_norm(layer)):
+    if replicas == 1:
         return None
-    return (
-        f"{student.name} has batch normalization: with {replicas} replicas its statistics cover {batch_size // replicas} "
-        f"views instead of the {batch_size} views of a step, so losses and weights depend on the number of replicas; "
-        "--sync_batch_norm avoids this"
-    )
+    if _separate_batch_norms(student):
+        return (
+            f"{student.name} has batch normalization: with {replicas} replicas its statistics cover {batch_size // replicas} "
+            f"views instead of the {batch_size} views of a step, so losses and weights depend on the number of replicas; "
+            "--sync_batch_norm avoids this"
+        )
+    if len(Generators(student)):
+        return (
+            f"{student.name} has random layers, such as dropout: each of the {replicas} replicas draws its own numbers, so losses "
+            "and weights depend on the number of replicas"
+        )
+    return None
 
 
 def synchronize(student: tf.keras.Model) -> tf.keras.Model:
     """A copy of a student, weights included, whose batch normalization covers the views of all replicas.
 
     Args:
-      student: Functional model, created in the strategy's scope.
+      student: Model of layers, created in the strategy's scope.
 
     Raises:
-      UserError: it has no batch normalization.
+      UserError: it has no batch normalization, or some that cannot be changed.
     """
-    if not any(_is_batch_norm(layer) for layer in student.layers):
+    if not _separate_batch_norms(student):
         raise UserError(
             f"--sync_batch_norm has no effect: {student.name} has no batch normalization, and its steps do not depend on "
             "the number of replicas; leave the flag out"
         )
 
-    def clone(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
-        config = layer.get_config()
-        return type(layer).from_config({**config, "synchronized": True} if _is_batch_norm(layer) else config)
+    def change(layer: tf.keras.layers.Layer, config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "synchronized": True} if _is_batch_norm(layer) else config
 
-    synchronized = tf.keras.models.clone_model(student, clone_function=clone)
-    synchronized.set_weights(student.get_weights())
+    synchronized = rebuild(student, change)
+    if left := _separate_batch_norms(synchronized):
+        raise UserError(
+            f"--sync_batch_norm: {student.name} has batch normalization inside a layer of its own ({left[0].name}), which cannot be "
+            "changed; create it with `synchronized=True`, and omit the flag"
+        )
     return synchronized
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from pipeline.views.mix import mix
+from trainer.models.randomness import Generators
 from trainer.step.loss import DistillationLoss
 from trainer.step.xla_loop import Batch, run_steps, stack_batches
 
@@ -90,6 +91,7 @@ class Distiller(tf.keras.Model):
         super().__init__(name="distiller")
         self.student = student
         self._distillation_loss = DistillationLoss(temperature, temperature_squared=temperature_squared)
+        self._generators = Generators(student)
         self._codec: TensorFunction = round_trip or tf.identity
         self._teacher: TensorFunction | None = None
         if teacher is not None:  # inside a function, where Keras does not find its variables
@@ -98,6 +100,12 @@ class Distiller(tf.keras.Model):
             )
         # `train_step` reduces its outputs over the replicas itself; Keras would add them up.
         self.distribute_reduction_method = "first"
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Keras's, see `tf.keras.Model.compile`."""
+        super().compile(*args, **kwargs)
+        if self._generators:
+            _ = self.optimizer.iterations  # is created when it is first read, which replicas cannot do
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The student's logits [B, C] for views float32 [B, S, S, 3] in 0..255."""
@@ -121,6 +129,8 @@ class Distiller(tf.keras.Model):
         # One replica's share of the mean, because the optimizer adds up the gradients of the replicas.
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
+        if self._generators:
+            self._generators.reset(self.optimizer.iterations)
         with tf.GradientTape() as tape:
             logits = self.student(views, training=True)
             losses = self._distillation_loss.call(targets, logits)
