@@ -12,17 +12,14 @@ import functools
 import sys
 from pathlib import Path
 
-import tensorflow as tf
-
 from trainer import train
-from trainer.config import choices
-from trainer.models import STUDENTS
 
 BATCH, STEPS = 8, 6
 RUNS = {
     "group_norm": ["--student=tiny"],
-    "batch_norm": ["--student=batch_norm"],
-    "sync_batch_norm": ["--student=batch_norm", "--sync_batch_norm"],
+    "batch_norm": ["--student=tests.own_students:batch_norm"],
+    "sync_batch_norm": ["--student=tests.own_students:batch_norm", "--sync_batch_norm"],
+    "dropout": ["--student=tests.own_students:nested", "--sync_batch_norm"],
 }
 FLAGS = [
     *(
@@ -36,22 +33,8 @@ FLAGS = [
 ]
 
 
-def batch_norm_student(num_classes: int, image_size: int) -> tf.keras.Model:
-    """The smallest student with Keras's batch normalization, twice."""
-    layers = tf.keras.layers
-    image = tf.keras.Input((image_size, image_size, 3), name="image")
-    x = layers.Rescaling(1 / 127.5, offset=-1)(image)
-    for _ in range(2):
-        x = layers.Conv2D(8, 3, strides=2, use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization(momentum=0.5)(x))
-    logits = layers.Dense(num_classes)(layers.GlobalAveragePooling2D()(x))
-    return tf.keras.Model(image, logits, name="batch_norm")
-
-
 # A process can have one strategy: TensorFlow numbers its collectives, and a second one would begin again.
 train.make_strategy = functools.cache(train.make_strategy)
-STUDENTS["batch_norm"] = batch_norm_student
-choices.STUDENTS = tuple(STUDENTS)  # type: ignore[misc]
 
 
 def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:

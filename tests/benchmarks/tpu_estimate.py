@@ -28,7 +28,7 @@ from pipeline.cli.parser import Parser, batch_size, output_path, positive, posit
 from pipeline.errors import UserError
 from pipeline.storage.files import write_json
 from trainer import models
-from trainer.config.choices import PRECISIONS, STUDENTS, check_student
+from trainer.config.choices import PRECISIONS, STUDENTS, student_kind
 from trainer.config.recipes import TrainRecipe
 from trainer.config.run_length import replica_batch_size
 from trainer.config.tpu_slices import check_type
@@ -289,7 +289,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     flags.types = [check_type(name) for name in flags.types.split(",")]
     if unknown := set(flags.types) - set(SLICES):
         raise UserError(f"--types={min(unknown)}: expected types out of {', '.join(SLICES)}")
-    check_student(flags.student)
+    student_kind(flags.student)
     if flags.utilization > 1:
         raise UserError(f"--utilization={flags.utilization}: expected a number above 0 and at most 1")
     return flags

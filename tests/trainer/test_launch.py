@@ -113,6 +113,22 @@ def test_short_outage_of_the_service_does_not_end_the_launch(
     assert cloud.read("node.json") is None
 
 
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        ("--student=keras:MobileNetV3Small",),
+        ("--student=my_image.models:build",),
+        ("--student=/mnt/disks/student.keras", "--init=/mnt/disks/weights.h5"),
+    ],
+)
+def test_student_of_the_image_or_the_vm_is_passed_on(
+    trainer: tuple[str, ...], cloud: Cloud, capsys: pytest.CaptureFixture[str]
+):
+    code, _, message = ended(launch("--detach", trainer=trainer), capsys)
+    assert code == 0, message
+    assert cloud.verbs().count("tpu-vm ssh start") == 1
+
+
 @pytest.mark.parametrize("extra", [("--stream_store",), ("--store=/mnt/disks/store",)])
 def test_growing_store_can_be_followed_at_its_own_place(
     extra: tuple[str, ...], cloud: Cloud, capsys: pytest.CaptureFixture[str]

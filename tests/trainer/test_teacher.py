@@ -31,8 +31,8 @@ from tests.bit import (
 from tests.runs import ROOT, environment
 from tests.teachers import convert_arguments, fail
 from trainer import models
-from trainer.finetuning.pretrained import load_keras_model
 from trainer.flags.teacher import make_parser
+from trainer.models.keras_model import load_keras_model
 from trainer.teacher import export, main
 
 pytestmark = pytest.mark.usefixtures("bit_small")
@@ -57,7 +57,7 @@ def test_converted_checkpoint_is_a_teacher_with_the_published_logits(npz: Path, 
 
 def test_keras_loads_a_converted_checkpoint(npz: Path, tmp_path: Path):
     main(convert_arguments(npz, tmp_path / "teacher"))
-    model = load_keras_model(str(tmp_path / "teacher"), flag="--teacher")
+    model = load_keras_model(str(tmp_path / "teacher"), parameter="teacher")
     assert type(model.get_layer("block1/unit01/gn1")).__name__ == "GroupNorm"
     images = pictures(2, 33)
     expected = reference(random_arrays(shapes_of(UNITS)), images, UNITS)

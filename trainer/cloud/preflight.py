@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.storage.bucket import is_url
 from trainer.cloud.gcloud import Command, ask, describe_failure, failure, list_objects
 from trainer.cloud.tpu_job import Job
-from trainer.config.choices import DEFAULT_ARM
+from trainer.config.choices import DEFAULT_ARM, student_kind
 from trainer.config.tpu_slices import fewest_replicas
 from trainer.run.child_runs import ChildError, exit_code
 
@@ -59,9 +59,22 @@ def check_trainer_flags(own: Sequence[str], given: Sequence[str], *, node_type: 
     if flags.strategy == "tpu" and flags.tpu != "local":
         raise UserError(f"--tpu={flags.tpu}: the trainer runs on the host of the TPU; pass --tpu=local")
     replicas = fewest_replicas(node_type) if flags.strategy == "tpu" else 1
+    _check_student(flags)
     _check_numbers(flags, replicas=replicas)
     _check_growth(flags, replicas=replicas)
     return replicas
+
+
+def _check_student(flags: argparse.Namespace) -> None:
+    """Checks that a file of the student is on the VM. A module may be part of the image."""
+    paths = {"init": flags.init}
+    if flags.student is not None and student_kind(flags.student) == "path":
+        paths["student"] = flags.student
+    for name, path in paths.items():
+        if path is not None and not path.startswith("/"):
+            raise UserError(
+                f"--{name}={path}: is not copied to the TPU VM; expected an absolute path on a disk of the VM"
+            )
 
 
 def _check_numbers(flags: argparse.Namespace, *, replicas: int) -> None:

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from pipeline.cli.choices import VALUE_RANGES
 from pipeline.errors import UserError
-from pipeline.errors.causes import first_line
-from pipeline.inputs.keras_file import load_keras_file
 from pipeline.inputs.teacher import fingerprint
 from pipeline.storage.files import sha256_of
 from trainer import models
-from trainer.models.bit import PublishedWeights
+from trainer.models.initial_weights import load_initial_weights
+from trainer.models.keras_model import load_keras_model
+from trainer.models.layers import head_layer, seeded_layers
 
 
 def build_network(
@@ -33,8 +33,10 @@ def build_network(
       UserError: the weights cannot be loaded or have other shapes.
     """
     if flags.teacher is not None:
+        with seeded_layers():
+            model = load_keras_model(flags.teacher, parameter="teacher")
         network = replace_head(
-            load_keras_model(flags.teacher, flag="--teacher"),
+            model,
             num_classes=num_classes,
             image_size=image_size,
             value_range=flags.teacher_value_range,
@@ -43,44 +45,10 @@ def build_network(
     network = models.build_student(flags.model, num_classes=num_classes, image_size=image_size)
     if flags.init is None:
         return network, {"model": flags.model, "init": None}
-    if flags.init.endswith(".npz"):
-        PublishedWeights(flags.init).load_into(network, new_head=True)
-        return network, {"model": flags.model, "init": sha256_of(Path(flags.init))}
-    copy_body(load_keras_model(flags.init, flag="--init"), network)
-    return network, {"model": flags.model, "init": fingerprint(flags.init)}
-
-
-def load_keras_model(text: str, *, flag: str) -> tf.keras.Model:
-    """Loads a Keras SavedModel, whose graph may run any code, or a `.keras` file, which runs none.
-
-    Raises:
-      UserError: there is no such model, or it is not a Keras model of layers with one input and one output.
-    """
-    if not Path(text).exists():
-        raise UserError(
-            f"{flag}={text}: no such file or directory; expected a Keras SavedModel or a .keras file"
-        )
-    if (Path(text) / "saved_model.pb").is_file() and not (Path(text) / "keras_metadata.pb").is_file():
-        raise UserError(
-            f"{flag}={text}: this SavedModel was not written by Keras; expected a Keras model, whose layers can be trained"
-        )
-    try:
-        if Path(text).is_dir():
-            model = tf.keras.models.load_model(text, compile=False)
-        else:
-            model = load_keras_file(text, parameter=flag.removeprefix("--"))
-    except (ValueError, OSError, TypeError, KeyError, AttributeError, tf.errors.OpError) as error:
-        raise UserError(f"{flag}={text}: Keras cannot load it: {first_line(error)}") from error
-    single = (
-        isinstance(model, tf.keras.Model)
-        and len(getattr(model, "inputs", None) or ()) == 1
-        and len(getattr(model, "outputs", None) or ()) == 1
-    )
-    if not single:
-        raise UserError(
-            f"{flag}={text}: is a {type(model).__name__}; expected a Keras model of layers with one input and one output"
-        )
-    return model
+    report = load_initial_weights(network, flags.init, skip=head_layer(network).weights)
+    print(f"--init={flags.init}: {report}", flush=True)
+    digest = sha256_of(Path(flags.init)) if flags.init.endswith(".npz") else fingerprint(flags.init)
+    return network, {"model": flags.model, "init": digest}
 
 
 def replace_head(
@@ -142,19 +110,3 @@ def _cut_head(model: tf.keras.Model, *, path: str) -> tuple[Any, tf.keras.layers
         "with pooling and a Dense layer, such as a keras.applications model with include_top=False and pooling='avg', "
         "followed by a Dense layer"
     )
-
-
-def copy_body(source: tf.keras.Model, target: tf.keras.Model) -> None:
-    """Copies the weights of all layers but the last."""
-    found, wanted = ([w for layer in m.layers[:-1] for w in layer.weights] for m in (source, target))
-    for ours, theirs in zip(wanted, found, strict=False):
-        if ours.shape != theirs.shape:
-            there, here = (f"{w.name} is {tuple(w.shape)}" for w in (theirs, ours))
-            raise UserError(f"--init does not fit {target.name}: {there} in the file, {here} in the model")
-    if len(found) != len(wanted):
-        raise UserError(
-            f"--init does not fit {target.name}: without the head, the file has {len(found)} weights and the model "
-            f"{len(wanted)}"
-        )
-    for ours, theirs in zip(wanted, found, strict=True):
-        ours.assign(theirs)

@@ -12,11 +12,18 @@ from pipeline.cli.parser import Parser, check_exists, check_model, file_path, pl
 from pipeline.cli.parser import seed as seed_number
 from pipeline.errors import UserError
 from pipeline.store.layout import check_store
-from trainer.config.choices import ARMS, check_strategy, check_student
+from trainer.config.choices import ARMS, check_strategy, student_kind
 from trainer.config.libtpu import use_libtpu
 from trainer.config.recipes import train_recipe
 from trainer.flags.effects import COMPARE, WITH_FROM
-from trainer.flags.train import STORE_HELP, WEIGHTS_HELP, add_shared_flags, check_stores, weights
+from trainer.flags.train import (
+    STORE_HELP,
+    WEIGHTS_HELP,
+    add_shared_flags,
+    check_initial_paths,
+    check_stores,
+    weights,
+)
 
 
 def _list_of(parse: Any) -> Any:
@@ -108,7 +115,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if flags.recipe is not None:
         train_recipe(flags.recipe)
     if flags.student is not None:
-        check_student(flags.student)
+        student_kind(flags.student)
     check_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)
     if flags.earlier is None:
         _check_comparison(flags)
@@ -120,6 +127,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_exists("--data_dir", flags.data_dir)
     for teacher in flags.teacher or []:
         check_model("--teacher", teacher)
+    check_initial_paths(flags)
     if flags.tpu == "local":
         use_libtpu()
     return flags

@@ -112,11 +112,14 @@ def _add_finetune_flags(parser: Parser) -> None:
         help="Label feature to train on (default: the supervised or only one).",
     )
     add = parser.group("network").add_argument
-    add("--model", help=f"Network to train, one of {', '.join(sorted(choices.STUDENTS))}.")
+    add(
+        "--model",
+        help=f"Network to train, one of {', '.join(sorted(choices.STUDENTS))}; or keras:NAME for a model of tf.keras.applications.",
+    )
     add(
         "--init",
         type=file_path,
-        help="Initial weights of --model, except its head: a BiT .npz, or a Keras SavedModel or .keras file of the same network "
+        help="Initial weights of --model, except its head: a BiT .npz, a .keras file, .h5 weights or a SavedModel "
         "(default: random).",
     )
     add(
@@ -192,8 +195,9 @@ def _check_network_flags(flags: argparse.Namespace) -> None:
         raise UserError(
             f"expected either --model or --teacher, got {got}; pass --model=NAME to train a built-in network, or --teacher=PATH"
         )
-    if flags.model is not None and flags.model not in choices.STUDENTS:
-        raise UserError(f"--model={flags.model}: expected one of {', '.join(sorted(choices.STUDENTS))}")
+    kinds = ("built-in", "keras")
+    if flags.model is not None and choices.student_kind(flags.model, parameter="model") not in kinds:
+        raise UserError(f"--model={flags.model}: expected a built-in network or keras:NAME")
     if flags.init is not None and flags.model is None:
         raise UserError(
             f"--init={flags.init}: has no effect without --model; the weights of --teacher are its own"

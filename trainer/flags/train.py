@@ -39,7 +39,8 @@ from trainer.config.choices import (
     Clip,
     DecayMode,
     check_strategy,
-    check_student,
+    check_student_exists,
+    student_kind,
 )
 from trainer.config.libtpu import use_libtpu
 from trainer.config.recipes import TRAIN_RECIPES, TrainRecipe, train_recipe
@@ -73,6 +74,7 @@ class TrainFlags:
     allow_recipe_mismatch: bool
     allow_short_run: bool | None
     student: str | None
+    init: str | None
     batch_size: int | None
     temperature: float | None
     temperature_squared: bool | None
@@ -232,7 +234,17 @@ def _add_recipe_flags(parser: Parser) -> None:
     )
     add("--allow_short_run", action="store_true", default=None, help="Allow a warm-up as long as the run.")
     students = ", ".join(sorted(STUDENTS))
-    add("--student", help=f"Student, one of {students}; tiny is for 32 pixels, small for 128 pixels.")
+    add(
+        "--student",
+        help=f"Student, one of {students} (tiny is for 32 pixels, small for 128 pixels); keras:NAME for a model of "
+        "tf.keras.applications; package.module:function, called with the number of classes and the image size; or the path of "
+        "a .keras file or Keras SavedModel, whose weights are the start.",
+    )
+    add(
+        "--init",
+        type=file_path,
+        help="Initial weights of --student, by name and then by shape: a BiT .npz, a .keras file, .h5 weights or a SavedModel.",
+    )
     add("--batch_size", type=batch_size, help="Views per step.")
     add(
         "--temperature",
@@ -392,7 +404,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.recipe is not None:
         train_recipe(flags.recipe)
     if flags.student is not None:
-        check_student(flags.student)
+        student_kind(flags.student)
     check_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)
 
 
@@ -404,6 +416,14 @@ def check_paths(flags: argparse.Namespace) -> None:
     check_exists("--data_dir", flags.data_dir)
     for teacher in flags.teacher or []:
         check_model("--teacher", teacher)
+    check_initial_paths(flags)
+
+
+def check_initial_paths(flags: argparse.Namespace) -> None:
+    """Checks that the student of a path or function exists, and the file of initial weights."""
+    if flags.student is not None:
+        check_student_exists(flags.student)
+    check_exists("--init", flags.init)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

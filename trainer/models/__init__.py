@@ -1,4 +1,4 @@
-"""Students by name.
+"""Students: built-in ones by name, those of `tf.keras.applications`, and the user's own.
 
 Every student takes views as they are, `image` float32 [B, S, S, 3] in 0..255, scales them itself, and returns float32
 logits [B, C] at any precision.
@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from trainer.config.choices import KERAS_PREFIX, student_kind
 from trainer.models.bit import BIT_MODELS
+from trainer.models.checks import checked_student
+from trainer.models.keras_applications import keras_application
+from trainer.models.layers import seeded_layers
+from trainer.models.own import student_from_function, student_from_path
 from trainer.models.resnet50v2 import resnet50v2
 from trainer.models.small import small, tiny
 
@@ -48,33 +53,47 @@ def size_notice(name: str, image_size: int) -> str | None:
 
 
 def build_student(
-    name: str, *, num_classes: int, image_size: int, precision: str = "float32"
+    student: str, *, num_classes: int, image_size: int, precision: str = "float32"
 ) -> tf.keras.Model:
-    """Builds a student with fresh weights, drawn from TensorFlow's global seed.
+    """Builds a student. Fresh weights are drawn from TensorFlow's global seed.
 
     Keras's global policy is neither used nor changed.
 
     Args:
-      name: A key of `STUDENTS`, such as "small" or "bit_r50x1".
+      student: a key of `STUDENTS`, such as "small" or "bit_r50x1"; "keras:NAME", such as "keras:MobileNetV3Small";
+        "module:function", a function `(num_classes, image_size) -> tf.keras.Model`; or the path of a `.keras` file or
+        Keras SavedModel, which is loaded with its weights.
       num_classes: C, >= 1.
-      image_size: S in pixels, >= 1 (>= 32 for ResNet50V2).
-      precision: A key of `PRECISIONS`. The weights are float32 and, for one seed, equal at any precision.
+      image_size: S in pixels, >= 1 (>= 32 for most models of Keras).
+      precision: A key of `PRECISIONS`. The weights are float32 and, for one seed, equal at any precision. A saved model has
+        its own precision and takes float32 only.
 
     Returns:
-      A model from `image` float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
+      A model from float32 [B, S, S, 3] in 0..255 to float32 logits [B, C].
 
     Raises:
-      UserError: there is no such student or precision, or a number is out of range.
+      UserError: there is no such student or precision, a number is out of range, or the student is not such a model.
     """
-    if name not in STUDENTS:
-        raise UserError(f"`name`={name}: no such student; expected one of {', '.join(sorted(STUDENTS))}")
+    kind = student_kind(student)
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if value < 1:
             raise UserError(f"`{what}`={value}: expected 1 or more")
     if precision not in PRECISIONS:
         raise UserError(f"`precision`={precision}: expected one of {', '.join(PRECISIONS)}")
-    with _policy_scope(PRECISIONS[precision]):
-        return STUDENTS[name](num_classes, image_size)
+    policy = PRECISIONS[precision]
+    if kind == "keras":
+        with _policy_scope("float32"), seeded_layers():
+            return keras_application(
+                student.removeprefix(KERAS_PREFIX), num_classes, image_size, policy=policy
+            )
+    with _policy_scope(policy), seeded_layers():
+        if kind == "built-in":
+            return STUDENTS[student](num_classes, image_size)
+        if kind == "function":
+            model = student_from_function(student, num_classes, image_size)
+        else:
+            model = student_from_path(student, precision=precision)
+        return checked_student(model, name=student, num_classes=num_classes, image_size=image_size)
 
 
 @contextlib.contextmanager

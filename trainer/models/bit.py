@@ -259,7 +259,7 @@ class PublishedWeights:
         )
         with np.load(self.path, allow_pickle=False) as arrays:
             for name, variable in variables.items():  # one at a time: R101x3 is 1.5 GB
-                variable.assign(self._read(arrays, name).reshape(variable.shape))
+                variable.assign(self.read(arrays, name).reshape(variable.shape))
 
     def _check(self, model: str, expected: dict[str, tuple[int, ...]], new_head: bool) -> None:
         """Compares names and shapes."""
@@ -268,7 +268,7 @@ class PublishedWeights:
             if name not in self.shapes:
                 hint = "; pass --new_head to start with a zero head" if name.startswith(f"{HEAD}/") else ""
                 wrong.append(f"{name} is missing, expected {shape}{hint}")
-            elif _without_leading_ones(self.shapes[name], len(shape)) != shape:
+            elif without_leading_ones(self.shapes[name], len(shape)) != shape:
                 hint = "; pass --new_head for another number of classes" if name.startswith(HEAD) else ""
                 wrong.append(f"{name} has shape {self.shapes[name]}, expected {shape}{hint}")
         for name, shape in self.shapes.items():
@@ -278,7 +278,17 @@ class PublishedWeights:
             more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
             raise UserError(f"{self.path} does not fit {model}: {wrong[0]}{more}")
 
-    def _read(self, arrays: Any, name: str) -> np.ndarray:
+    def read(self, arrays: Any, name: str) -> np.ndarray:
+        """Reads one array.
+
+        Args:
+          arrays: what `np.load` returns for the file.
+          name: name in `shapes`.
+
+        Raises:
+          UserError: the array has another type than float.
+          DataError: the array is damaged or contains a number that is not finite.
+        """
         try:
             array = np.asarray(arrays[self._keys[name]])
         except (zipfile.BadZipFile, ValueError, OSError) as error:
@@ -301,7 +311,7 @@ def _read_shape(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _without_leading_ones(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+def without_leading_ones(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """Drops leading ones, such as (1, 1, 1, D) to (D,): scales and heads are published with the rank of an image."""
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]

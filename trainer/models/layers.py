@@ -53,6 +53,9 @@ def rebuild(model: tf.keras.Model, change: Change) -> tf.keras.Model:
         )
     for ours, theirs in zip(after, before, strict=True):
         ours.assign(theirs)
+    for one in leaf_layers(copy):
+        if isinstance(one, tf.keras.layers.Normalization):
+            one.finalize_state()  # it computes with copies of its weights
     return copy
 
 

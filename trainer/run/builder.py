@@ -19,15 +19,18 @@ from pipeline.inputs.locate import (
 )
 from pipeline.store.view_store import ViewStore
 from trainer import models
+from trainer.config.choices import student_kind
 from trainer.config.run_length import replica_batch_size
 from trainer.distribution.workers import Workers
 from trainer.flags.train import spelled
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
+from trainer.models.initial_weights import load_initial_weights
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import Evaluator
 from trainer.run.following import Following
 from trainer.run.options import TrainOptions
 from trainer.run.preemption import Preemption
+from trainer.run.results import check_export
 from trainer.run.training import Run
 from trainer.run.write_back import TeacherPass
 from trainer.step.distiller import Distiller
@@ -61,6 +64,13 @@ def build_run(
         )
     size = replica_batch_size(options.recipe.batch_size, replicas)
     workers = Workers(strategy)
+    # First, because mistakes in a student of the user are likely, and the rest takes long.
+    with strategy.scope(), averaged_statistics():
+        student = _make_student(options, store, replicas=replicas)
+    if flags.init is not None:
+        print(f"--init={flags.init}: {load_initial_weights(student, flags.init)}", flush=True)
+    if workers.chief and student_kind(options.recipe.student) in ("function", "path"):
+        check_export(student, Path(flags.workdir), name=options.recipe.student)
     if dataset is None:
         dataset = open_dataset(
             store, "views", data_dir=flags.data_dir, data_cache_bytes=flags.data_cache_bytes
@@ -68,7 +78,7 @@ def build_run(
     teachers = _load_teachers(options, store, size)
     learning_rate = Scaled(options.recipe.learning_rate, options.schedule.multiplier())
     with strategy.scope(), averaged_statistics():
-        distiller = _make_distiller(options, store, teachers=teachers, replicas=replicas)
+        distiller = _make_distiller(student, options, teachers=teachers)
     targets = _make_targets(options, store, dataset, live=teachers is not None, replicas=replicas)
     teacher_pass = None
     if teachers is not None and flags.write_back:
@@ -150,12 +160,9 @@ def _load_teachers(options: TrainOptions, store: ViewStore, size: int) -> Online
     return OnlineTeachers(tuple(members), tuple(store.weights))
 
 
-def _make_distiller(
-    options: TrainOptions, store: ViewStore, *, teachers: OnlineTeachers | None, replicas: int
-) -> Distiller:
-    """Student, loss and optimizer, compiled; to be called in the strategy's scope."""
+def _make_student(options: TrainOptions, store: ViewStore, *, replicas: int) -> tf.keras.Model:
+    """The student, with fresh or its own weights; to be called in the strategy's scope."""
     flags, recipe, spec = options.flags, options.recipe, store.spec
-    # Loading a teacher may have drawn random numbers; the student depends on the seed alone.
     tf.keras.utils.set_random_seed(flags.seed)
     student = models.build_student(
         recipe.student,
@@ -165,8 +172,16 @@ def _make_distiller(
     )
     if flags.sync_batch_norm:
         student = synchronize(student)
-    elif notice := replicas_notice(student, batch_size=recipe.batch_size, replicas=replicas):
+    if notice := replicas_notice(student, batch_size=recipe.batch_size, replicas=replicas):
         print(notice, flush=True)
+    return student
+
+
+def _make_distiller(
+    student: tf.keras.Model, options: TrainOptions, *, teachers: OnlineTeachers | None
+) -> Distiller:
+    """Student, loss and optimizer, compiled; to be called in the strategy's scope."""
+    flags, recipe = options.flags, options.recipe
     distiller = Distiller(
         student,
         temperature=options.temperature,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
+from pathlib import Path
 from typing import Any
 
 from pipeline.cli.choices import check_num_classes
 from pipeline.cli.units import counted
 from pipeline.errors import UserError
+from pipeline.inputs.teacher import fingerprint
 from pipeline.storage.bucket import is_url
 from pipeline.storage.cache import DATA_CACHE_BYTES
+from pipeline.storage.files import sha256_of
 from pipeline.store.spec import Spec, differences
 from pipeline.store.view_store import ViewStore
 from pipeline.views.recipes import view_recipe
-from trainer.config.choices import check_student
+from trainer.config.choices import student_kind
 from trainer.config.recipes import TrainRecipe, train_recipe
 from trainer.config.run_length import MAX_VIEWS, RunLength, check_warmup, count_text
 from trainer.flags.train import (
@@ -31,7 +35,7 @@ from trainer.targets.arms import ARMS, OFFLINE, Arm
 
 # Flags that may differ between the workers of a run: paths, and limits of memory and disks.
 _PER_MACHINE = {
-    *("store", "data_dir", "workdir", "teacher"),
+    *("store", "data_dir", "workdir", "teacher", "student", "init"),
     *("data_cache_bytes", "shard_cache_bytes", "image_cache_bytes", "input_buffer_bytes", "eval_batch_size"),
 }
 
@@ -66,6 +70,21 @@ class TrainOptions:
     def arm(self) -> Arm:
         """Source of the targets."""
         return ARMS[self.flags.arm]
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of what initial weights come from: a `student` that is a path, and `init`.
+
+        A file counts without its name, so that it may be moved.
+        """
+        paths = {"init": self.flags.init}
+        if student_kind(self.recipe.student) == "path":
+            paths["student"] = self.recipe.student
+        return {
+            name: sha256_of(Path(path)) if Path(path).is_file() else fingerprint(path)
+            for name, path in paths.items()
+            if path is not None
+        }
 
     def check_teacher(self) -> None:
         """Refuses `--teacher` for a new run that does not need it.
@@ -103,6 +122,7 @@ class TrainOptions:
             "temperature": self.temperature,
             "seed": self.flags.seed,
             "precision": self.flags.precision,
+            **{name: f"sha256 {digest}" for name, digest in self.fingerprints.items()},
         }
         # Only where they are not the default: checkpoints of earlier versions do not have them.
         if self.arm is not OFFLINE:
@@ -149,7 +169,7 @@ def resolve(flags: argparse.Namespace, store: ViewStore, *, previous: Schedule |
             check_views(name, part.spec, image_size=flags.image_size)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(TrainRecipe)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    check_student(recipe.student)
+    student_kind(recipe.student)  # refuses an unknown one
     length = _length(flags, recipe, store, previous=previous)
     temperature = spec.temperature if recipe.temperature is None else recipe.temperature
     check_temperature(temperature, store)

@@ -306,6 +306,7 @@ class Run:
             **training,
             **store.identity(),
             "student": options.recipe.student,
+            **({"fingerprints": options.fingerprints} if options.fingerprints else {}),
             "parameters": self.student.count_params(),
             "epochs": options.length.epochs,
             "store_bytes": store.view_bytes,

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.inputs.keras_file import load_keras_file
 from pipeline.inputs.teacher import Teacher
 from tests.stores import CLASSES, SIZE, keras_teacher
-from trainer.finetuning.pretrained import load_keras_model
+from trainer.models.keras_model import load_keras_model
 
 Edit = Callable[[dict[str, Any]], None]
 layers = tf.keras.layers
@@ -167,7 +167,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path, mark: Path, kind: str) -> None:
     for load in (
         lambda: load_keras_file(path, parameter="teacher"),
         lambda: Teacher(path, image_size=SIZE, num_classes=CLASSES),
-        lambda: load_keras_model(str(path), flag="--init"),
+        lambda: load_keras_model(str(path), parameter="init"),
     ):
         with pytest.raises(UserError, match=r"t\.keras"):
             load()
@@ -243,4 +243,4 @@ def test_an_hdf5_file_is_no_network_to_begin_with(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="HDF5"):
         keras_teacher().save(tmp_path / "t.h5")
     with pytest.raises(UserError, match=r"SavedModel directory or a \.keras file"):
-        load_keras_model(str(tmp_path / "t.h5"), flag="--init")
+        load_keras_model(str(tmp_path / "t.h5"), parameter="init")

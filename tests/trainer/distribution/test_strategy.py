@@ -121,3 +121,12 @@ def test_batch_norm_depends_on_the_number_of_replicas_which_is_reported(replica_
     )
     for path in ("1/batch_norm", "2/sync_batch_norm", "2/group_norm"):
         assert "batch normalization" not in (replica_runs / f"{path}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_dropout_depends_on_the_number_of_replicas_which_is_reported(replica_runs: Path):
+    alone, shared = (losses_of(replica_runs / name) for name in ("1/dropout", "2/dropout"))
+    assert np.isfinite(shared).all()
+    assert np.abs(np.divide(shared, alone) - 1).max() > 1e-3
+    assert "dropout" not in (replica_runs / "1/dropout.txt").read_text()
+    assert "2 replicas draws its own" in (replica_runs / "2/dropout.txt").read_text()

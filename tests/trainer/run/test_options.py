@@ -146,7 +146,7 @@ def test_temperature_that_a_topk_store_does_not_support_is_refused(make_store: C
 
 
 def test_unknown_student_is_refused_with_the_choices(opened: StoreReader):
-    with pytest.raises(UserError, match=r"--student=resnet:.*resnet50v2.*tiny"):
+    with pytest.raises(UserError, match=r"`student`=resnet:.*resnet50v2.*tiny"):
         ask(opened, "--student=resnet")
 
 
