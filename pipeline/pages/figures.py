@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import html
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def number_text(value: float) -> str:
     """Three significant digits, with a power of ten for very large and very small numbers."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):  # where a large number of a foreign file was multiplied
+        return _minus(f"{value}")
     if isinstance(value, int) or (1000 <= abs(value) < 1e6):
         return _minus(f"{value:,.0f}")
     if 1e-3 <= abs(value) < 1000:
@@ -136,6 +139,6 @@ def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) ->
         text, state = KINDS[kind](value), "number" if number else "words"
     shown = printable(text, keep="\n")
     return Markup(
-        f'<span class="{state}" data-figure="{html.escape(path)}" data-value="{html.escape(json.dumps(value))}">'
+        f'<span class="{state}" data-figure="{html.escape(printable(path))}" data-value="{html.escape(json.dumps(value))}">'
         f"{html.escape(shown)}</span>"
     )

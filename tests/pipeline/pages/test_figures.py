@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pipeline.cli.units import bytes_text
@@ -87,6 +89,16 @@ def test_a_number_has_its_path_and_is_escaped() -> None:
     )
     assert "<b>" not in show(TREE, "name")
     assert ">true<" in show(TREE, "ok")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e308])
+def test_any_number_of_a_foreign_file_has_a_text(kind: str, value: float) -> None:
+    assert show({"a": value}, "a", kind)
+
+
+def test_names_of_a_foreign_file_do_not_reach_the_page_as_they_are() -> None:
+    assert "\x1b" not in show({"a": {"\x1b[2J": 1}}, "a.\x1b[2J")
 
 
 def test_missing_values_are_named() -> None:
