@@ -50,10 +50,10 @@ def test_weights_and_losses_are_those_of_a_local_store(
 
 
 def test_write_back_into_a_bucket_is_refused(
-    s3: str, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+    s3: str, tmp_path: Path, teacher_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [
-        *arguments(Path("x"), tmp_path, None, "--write_back", f"--teacher={data_dir}")[1:],
+        *arguments(Path("x"), tmp_path, None, "--write_back", f"--teacher={teacher_path}")[1:],
         f"--store={s3}",
     ]
     code, line = fail(argv, capsys, main=main)

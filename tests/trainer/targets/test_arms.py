@@ -235,6 +235,7 @@ def test_arm_without_what_it_needs_names_what_to_precompute(
     one_epoch: Path,
     mixed: Path,
     data_dir: Path,
+    teacher_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
@@ -242,7 +243,7 @@ def test_arm_without_what_it_needs_names_what_to_precompute(
         (published_store, "--arm=fixed"): "--eval_splits=test,train",
         (one_epoch, "--arm=independent"): "--epochs=2",
         (mixed, "--arm=online --epochs=4"): "--epochs=3",
-        (mixed, f"--arm=consistent --write_back --teacher={tmp_path}"): "--write_back",
+        (mixed, f"--arm=consistent --write_back --teacher={teacher_path}"): "--write_back",
     }
     for (store, flags), remedy in cases.items():
         code, message = fail(arguments(store, tmp_path / "run", data_dir, *flags.split()), capsys)
