@@ -54,8 +54,8 @@ from trainer.config.run_files import (
     stores_of,
 )
 from trainer.flags.compare import parse
+from trainer.flags.shared import shared_arguments, shared_flags
 from trainer.flags.train import make_parser as make_train_parser
-from trainer.flags.train import shared_arguments, shared_flags
 from trainer.pages.report import REPORT_FILE, write_report
 from trainer.pages.view_grid import VIEWS_FILE, save_views
 from trainer.run.child_runs import Job, run_jobs

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli.effects import never, refuse_without_effect
-from pipeline.cli.parser import Parser, check_exists, check_model, file_path, place, positive
+from pipeline.cli.parser import Parser, check_exists, file_path, place, positive
 from pipeline.cli.parser import seed as seed_number
 from pipeline.errors import UserError
-from pipeline.store.layout import check_store
-from trainer.config.choices import ARMS, check_strategy, student_kind
+from trainer.config.choices import ARMS
 from trainer.config.libtpu import use_libtpu
-from trainer.config.recipes import train_recipe
 from trainer.flags.effects import COMPARE, WITH_FROM
-from trainer.flags.train import (
+from trainer.flags.shared import (
     STORE_HELP,
-    WEIGHTS_HELP,
     add_shared_flags,
-    check_initial_paths,
+    add_store_flags,
+    check_shared_flags,
+    check_shared_paths,
     check_stores,
-    weights,
 )
 
 
@@ -85,13 +83,7 @@ def make_parser() -> Parser:
         help="Directories of finished comparisons or runs to compare, without training.",
     )
     add = parser.group("data").add_argument
-    add(
-        "--store",
-        type=place,
-        action="append",
-        help=f"{STORE_HELP} With --from, by default the stores of the runs.",
-    )
-    add("--store_weights", type=weights, metavar="W,W...", help=WEIGHTS_HELP)
+    add_store_flags(add, help=f"{STORE_HELP} With --from, by default the stores of the runs.")
     add = parser.group("teacher").add_argument
     add(
         "--teacher",
@@ -112,22 +104,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         idle = never("with --from, which trains nothing")
         conditions = {action.dest: idle for action in parser._actions if action.dest not in WITH_FROM}
     refuse_without_effect(parser, argv, flags, conditions=conditions)
-    if flags.recipe is not None:
-        train_recipe(flags.recipe)
-    if flags.student is not None:
-        student_kind(flags.student)
-    check_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)
+    check_shared_flags(flags)
     if flags.earlier is None:
         _check_comparison(flags)
     else:
         for directory in flags.earlier:
             check_exists("--from", str(directory))
-    for store in flags.store or []:
-        check_store(store)
-    check_exists("--data_dir", flags.data_dir)
-    for teacher in flags.teacher or []:
-        check_model("--teacher", teacher)
-    check_initial_paths(flags)
+    check_shared_paths(flags, stores=flags.store or [])
     if flags.tpu == "local":
         use_libtpu()
     return flags

@@ -25,7 +25,7 @@ from pipeline.store.layout import check_store
 from pipeline.views.recipes import VIEW_RECIPES, view_recipe
 from trainer.config.run_files import STUDENT_DIRECTORY
 from trainer.flags.effects import EVALUATE
-from trainer.flags.train import EVAL_BATCH_SIZE, WEIGHTS_HELP, check_stores, weights
+from trainer.flags.shared import EVAL_BATCH_SIZE, add_store_flags, check_stores
 
 DEFAULT_SPLIT = "test"  # of --dataset
 
@@ -98,14 +98,11 @@ def _add_student_flags(parser: Parser) -> None:
 
 def _add_data_flags(parser: Parser) -> None:
     add = parser.group("data").add_argument
-    add(
-        "--store",
-        type=place,
-        action="append",
+    add_store_flags(
+        add,
         help="Directory of a store, or its URL in a bucket, for accuracy, agreement with the teacher and distillation loss. Give it "
         "several times for the mean logits of several teachers.",
     )
-    add("--store_weights", type=weights, metavar="W,W...", help=WEIGHTS_HELP)
     add(
         "--dataset",
         help="Instead of --store: TFDS data set NAME[/CONFIG][:VERSION], prepared as ArrayRecord, for the accuracy alone.",

@@ -13,6 +13,7 @@ from pipeline.cli.parser import (
     Parser,
     batch_size,
     check_exists,
+    check_model,
     check_outside,
     file_path,
     number,
@@ -21,6 +22,7 @@ from pipeline.cli.parser import (
     whole,
 )
 from pipeline.errors import UserError
+from pipeline.flags.prepared import check_prepared
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, change_policy
 from pipeline.views.policies.base import ViewPolicy
@@ -251,7 +253,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 "directory outside it"
             )
         views_of(flags)
-        for name in ("data_dir", "init", "teacher"):
+        for name in ("data_dir", "init"):
             check_exists(f"--{name}", getattr(flags, name))
+        check_model("--teacher", flags.teacher)
+        if flags.dataset is not None:
+            check_prepared(flags.dataset, flags.data_dir)
     _check_output(flags.output)
     return flags

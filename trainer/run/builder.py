@@ -22,7 +22,7 @@ from trainer import models
 from trainer.config.choices import student_kind
 from trainer.config.run_length import replica_batch_size
 from trainer.distribution.workers import Workers
-from trainer.flags.train import spelled
+from trainer.flags.shared import spelled
 from trainer.models.batch_norm import averaged_statistics, replicas_notice, synchronize
 from trainer.models.initial_weights import load_initial_weights
 from trainer.run.checkpoints import Checkpoints

@@ -22,14 +22,13 @@ from pipeline.views.recipes import view_recipe
 from trainer.config.choices import student_kind
 from trainer.config.recipes import TrainRecipe, train_recipe
 from trainer.config.run_length import MAX_VIEWS, RunLength, check_warmup, count_text
-from trainer.flags.train import (
+from trainer.flags.shared import (
     ENDLESS_EVAL_EVERY,
     ENDLESS_WARMUP_STEPS,
     EVAL_BATCH_SIZE,
-    TrainFlags,
-    check_combinations,
     spelled,
 )
+from trainer.flags.train import TrainFlags, check_combinations
 from trainer.run.run_schedule import Schedule
 from trainer.targets.arms import ARMS, OFFLINE, Arm
 

@@ -16,7 +16,8 @@ from pipeline.store.reader import StoreReader
 from tests import stores
 from tests.runs import arguments, options
 from trainer.config.recipes import train_recipe
-from trainer.flags.train import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS, make_parser
+from trainer.flags.shared import ENDLESS_EVAL_EVERY, ENDLESS_WARMUP_STEPS
+from trainer.flags.train import make_parser
 from trainer.run.options import TrainOptions
 
 WORKDIR = Path("work")
