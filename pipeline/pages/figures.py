@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Parts of a path: an escape, a dot between names, or plain characters.
+_PATH = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)|(\.)|([^.\\]+)", re.DOTALL)
+_LINE_ENDS = {"n": "\n", "r": "\r", "t": "\t"}
 _TEXTS = ("text", "seeds", "date", "digest", "command")  # kinds for values of any type
 
 
@@ -88,17 +91,30 @@ KINDS: dict[str, Callable[[Any], str]] = {
 
 
 def join(*names: str | int) -> str:
-    """Joins names to a path; escapes dots in names."""
-    return ".".join(str(name).replace(".", "\\.") for name in names)
+    """Joins names to a path; escapes dots, backslashes and control characters in names."""
+    return ".".join(printable(str(name).replace("\\", "\\\\").replace(".", "\\.")) for name in names)
+
+
+def _split(path: str) -> list[str]:
+    """The names of a path; the inverse of `join`."""
+    names = [""]
+    for escape, dot, rest in _PATH.findall(path):
+        if dot:
+            names.append("")
+        elif escape[:1] in ("x", "u", "U") and escape[1:]:
+            names[-1] += chr(int(escape[1:], 16))
+        else:
+            names[-1] += _LINE_ENDS.get(escape, escape) or rest
+    return names
 
 
 def look_up(tree: Any, path: str) -> Any:
     """Value at a path such as `runs.0.top1`, or None."""
-    for name in re.split(r"(?<!\\)\.", path):
+    for name in _split(path):
         if isinstance(tree, list):
             tree = tree[int(name)] if name.isdecimal() and int(name) < len(tree) else None
         elif isinstance(tree, dict):
-            tree = tree.get(name.replace("\\.", "."))
+            tree = tree.get(name)
         else:
             return None
     return tree
@@ -139,6 +155,6 @@ def show(tree: Any, path: str, kind: str = "text", absent: str | None = None) ->
         text, state = KINDS[kind](value), "number" if number else "words"
     shown = printable(text, keep="\n")
     return Markup(
-        f'<span class="{state}" data-figure="{html.escape(printable(path))}" data-value="{html.escape(json.dumps(value))}">'
+        f'<span class="{state}" data-figure="{html.escape(path)}" data-value="{html.escape(json.dumps(value))}">'
         f"{html.escape(shown)}</span>"
     )

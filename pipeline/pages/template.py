@@ -58,7 +58,8 @@ def _shown(value: Any) -> Any:
 
 
 def render_page(template: Path, **values: Any) -> str:
-    """Renders the template `NAME.html` with `NAME.css` and, if it exists, `NAME.js` beside it.
+    """Renders the template `NAME.html` with `NAME.css` and, if it exists, `NAME.js` beside it. It includes `head.html`, and sets
+    `title` before.
 
     Args:
       template: path of `NAME.html`.

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from pipeline.cli.units import bytes_text
+from pipeline.errors.text import is_printable
 from pipeline.pages.figures import (
     KINDS,
     duration_text,
@@ -97,8 +98,14 @@ def test_any_number_of_a_foreign_file_has_a_text(kind: str, value: float) -> Non
     assert show({"a": value}, "a", kind)
 
 
-def test_names_of_a_foreign_file_do_not_reach_the_page_as_they_are() -> None:
-    assert "\x1b" not in show({"a": {"\x1b[2J": 1}}, "a.\x1b[2J")
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J", "a.b", "\\", "\\.", "\\n", "\n\r\t", "\u2028\ud800\U000e0001", "\\x41", "x", ""]
+)
+def test_any_name_of_a_foreign_file_has_a_printable_path(name: str) -> None:
+    path = join("a", name, "b")
+    assert is_printable(path)
+    assert look_up({"a": {name: {"b": 7}}}, path) == 7
+    assert is_printable(show({"a": {name: {"b": 7}}}, path))
 
 
 def test_missing_values_are_named() -> None:
