@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests import runs, stores
+from trainer.models.keras_model import load_keras_model
 from trainer.teacher import main
 
 COLORS = "colors"
@@ -59,3 +60,13 @@ def finetune_arguments(
 def fail(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and the one line on standard error of a command that must fail."""
     return runs.fail(argv, capsys, main=main)
+
+
+def losses(tmp_path: Path) -> list[float]:
+    """Losses of the run of `finetune_arguments`, by step."""
+    return list(runs.losses(tmp_path / "run").values())
+
+
+def weights_of(path: Path) -> list[np.ndarray]:
+    """Weights of a saved Keras model."""
+    return load_keras_model(str(path), parameter="teacher").get_weights()
