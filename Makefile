@@ -78,4 +78,4 @@ lock: install ## Resolve the extras of each environment into its lock file
 
 clean: ## Remove caches and build output (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

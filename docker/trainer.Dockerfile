@@ -29,14 +29,15 @@ COPY pipeline pipeline
 COPY trainer trainer
 RUN uv build --quiet --wheel --build-constraint requirements.lock --out-dir /dist .
 
-FROM python:${PYTHON}-slim-bookworm AS base-cpu
-
-FROM python:${PYTHON}-slim-bookworm AS base-gpu
-
-FROM python:${PYTHON}-slim-bookworm AS base-tpu
+# TensorFlow 2.21 comes with Keras 3 and takes Keras 2 from tf-keras. Commands set this as well; a worker of Beam is no command.
+FROM python:3.11-slim-bookworm AS python-3.11
+FROM python:3.12-slim-bookworm AS python-3.12
+ENV TF_USE_LEGACY_KERAS=1
+FROM python:3.13-slim-bookworm AS python-3.13
+ENV TF_USE_LEGACY_KERAS=1
 
 # hadolint ignore=DL3006
-FROM base-${VARIANT}
+FROM python-${PYTHON}
 RUN useradd --uid 10001 --create-home trainer
 COPY --from=dependencies /opt/venv /opt/venv
 COPY docker/healthcheck.py /opt/healthcheck.py

@@ -8,9 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.environment import KERAS_VARIABLE
-from pipeline.errors import UserError
-
 if TYPE_CHECKING:
     from trainer.models import build_student
     from trainer.step.distiller import Distiller
@@ -27,19 +24,8 @@ __all__ = ["DistillationLoss", "Distiller", "build_student"]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _check_keras()
+    importlib.import_module("pipeline.inputs.keras_file").check_keras()  # imports TensorFlow
     return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def _check_keras() -> None:
-    """Refuses Keras 3, which `tf.keras` is in a program of the user's on TensorFlow 2.16 and later."""
-    import tensorflow as tf  # takes seconds
-
-    if (version := getattr(tf.keras, "__version__", "2")).startswith("3"):  # tf-keras has no such attribute
-        raise UserError(
-            f"tf.keras is Keras {version}, expected Keras 2: install tf-keras, and set {KERAS_VARIABLE}=1 before TensorFlow is "
-            "imported"
-        )
 
 
 def __dir__() -> list[str]:

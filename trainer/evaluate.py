@@ -224,15 +224,27 @@ class _Loss:
     @classmethod
     def of(cls, flags: argparse.Namespace, store: ViewStore) -> _Loss:
         """As the flags say; by default as in the run that the student is from, or KL at the store's temperature."""
+        given = {name: getattr(flags, name) for name in ("temperature", "temperature_squared")}
+        if None not in given.values():
+            return cls(**given)
         found, path = cls(store.spec.temperature, False), Path(flags.student)
         if path.name in (STUDENT_DIRECTORY, BEST_DIRECTORY):
-            with contextlib.suppress(OSError, ValueError):  # no run's, or damaged
-                config = read_config(path.parent)
-                squared = config["recipe"].get("temperature_squared", False)
-                found = cls(config["temperature"], squared, str(path.parent / CONFIG_FILE))
-        given = {name: getattr(flags, name) for name in ("temperature", "temperature_squared")}
+            with contextlib.suppress(FileNotFoundError):  # not in the directory of a run
+                found = cls._of_run(path.parent)
         given = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(found, **given, loss_of=None) if given else found
+
+    @classmethod
+    def _of_run(cls, workdir: Path) -> _Loss:
+        place = workdir / CONFIG_FILE
+        try:
+            config = read_config(workdir)
+        except ValueError as error:
+            raise UserError(
+                f"{place}: not the config of a run, whose loss is used by default ({error}); pass --temperature and "
+                "--temperature_squared or --no-temperature_squared"
+            ) from error
+        return cls(config["temperature"], config["recipe"].get("temperature_squared", False), str(place))
 
     @property
     def text(self) -> str:

@@ -11,9 +11,14 @@ from importlib import metadata
 from pathlib import Path
 
 KERAS_VARIABLE = "TF_USE_LEGACY_KERAS"
-# TensorFlow's distributions, of which one is installed.
-_TENSORFLOW = ("tensorflow", "tensorflow-tpu", "tensorflow-cpu")
-_VERSIONED = ("view-distill", "tensorflow", "tensorflow-datasets", "array-record", "apache-beam", "numpy")
+# Name of a package to its distributions, of which one is installed.
+_VERSIONED = {
+    "tensorflow": ("tensorflow", "tensorflow-tpu", "tensorflow-cpu"),
+    **{
+        name: (name,)
+        for name in ("view-distill", "tensorflow-datasets", "array-record", "apache-beam", "numpy")
+    },
+}
 
 
 def use_keras_2() -> None:
@@ -22,28 +27,25 @@ def use_keras_2() -> None:
     TensorFlow 2.16 and later come with Keras 3, and take Keras 2 from the package tf-keras if this variable is set. Earlier versions
     come with Keras 2, and with an inherited value of the variable they would look for tf-keras.
     """
-    if _tensorflow_version() >= (2, 16):
+    version = _version("tensorflow")
+    if version is not None and tuple(map(int, version.split(".")[:2])) >= (2, 16):
         os.environ[KERAS_VARIABLE] = "1"
     else:
         os.environ.pop(KERAS_VARIABLE, None)
 
 
-def _tensorflow_version() -> tuple[int, ...]:
-    for package in _TENSORFLOW:
+def _version(package: str) -> str | None:
+    for distribution in _VERSIONED[package]:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return tuple(int(part) for part in metadata.version(package).split(".")[:2])
-    return (0, 0)  # importing it will fail
+            return metadata.version(distribution)
+    return None
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results may depend on, by name."""
-    found = {"python": platform.python_version()}
-    for package in _VERSIONED:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version()} | {
+        package: _version(package) or "not installed" for package in _VERSIONED
+    }
 
 
 def processor() -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.cli.effects import Condition, refuse_without_effect
 from pipeline.cli.parser import Parser, check_exists, file_path, positive, positive_number, whole
 from pipeline.errors import UserError
+from pipeline.flags.prepared import IMPORT, check_prepared
 
-COMMAND = "python -m pipeline.dataset import"
 FOLDER_CHANGES = ("apply_orientation", "flatten_alpha", "convert_to_png")
 CHANGES = (*FOLDER_CHANGES, "short_side", "quality")  # flags that change images
 JPEG_QUALITY = 95
@@ -67,8 +67,8 @@ def make_parser() -> tuple[Parser, Parser]:
         help=text,
         description=text,
         examples=[
-            f"{COMMAND} --folder=images --name=my_images --data_dir=data",
-            f"{COMMAND} --from_tfds=oxford_flowers102 --data_dir=data --short_side=256",
+            f"{IMPORT} --folder=images --name=my_images --data_dir=data",
+            f"{IMPORT} --from_tfds=oxford_flowers102 --data_dir=data --short_side=256",
         ],
     )
     add = sub.group("folder of images").add_argument
@@ -153,7 +153,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, sub = make_parser()
     if list(argv[:1]) != ["import"]:
         parser.parse_strictly(argv[:1])  # --help, or a mistake
-        raise UserError(f"the subcommand is missing: `{COMMAND} ...`")
+        raise UserError(f"the subcommand is missing: `{IMPORT} ...`")
     flags = sub.parse_strictly(argv[1:])
     if (flags.folder is None) == (flags.from_tfds is None):
         got = "neither" if flags.folder is None else "both"
@@ -171,4 +171,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "outside of it"
         )
     check_exists("--from_data_dir", flags.from_data_dir)
+    if flags.from_tfds is not None:
+        check_prepared(flags.from_tfds, flags.from_data_dir, parameter="from_tfds")
     return flags

@@ -39,7 +39,7 @@ from pipeline.flags import beam as beam_flags
 from pipeline.flags import runners
 from pipeline.flags.classes import read_class_map, read_class_names
 from pipeline.flags.prepared import check_prepared
-from pipeline.store.layout import check_place
+from pipeline.store.layout import check_store_or_empty
 from pipeline.views.eval_crop import EvalCrop
 from pipeline.views.policies import POLICIES, change_policy, parameters
 from pipeline.views.policies.inception import Inception
@@ -296,10 +296,10 @@ def check_paths(flags: argparse.Namespace) -> None:
     """
     check_exists("--data_dir", flags.data_dir)
     check_model("--teacher", flags.teacher)
-    if flags.dataset is not None and flags.data_dir is not None:
+    if flags.dataset is not None:
         check_prepared(flags.dataset, flags.data_dir)
     if flags.store is not None:
-        check_place(flags.store)
+        check_store_or_empty(flags.store)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from pipeline.cli.parser import is_url
 from pipeline.errors import UserError
-from pipeline.flags.dataset import COMMAND
+
+IMPORT = "python -m pipeline.dataset import"
 
 
 def prepare_hint(name: str) -> str:
     """How to prepare a data set of TFDS or one's own images."""
     return (
         f"prepare it with `tfds build {name} --file_format=array_record --data_dir=DIR`, or your own images with "
-        f"`{COMMAND} --folder=DIR --name=NAME --data_dir=DIR`, and pass `data_dir`=DIR"
+        f"`{IMPORT} --folder=DIR --name=NAME --data_dir=DIR`, and pass `data_dir`=DIR"
     )
 
 

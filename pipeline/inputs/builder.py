@@ -18,8 +18,7 @@ from tensorflow_datasets.core import naming
 from pipeline.cli.choices import NO_LABELS
 from pipeline.errors import UserError
 from pipeline.errors.causes import first_line
-from pipeline.flags.dataset import COMMAND
-from pipeline.flags.prepared import check_prepared, prepare_hint
+from pipeline.flags.prepared import IMPORT, check_prepared, prepare_hint
 from pipeline.store.spec import MAX_CLASSES
 
 # Channels of an image feature. 0 and None: as the file has them. An alpha channel is dropped.
@@ -109,7 +108,7 @@ def load_builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBui
         where = f" --from_data_dir={data_dir}" if data_dir else ""
         raise UserError(
             f"`dataset`={name}: prepared as {file_format.value} in {builder.data_dir}, expected array_record for random "
-            f"access; convert it with `{COMMAND} --from_tfds={name}{where} --data_dir=DIR` and pass `data_dir`=DIR"
+            f"access; convert it with `{IMPORT} --from_tfds={name}{where} --data_dir=DIR` and pass `data_dir`=DIR"
         )
     return builder
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipeline.cli.environment import KERAS_VARIABLE
 from pipeline.errors import UserError
 from pipeline.errors.causes import first_line
 
@@ -79,6 +80,19 @@ _OPERATION = re.compile(
 )
 
 
+def check_keras() -> None:
+    """Checks that `tf.keras` is Keras 2. Commands choose it; a program of the user's may not have.
+
+    Raises:
+      UserError: it is Keras 3, as in TensorFlow 2.16 and later by default.
+    """
+    if (version := getattr(tf.keras, "__version__", "2")).startswith("3"):  # tf-keras has no such attribute
+        raise UserError(
+            f"tf.keras is Keras {version}, expected Keras 2: install tf-keras, and set {KERAS_VARIABLE}=1 before TensorFlow is "
+            "imported"
+        )
+
+
 def load_keras_file(path: str | Path, *, parameter: str) -> tf.keras.Model:
     """Loads an uncompiled model from a `.keras` archive of Keras 2.
 
@@ -86,8 +100,10 @@ def load_keras_file(path: str | Path, *, parameter: str) -> tf.keras.Model:
       parameter: the parameter that gave the path, for errors.
 
     Raises:
-      UserError: the file is no such archive, Keras cannot load it, or it could run code.
+      UserError: the file is no such archive, Keras cannot load it, it could run code, or this is Keras 3, to which the checks do
+        not apply.
     """
+    check_keras()
     where = f"`{parameter}`={path}"
     if Path(path).suffix != ".keras":
         raise UserError(f"{where}: expected a SavedModel directory or a .keras file")

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.cli.choices import DEFAULT_SIGNATURE, VALUE_RANGES, check_num_classes, check_value_range
+from pipeline.cli.parser import check_model
 from pipeline.errors import DataError, UserError
 from pipeline.errors.causes import first_line
 from pipeline.inputs.device_memory import naming_memory
@@ -55,10 +56,7 @@ def local_teacher(path: str | Path, *, parameter: str = "teacher") -> Path:
       UserError: there is no teacher at the path.
     """
     place = copied_teacher(str(path)) if is_url(path) else Path(path)
-    if not place.exists():
-        raise UserError(
-            f"`{parameter}`={path}: no such file or directory; expected a SavedModel or a .keras file"
-        )
+    check_model(f"`{parameter}`", str(place))
     return place
 
 
@@ -155,8 +153,6 @@ class Teacher:
         self._call = lambda images: model(images, training=False)
 
     def _load_saved_model(self) -> None:
-        if not (self.path / "saved_model.pb").is_file():
-            raise UserError(f"{self.what}: expected a SavedModel, but it has no saved_model.pb")
         try:
             self._model = tf.saved_model.load(str(self.path))
         except (ValueError, OSError, KeyError, tf.errors.OpError) as error:

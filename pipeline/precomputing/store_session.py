@@ -27,7 +27,7 @@ from pipeline.store.layout import (
     SPEC_LIMIT,
     STORE_DIRECTORIES,
     below,
-    check_content,
+    check_leftovers,
     split_directory,
 )
 from pipeline.store.metadata import published_lengths
@@ -60,7 +60,7 @@ def prepare_directory(location: str) -> None:
         if (store / SPEC_FILE).exists():
             return
         names = [entry.name for entry in store.iterdir()]
-    check_content(location, names)
+    check_leftovers(location, names)
 
 
 def recorded_classes(location: str) -> Classes:

@@ -42,20 +42,17 @@ def split_directory(store: str | Path, split: str) -> Path:
 
 def missing_store(store: str | Path) -> UnpublishedError:
     """The error for a location without a store."""
-    if (
-        not is_url(str(store))
-        and Path(store).is_dir()
-        and (names := sorted(path.name for path in Path(store).iterdir()))
-    ):
-        return UnpublishedError(
-            f"`store`={store}: has no {SPEC_FILE}, expected a store, got a directory with {names[0]}"
-        )
-    return UnpublishedError(
-        f"`store`={store}: has no {SPEC_FILE}, expected a store; write one with `python -m pipeline.precompute --store={store}`"
+    there = not is_url(str(store)) and Path(store).is_dir()
+    names = sorted(path.name for path in Path(store).iterdir()) if there else []
+    rest = (
+        f", got a directory with {names[0]}"
+        if names
+        else f"; write one with `python -m pipeline.precompute --store={store}`"
     )
+    return UnpublishedError(f"`store`={store}: has no {SPEC_FILE}, expected a store{rest}")
 
 
-def check_content(location: str, names: Iterable[str]) -> None:
+def check_leftovers(location: str, names: Iterable[str]) -> None:
     """Checks that a location without a spec has nothing but what a run leaves that dies before it writes the spec.
 
     Args:
@@ -72,7 +69,7 @@ def check_content(location: str, names: Iterable[str]) -> None:
         )
 
 
-def check_place(location: str) -> None:
+def check_store_or_empty(location: str) -> None:
     """Checks early that a directory of this machine is a store, empty or missing.
 
     Raises:
@@ -80,7 +77,7 @@ def check_place(location: str) -> None:
     """
     path = Path(location)
     if not is_url(location) and path.is_dir() and not (path / SPEC_FILE).exists():
-        check_content(location, (entry.name for entry in path.iterdir()))
+        check_leftovers(location, (entry.name for entry in path.iterdir()))
 
 
 def check_store(place: str) -> None:

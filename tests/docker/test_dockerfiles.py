@@ -95,6 +95,17 @@ def found(pattern: str, path: Path) -> str:
     return match.group(1)
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_keras_2_is_chosen_where_tensorflow_has_keras_3(path: Path):
+    """A Beam worker is no command of ours, which would choose it."""
+    chosen = {
+        stage[0][1].rpartition(" ")[2]: ("ENV", "TF_USE_LEGACY_KERAS=1") in stage
+        for stage in stages(path)
+        if " AS python-" in stage[0][1]
+    }
+    assert chosen == {"python-3.11": False, "python-3.12": True, "python-3.13": True}
+
+
 def test_versions_are_those_of_the_project():
     beam = found(r"BEAM_VERSION=(\S+)", ROOT / "docker" / "precompute.Dockerfile")
     assert f"apache-beam=={beam}\n" in (ROOT / "requirements.lock").read_text()

@@ -111,6 +111,20 @@ def test_figures_of_an_exported_student_are_those_of_its_run(
     assert asked["evaluation"] == plain["evaluation"]
 
 
+def test_damaged_config_of_the_run_is_named_unless_the_flags_replace_it(
+    run: Path, published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "student", tmp_path / "run" / "student")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    student, given = tmp_path / "run" / "student", [f"--store={published_store}", f"--data_dir={data_dir}"]
+    code, line = runs.fail([f"--student={student}", *given], capsys, main=evaluate.main)
+    assert code == 2
+    assert str(tmp_path / "run" / "config.json") in line
+    assert "--temperature" in line
+    found = evaluated(tmp_path, student, *given, "--temperature=2", "--temperature_squared")
+    assert (found["temperature"], found["temperature_squared"], found["loss_of"]) == (2.0, True, None)
+
+
 def test_every_kind_of_saved_model_has_the_same_figures(
     published_store: Path,
     data_dir: Path,

@@ -22,8 +22,28 @@ def test_versions_are_those_installed() -> None:
 
 def test_a_missing_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Beam is in the trainer's image."""
-    monkeypatch.setattr(environment, "_VERSIONED", ("numpy", "no-such-package"))
+    monkeypatch.setitem(environment._VERSIONED, "no-such-package", ("no-such-package",))
     assert environment.versions()["no-such-package"] == "not installed"
+
+
+def test_another_distribution_of_a_package_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorFlow for TPUs, which is a package of its own."""
+    monkeypatch.setitem(environment._VERSIONED, "tensorflow", ("no-such-package", "numpy"))
+    assert environment.versions()["tensorflow"] == np.__version__
+
+
+@pytest.mark.parametrize(
+    ("version", "inherited", "expected"),
+    [("2.15.1", "1", None), ("2.15.1", None, None), ("2.16.0", None, "1"), ("2.21.0", "0", "1")],
+)
+def test_keras_2_is_chosen_by_the_version_of_tensorflow(
+    monkeypatch: pytest.MonkeyPatch, version: str, inherited: str | None, expected: str | None
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != environment.KERAS_VARIABLE}
+    monkeypatch.setattr(os, "environ", kept | ({environment.KERAS_VARIABLE: inherited} if inherited else {}))
+    monkeypatch.setattr(environment.metadata, "version", lambda _: version)
+    environment.use_keras_2()
+    assert os.environ.get(environment.KERAS_VARIABLE) == expected
 
 
 def test_the_processor_has_the_name_from_the_kernel() -> None:
