@@ -42,14 +42,15 @@ echo finished
 
 
 def launch(*extra: str, trainer: tuple[str, ...] = ()) -> list[str]:
-    """Arguments of a launch."""
+    """Arguments of a launch. A store in `extra` takes the place of the usual one."""
+    own = not any(flag.startswith("--store=") for flag in extra)
     return [
         *(
             "launch",
             *PLACE,
             "--type=v3-8",
             PULLED,
-            f"--store={STORE}",
+            *([f"--store={STORE}"] if own else []),
             f"--data_dir={DATA}",
             f"--workdir={RUN}",
         ),

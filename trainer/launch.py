@@ -25,13 +25,14 @@ if __name__ == "__main__":
 import argparse
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.cli.parser import Parser, file_path, positive, whole
 from pipeline.errors import EXIT_INTERRUPTED, Interrupted, UserError
+from pipeline.storage.bucket import is_url
 from trainer.cloud.gcloud import Command, Lines, NodeRequest, Tpu, ask, find, succeed
+from trainer.cloud.host_inputs import host_inputs, software
 from trainer.cloud.preflight import check_job, check_trainer_flags, read_commands
-from trainer.cloud.tpu_job import INSTALL_FILES, Job, TpuRun, delete_node, host, marked
+from trainer.cloud.tpu_job import Job, TpuRun, delete_node, host, marked
 from trainer.config.tpu_slices import check_type, runtime_version
 
 _LINES = 100
@@ -123,14 +124,24 @@ def _add_launch(sub: Parser) -> None:
     add("--wheel", type=file_path, help="Wheel of this project, to be installed on the VM.")
 
     add = sub.group("data").add_argument
-    add("--store", required=True, help="gs:// URL, copied to the VM, or a directory on a disk of the VM.")
+    add(
+        "--store",
+        action="append",
+        required=True,
+        help="gs:// URL, copied to the VM, or a directory on a disk of the VM. Give it several times to train on the mean "
+        "logits of several teachers.",
+    )
     add(
         "--stream_store",
         action="store_true",
-        help="Fetch shards of the store during training instead of copying it first.",
+        help="Fetch shards of the stores during training instead of copying them first.",
     )
     add("--data_dir", required=True, help="TFDS data directory, given like --store.")
-    add("--teacher", help="Teacher for online steps, given like --store.")
+    add(
+        "--teacher",
+        action="append",
+        help="Teacher for online steps, given like --store; with several stores, one for each, in the same order.",
+    )
     add("--workdir", required=True, help="gs:// URL of the work directory, copied to the VM and back.")
     add(
         "--save_seconds",
@@ -200,23 +211,13 @@ def make_job(flags: argparse.Namespace) -> Job:
     Raises:
       UserError: the trainer would refuse its flags, a file is missing, or a place is neither in a bucket nor on the VM.
     """
-    setup, files = _software(flags)
+    setup, files = software(flags)
     if not flags.workdir.startswith("gs://"):
         raise UserError(
             f"--workdir={flags.workdir}: expected a gs:// URL; the disk of a TPU VM is deleted with it, and a preempted run "
             "continues from the bucket"
         )
-    if flags.stream_store and not flags.store.startswith("gs://"):
-        raise UserError(
-            f"--stream_store: expected a gs:// URL, got --store={flags.store}; leave one of them out"
-        )
-    inputs: dict[str, str] = {}
-    places = {"store": flags.store, "data_dir": flags.data_dir, "teacher": flags.teacher}
-    own = []
-    for name, place in places.items():
-        if place is not None:
-            streamed = flags.stream_store and name == "store"
-            own.append(f"--{name}={place if streamed else _place_on_host(name, place, inputs)}")
+    own, inputs = host_inputs(flags)
     own.append("--workdir=work")
     if not any(flag.split("=")[0] == "--strategy" for flag in flags.trainer_flags):
         own += ["--strategy=tpu", "--tpu=local"]
@@ -228,39 +229,9 @@ def make_job(flags: argparse.Namespace) -> Job:
         inputs=inputs,
         flags=(*own, *flags.trainer_flags),
         save_seconds=flags.save_seconds,
-        store_url=flags.store.rstrip("/") if flags.store.startswith("gs://") else None,
+        store_urls=tuple(flags.store) if all(map(is_url, flags.store)) else (),
         fewest_replicas=replicas,
     )
-
-
-def _software(flags: argparse.Namespace) -> tuple[tuple[str, str], tuple[Path, ...]]:
-    """The host script's command that prepares the trainer, and the files that it needs."""
-    names = ("image", "image_file", "wheel")
-    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    if len(given) != 1:
-        raise UserError(
-            f"expected exactly one of --image, --image_file and --wheel, got {len(given)}: pass the trainer's software"
-        )
-    ((kind, value),) = given.items()
-    if kind == "image":
-        return ("pull", value), ()
-    path = Path(value)
-    verb, files = ("load", (path,)) if kind == "image_file" else ("install", (path, *INSTALL_FILES))
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"--{kind}={value}: no such file: {file}")
-    return (verb, path.name), files
-
-
-def _place_on_host(name: str, place: str, inputs: dict[str, str]) -> str:
-    """The path of an input on the host. Adds what must be copied there to `inputs`."""
-    if place.startswith("gs://"):
-        inputs[name] = place.rstrip("/")
-        file = f"/{Path(place).name}" if place.endswith(".keras") else ""
-        return f"inputs/{name}{file}"
-    if not place.startswith("/"):
-        raise UserError(f"--{name}={place}: expected a gs:// URL, or an absolute path on a disk of the VM")
-    return place
 
 
 def stop_command(flags: argparse.Namespace) -> str:

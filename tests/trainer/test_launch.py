@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,40 @@ def test_streamed_store_is_not_copied(cloud: Cloud, capsys: pytest.CaptureFixtur
     assert f"-- --store={STORE} --data_dir=inputs/data_dir" in out
     assert f"data_dir={DATA} --" in out
     assert f" store={STORE}" not in out
+
+
+SECOND = "gs://bucket/second"
+
+
+def test_several_stores_and_their_teachers_are_copied(
+    cloud: Cloud, float32_store: Path, capsys: pytest.CaptureFixture[str]
+):
+    release(cloud)
+    shutil.copytree(float32_store, cloud.bucket(SECOND))
+    cloud.bucket("gs://bucket/teacher").mkdir()
+    (cloud.bucket("gs://bucket/teacher") / "saved_model.pb").touch()
+    cloud.bucket("gs://bucket/big.keras").touch()
+    teachers = ("--teacher=gs://bucket/teacher/", "--teacher=gs://bucket/big.keras")
+    extra = (f"--store={STORE}", f"--store={SECOND}/", *teachers, "--delete")
+    code, out, message = ended(launch(*extra, trainer=("--store_weights=3,1", "--epochs=9")), capsys)
+    assert code == 0, message
+    assert "0.75" in out  # described from the metadata of both stores
+    container = json.loads((cloud.root / "docker.jsonl").read_text().splitlines()[-1])
+    assert container[container.index("trainer.train") + 1 :] == [
+        *("--store=inputs/store", "--store=inputs/store_2", "--data_dir=inputs/data_dir"),
+        *("--teacher=inputs/teacher", "--teacher=inputs/teacher_2/big.keras"),
+        *("--workdir=work", "--strategy=tpu", "--tpu=local", "--batch_size=8"),
+        *("--store_weights=3,1", "--epochs=9"),
+    ]
+
+
+def test_streamed_stores_are_not_copied_and_others_are(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    stores = (f"--store={STORE}", f"--store={SECOND}", "--store=/mnt/disks/third")
+    code, out, _ = ended(["launch", "--dry_run", "--stream_store", *launch(*stores)[1:]], capsys)
+    assert code == 0
+    assert f"-- --store={STORE} --store={SECOND} --store=/mnt/disks/third --data_dir=inputs/data_dir" in out
+    assert f"1 data_dir={DATA} --" in out
+    assert "storage rsync" not in out  # all of them together cannot be checked from here
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["node", "queued resource"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import EXIT_DATA_ERROR, EXIT_INTERRUPTED, EXIT_TRY_AGAIN, EXIT_USER_ERROR
 from tests.fake_cloud import Cloud
-from tests.launches import PLACE, STOP, STORE, ended, launch
+from tests.launches import PLACE, RUN, STOP, STORE, ended, launch
 
 QUOTA = (
     "ERROR: (gcloud.compute.tpus.tpu-vm.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV3' has been exceeded."
@@ -130,6 +134,12 @@ def test_ctrl_c_reports_a_node_that_is_billed(
         (launch("--workdir=/tmp/run"), "--workdir=/tmp/run"),
         (launch("--stream_store", "--store=/disk/store"), "--store=/disk/store"),
         (launch("--store=relative"), "--store=relative"),
+        (launch(f"--store={STORE}", f"--store={STORE}/"), f"--store={STORE}"),
+        (launch(f"--store={STORE}", "--store=gs://b/2", "--teacher=gs://b/t"), "--teacher=gs://b/t"),
+        (launch(trainer=("--store_weights=1,2",)), "--store_weights="),
+        (launch(f"--store={STORE}", "--store=gs://b/2", trainer=("--store_weights=1",)), "--store_weights=1"),
+        (launch(f"--store={STORE}", "--store=/d/2", trainer=("--follow", "--epochs=3")), "--follow"),
+        (launch("--type=tpu7x-8"), "--type=tpu7x-8"),
         (launch("--spott"), "--spot?"),
         (launch(trainer=("--recipee=bit",)), "--recipe?"),
         (launch(trainer=("--store=x",)), "--store=x"),
@@ -174,6 +184,13 @@ def test_mistakes_are_refused_without_a_command(
         (launch(trainer=("--eval_split=nonsense",)), EXIT_USER_ERROR, "nonsense"),
         (launch("--stream_store", trainer=("--steps=99",)), EXIT_USER_ERROR, "51"),
         (launch("--store=gs://bucket/typo"), EXIT_USER_ERROR, "--store=gs://bucket/typo"),
+        (
+            launch(f"--store={STORE}", "--store=gs://bucket/typo"),
+            EXIT_USER_ERROR,
+            "--store=gs://bucket/typo",
+        ),
+        (launch(trainer=("--student=keras:InceptionV3",)), EXIT_USER_ERROR, "keras:InceptionV3"),
+        (launch("--teacher=gs://bucket/teacher", trainer=("--steps=6",)), EXIT_USER_ERROR, "--teacher="),
         (launch("--data_dir=gs://bucket/typo"), EXIT_USER_ERROR, "--data_dir=gs://bucket/typo"),
         (launch("--teacher=gs://bucket/typo.keras"), EXIT_USER_ERROR, "--teacher=gs://bucket/typo.keras"),
     ],
@@ -181,10 +198,33 @@ def test_mistakes_are_refused_without_a_command(
 def test_flags_that_do_not_fit_the_store_are_refused_before_a_node_exists(
     argv: list[str], code: int, expected: str, cloud: Cloud, capsys: pytest.CaptureFixture[str]
 ):
+    cloud.bucket("gs://bucket/teacher").mkdir()
+    (cloud.bucket("gs://bucket/teacher") / "saved_model.pb").touch()
     got, _, message = ended(argv, capsys)
     assert (got, message[:7]) == (code, "error: ")
     assert expected in message
     assert cloud.verbs() == []
+
+
+def test_stores_of_different_views_are_refused_with_both_sides(
+    cloud: Cloud, make_store: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(make_store("seeded", epochs=1, seed=3), cloud.bucket("gs://bucket/other"))
+    code, _, message = ended(launch(f"--store={STORE}", "--store=gs://bucket/other"), capsys)
+    assert code in (EXIT_USER_ERROR, EXIT_DATA_ERROR)
+    for part in (STORE, "--store=gs://bucket/other", "seed: "):
+        assert part in message
+    assert cloud.verbs() == []
+
+
+def test_teacher_of_a_continued_run_is_left_to_the_trainer(cloud: Cloud, capsys: pytest.CaptureFixture[str]):
+    """It may have been needed before the store grew."""
+    (cloud.root / "go").touch()
+    cloud.bucket("gs://bucket/teacher.keras").touch()
+    (cloud.bucket(RUN) / "checkpoints").mkdir(parents=True)
+    (cloud.bucket(RUN) / "checkpoints" / "checkpoint").touch()
+    code, _, message = ended(launch("--teacher=gs://bucket/teacher.keras", trainer=("--steps=6",)), capsys)
+    assert code == 0, message
 
 
 def test_damaged_store_is_refused_before_a_node_exists(cloud: Cloud, capsys: pytest.CaptureFixture[str]):

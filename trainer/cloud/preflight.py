@@ -24,6 +24,7 @@ from trainer.config.tpu_slices import fewest_replicas
 from trainer.run.child_runs import ChildError, exit_code
 
 _RSYNC = ["gcloud", "storage", "rsync"]
+_WORKDIR = "--workdir="
 _FLAGS_OF_LAUNCH = ("--store", "--workdir", "--data_dir", "--teacher")
 
 
@@ -94,11 +95,11 @@ def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:
     """Checks runs that go past the end of the store, or whose store grows."""
     if flags.epochs == math.inf and flags.teacher is None and flags.arm == DEFAULT_ARM:
         raise UserError("--epochs=inf: an endless run continues online; pass --teacher before `--`")
-    (store,) = flags.store
-    if flags.follow and not is_url(store) and not store.startswith("/"):
+    copied = [store for store in flags.store if not is_url(store) and not store.startswith("/")]
+    if flags.follow and copied:
         raise UserError(
-            "--follow: the store is copied to the TPU VM once, and the copy does not grow; add --stream_store before `--`, "
-            "or leave --follow out"
+            "--follow: a store is copied to the TPU VM once, and the copy does not grow; add --stream_store before `--`, or "
+            "leave --follow out"
         )
     if not flags.write_back:
         return
@@ -107,7 +108,7 @@ def _check_growth(flags: argparse.Namespace, *, replicas: int) -> None:
             f"--write_back: requires a single replica, which has the logits of a step in the order of its views; this node "
             f"has at least {replicas}; leave the flag out, or precompute the epochs"
         )
-    if not store.startswith("/"):
+    if not flags.store[0].startswith("/"):  # a single one, see `check_flags`
         raise UserError(
             "--write_back: would append to a copy of the store that is deleted with the node; leave the flag out, or pass a "
             "--store on a disk of the TPU VM"
@@ -118,48 +119,71 @@ def read_commands(job: Job, directory: str) -> Iterator[tuple[str, str, Command]
     """Commands that check the job's inputs in buckets.
 
     Args:
-      directory: Target directory for the store's metadata.
+      directory: Target directory for the metadata of the stores; each gets a subdirectory, see `_copies`.
 
     Yields:
       The flag with its value, the purpose of the command, and the command.
     """
-    if (url := job.store_url) is not None:
+    for url, copy in _copies(job, directory).items():
         yield (
             f"--store={url}",
             "copy the store's metadata, to check the trainer's flags against it",
-            [*_RSYNC, url, directory, "--recursive", "--exclude=.+array_record.+", "--quiet"],
+            [*_RSYNC, url, copy, "--recursive", "--exclude=.+array_record.+", "--quiet"],
         )
     for name, url in job.inputs.items():
-        if name != "store":
-            yield f"--{name}={url}", f"check that --{name} exists", list_objects(url)
+        if url not in job.store_urls:
+            flag = f"--{name.rstrip('_0123456789')}"
+            yield f"{flag}={url}", f"check that {flag} exists", list_objects(url)
+    if job.has_teacher():
+        yield (
+            f"{_WORKDIR}{job.workdir}",
+            "look for a checkpoint; a new run has to need --teacher",
+            list_objects(f"{job.workdir}/checkpoints"),
+        )
+
+
+def _copies(job: Job, directory: str) -> dict[str, str]:
+    """Directory for the metadata of each store, by URL. None is the beginning of another."""
+    return {url: f"{directory}/{number:03d}" for number, url in enumerate(job.store_urls)}
 
 
 def check_job(job: Job) -> None:
-    """Checks that the job's inputs exist, and the trainer's flags against the store's metadata.
+    """Checks that the job's inputs exist, and the trainer's flags against the metadata of the stores.
 
     Raises:
       UserError: an input is missing, or the trainer would refuse its flags.
       TryAgainError: the service does not respond.
-      ChildError: the store is damaged; exit code 3.
+      ChildError: a store is damaged; exit code 3.
     """
     with tempfile.TemporaryDirectory() as directory:
+        copies = _copies(job, directory)
+        for copy in copies.values():
+            Path(copy).mkdir()
+        is_new, denied = False, False
         for flag, _, command in read_commands(job, directory):
             answer = ask(command)
             if answer.denied:
                 # The service account of the node may have access.
                 print(f"{flag}: not checked, no access ({describe_failure(command, answer)})", flush=True)
+                denied = denied or command[:3] == _RSYNC
             elif answer.code != 0:
                 error = failure(command, answer)
                 raise type(error)(f"{flag}: {error}")
-            elif command[:3] == _RSYNC:
-                _resolve(job, flag, directory)
-            elif not json.loads(answer.stdout):
-                raise UserError(f"{flag}: no such object or directory in the bucket")
+            elif command[:3] != _RSYNC and not json.loads(answer.stdout):
+                if not flag.startswith(_WORKDIR):
+                    raise UserError(f"{flag}: no such object or directory in the bucket")
+                is_new = True
+        if copies and not denied:
+            _resolve(job, copies, is_new=is_new)
 
 
-def _resolve(job: Job, flag: str, directory: str) -> None:
+def _resolve(job: Job, copies: dict[str, str], *, is_new: bool) -> None:
+    """Resolves the trainer's flags in a child process; `copies` as in `_copies`."""
     flags = [text for text in job.flags if not text.startswith("--store=")]
-    code, out, err = run_check([*flags, f"--store={directory}", f"--fewest_replicas={job.fewest_replicas}"])
+    flags += [f"--store={copy}" for copy in copies.values()]
+    if is_new:
+        flags.append("--new_run")
+    code, out, err = run_check([*flags, f"--fewest_replicas={job.fewest_replicas}"])
     if code == 0:
         print(out.strip(), flush=True)
         return
@@ -167,8 +191,9 @@ def _resolve(job: Job, flag: str, directory: str) -> None:
     if not errors:
         print(err, file=sys.stderr)
     reason = errors[-1] if errors else f"cannot be checked, exit code {code}"
-    url = flag.removeprefix("--store=")
-    raise ChildError(reason.replace(str(Path(directory)), url), exit_code=code)
+    for url, copy in copies.items():
+        reason = reason.replace(copy, url)
+    raise ChildError(reason, exit_code=code)
 
 
 def run_check(argv: list[str]) -> tuple[int, str, str]:

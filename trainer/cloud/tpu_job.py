@@ -66,7 +66,7 @@ class Job:
       setup: Verb of the host script that prepares the trainer, and its argument.
       workdir: `gs://` URL of the work directory.
       inputs: `gs://` URLs of the inputs that are copied to the host's disk, by name.
-      store_url: `gs://` URL of the store, copied or streamed; None for a store on a disk of the VM.
+      store_urls: `gs://` URLs of the stores, copied or streamed; empty if one of them is on a disk of the VM.
     """
 
     setup: tuple[str, str]
@@ -75,12 +75,16 @@ class Job:
     inputs: dict[str, str]
     flags: tuple[str, ...]
     save_seconds: int
-    store_url: str | None = None
+    store_urls: tuple[str, ...] = ()
     fewest_replicas: int = 1
 
     def copied(self) -> list[Path]:
         """The files to copy to the host."""
         return [_SCRIPT, *self.files]
+
+    def has_teacher(self) -> bool:
+        """Whether the trainer has an online teacher."""
+        return any(flag.startswith("--teacher=") for flag in self.flags)
 
     def start(self) -> str:
         """The shell command that starts the trainer on the host."""
