@@ -221,6 +221,7 @@ class Store:
             reader = combine(reader.stores, weights=reader.weights, image_size=image_size)
         view_input = replay_input(reader, self.dataset, batch_size, image_cache_bytes=image_cache_bytes)
 
+        @tf.autograph.experimental.do_not_convert
         def select(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
             return mix(batch["crops"], batch["partner"], batch["ratio"][:batch_size]), batch["logits"]
 

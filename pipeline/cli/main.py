@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
+from pipeline.cli.allocator import keep_freed_memory
 from pipeline.cli.environment import use_keras_2
 from pipeline.cli.logs import ReaderlessStandardError, show_warnings
 from pipeline.cli.parameters import with_flags
@@ -116,6 +117,7 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
     sys.stderr = ReaderlessStandardError(sys.stderr)  # type: ignore[assignment]
     show_warnings()
     use_keras_2()
+    keep_freed_memory()
     try:
         run_command(main)
     except SystemExit as end:

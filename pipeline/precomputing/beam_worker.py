@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from pipeline.cli.allocator import keep_freed_memory
 from pipeline.cli.environment import use_keras_2
 from pipeline.cli.logs import show_warnings
 from pipeline.errors import Interrupted
@@ -111,5 +112,6 @@ if __name__ == "__main__":
         threading.Thread(target=_end_with_command, daemon=True).start()
     show_warnings()
     use_keras_2()
+    keep_freed_memory()
     sys.stderr = StandardError(sys.stderr)  # type: ignore[assignment]
     runpy.run_module(BEAM_COMMAND, run_name="__main__", alter_sys=True)

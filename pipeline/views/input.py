@@ -6,6 +6,8 @@ the batch's first view, so it needs no checkpoint: to resume is to start at anot
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -38,6 +40,21 @@ _COLUMNS = (
     ("source_hash", tf.int64, ()),
     ("stored", tf.bool, ()),
 )
+
+# Columns of a batch that `_compare` takes.
+_COMPARED = (
+    "views",
+    "example",
+    "stored",
+    "source_hash",
+    "found_source_hash",
+    "crop_hash",
+    "found_crop_hash",
+)
+
+# Without AutoGraph, whose conversion of these functions took most of an input's start (3.5 of 4.4 s of CPU time). None has
+# Python control flow that depends on tensors.
+_as_written = tf.autograph.experimental.do_not_convert
 
 
 def check_fingerprints(
@@ -99,6 +116,7 @@ def _options() -> tf.data.Options:
     options = tf.data.Options()
     # The autotuner sometimes delayed the end of an iterator for as long as the iterator had existed.
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     return options
 
 
@@ -124,9 +142,6 @@ class ViewInput:
     extra_crops: int = EXTRA_CROPS
     buffer_bytes: int | None = None
     others: tuple[ViewInput, ...] = ()
-    _built: dict[int | None, tuple[Any, Any]] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     @property
     def num_crops(self) -> int:
@@ -156,6 +171,12 @@ class ViewInput:
             images = [loaded.bank, loaded.places, loaded.source_hash]
         columns = [views, *(getattr(records, name) for name, _, _ in _COLUMNS[1:])]
         return [*columns, partner, records.logits[: self.batch_size], *images]
+
+    @property
+    def _fetched_types(self) -> list[tf.DType]:
+        """Types of what `_fetch` returns."""
+        images = [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
+        return [*(dtype for _, dtype, _ in _COLUMNS), tf.int32, tf.float32, *images]
 
     def _render(self, *tensors: tf.Tensor) -> Batch:
         """Renders the output of `_fetch` to a batch with static shapes."""
@@ -206,33 +227,29 @@ class ViewInput:
         batch["found_crop_hash"] = fingerprint32(tf.reshape(crops, [count, size * size * 3]))
         return batch
 
+    @staticmethod
+    def _compare(*values: np.ndarray) -> None:
+        """Compares both fingerprints of every stored view; the crop's if it is stored at this size."""
+        got = dict(zip(_COMPARED, values, strict=True))
+        at_this_size = got["stored"] & (got["crop_hash"] != NO_FINGERPRINT)
+        for what, checked in (("source", got["stored"]), ("crop", at_this_size)):
+            check_fingerprints(
+                got["views"],
+                got["example"],
+                checked=checked,
+                what=what,
+                stored=got[f"{what}_hash"],
+                found=got[f"found_{what}_hash"],
+            )
+
     def _check(self, batch: Batch) -> Batch:
-        """Passes a batch on only if both fingerprints of every stored view match; the crop's if it is stored at this size."""
-        names = [
-            "views",
-            "example",
-            "stored",
-            "source_hash",
-            "found_source_hash",
-            "crop_hash",
-            "found_crop_hash",
-        ]
+        """Passes a batch of tf.data on after `_compare`."""
 
         def check(*values: np.ndarray) -> np.bool_:
-            got = dict(zip(names, values, strict=True))
-            at_this_size = got["stored"] & (got["crop_hash"] != NO_FINGERPRINT)
-            for what, checked in (("source", got["stored"]), ("crop", at_this_size)):
-                check_fingerprints(
-                    got["views"],
-                    got["example"],
-                    checked=checked,
-                    what=what,
-                    stored=got[f"{what}_hash"],
-                    found=got[f"found_{what}_hash"],
-                )
+            self._compare(*values)
             return np.bool_(True)
 
-        passed = tf.numpy_function(check, [batch[name] for name in names], tf.bool)
+        passed = tf.numpy_function(check, [batch[name] for name in _COMPARED], tf.bool)
         with tf.control_dependencies([passed]):
             batch["crops"] = tf.identity(batch["crops"])
         return batch
@@ -268,50 +285,59 @@ class ViewInput:
             return own
         if with_others:
             others = [other._dataset(starts, threads=threads) for other in self.others]
-            merged = tf.data.Dataset.zip((own, *others)).map(lambda batch, *rest: {**batch, "others": rest})
+            merged = tf.data.Dataset.zip((own, *others)).map(
+                _as_written(lambda batch, *rest: {**batch, "others": rest})
+            )
         else:
             checks = [other._passed(starts.shard(CHECK_EVERY, 0)) for other in self.others]
             # An element is passed on when all parts of it are there, so after its check.
-            merged = tf.data.Dataset.zip((own, *checks)).map(lambda batch, *_: batch)
+            merged = tf.data.Dataset.zip((own, *checks)).map(_as_written(lambda batch, *_: batch))
         return merged.apply(tf.data.experimental.assert_cardinality(own.cardinality())).with_options(
             _options()
         )
 
     def _passed(self, starts: tf.data.Dataset) -> tf.data.Dataset:
         """`CHECK_EVERY` numbers for each batch whose fingerprints match."""
-        rows = self._dataset(starts, threads=1).map(lambda batch: batch["views"][0])
-        return rows.flat_map(lambda view: tf.data.Dataset.from_tensors(view).repeat(CHECK_EVERY))
+        rows = self._dataset(starts, threads=1).map(_as_written(lambda batch: batch["views"][0]))
+        return rows.flat_map(_as_written(lambda view: tf.data.Dataset.from_tensors(view).repeat(CHECK_EVERY)))
 
     def _dataset(self, starts: tf.data.Dataset, *, threads: int | None) -> tf.data.Dataset:
         """`dataset` at this size alone."""
         parallel = self._parallel(threads or usable_cpus())
-        types = [dtype for _, dtype, _ in _COLUMNS] + [tf.int32, tf.float32]
-        types += [tf.uint8, tf.int64, tf.int64] if self.source.cached else [tf.string]
         fetched = starts.map(
-            lambda start: tf.numpy_function(self._fetch, [start], types, stateful=False),
+            _as_written(
+                lambda start: tf.numpy_function(self._fetch, [start], self._fetched_types, stateful=False)
+            ),
             num_parallel_calls=parallel,
             deterministic=True,
         )
-        rendered = fetched.map(self._render, num_parallel_calls=parallel, deterministic=True)
+        rendered = fetched.map(_as_written(self._render), num_parallel_calls=parallel, deterministic=True)
         checking = min(parallel, _CHECKED)  # comparing numbers is fast
-        checked = rendered.map(self._check, num_parallel_calls=checking, deterministic=True).prefetch(
-            _PREFETCHED
-        )
+        checked = rendered.map(
+            _as_written(self._check), num_parallel_calls=checking, deterministic=True
+        ).prefetch(_PREFETCHED)
         return checked.with_options(_options())
 
-    def _traced(self, starts: np.ndarray, threads: int | None) -> tf.data.Dataset:
-        """`dataset` of `starts`, traced once, since tracing takes a second and a store has many shards."""
-        if threads not in self._built:
-            element_spec = self.dataset(tf.data.Dataset.range(1), threads=threads).element_spec
+    @functools.cached_property
+    def _rendered(self) -> Callable[..., Batch]:
+        """`_render`, traced once."""
+        signature = [tf.TensorSpec(None, dtype) for dtype in self._fetched_types]
+        return tf.function(self._render, input_signature=signature, autograph=False)
 
-            @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
-            def build(starts: tf.Tensor) -> tf.Tensor:
-                elements = tf.data.Dataset.from_tensor_slices(starts)
-                return tf.data.experimental.to_variant(self.dataset(elements, threads=threads))
-
-            self._built[threads] = (build, element_spec)
-        build, element_spec = self._built[threads]
-        return tf.data.experimental.from_variant(build(tf.constant(starts, tf.int64)), element_spec)
+    def _batch(self, index: int, start: int) -> Batch:
+        """The batch that starts at view `start`, rendered and compared. One `index` in `CHECK_EVERY` compares other sizes, too."""
+        try:
+            fetched = self._fetch(np.int64(start))
+            if self.source.cached:
+                fetched[-3] = self.source.bank
+            batch = self._rendered(*fetched)
+        except tf.errors.OpError as error:
+            raise self.explain(start, error) from error
+        self._compare(*(batch[name].numpy() for name in _COMPARED))
+        if index % CHECK_EVERY == 0:
+            for other in self.others:
+                other._batch(1, start)
+        return batch
 
     def explain(self, start: int, error: Exception) -> Exception:
         """The DataError behind a TensorFlow error in the batch that starts at view `start`."""
@@ -333,10 +359,17 @@ class ViewInput:
         Raises:
           DataError: an image cannot be decoded, or a fingerprint differs.
         """
-        done = 0
-        try:
-            for batch in self._traced(starts, threads):
-                yield batch
-                done += 1
-        except tf.errors.OpError as error:
-            raise self.explain(int(starts[min(done, len(starts) - 1)]), error) from error
+        # Not by tf.data: an iterator takes 0.1 to 0.4 s of CPU time to start, as often as there are shards and evaluations.
+        parallel = self._parallel(threads or usable_cpus())
+        ahead: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+            try:
+                for index, start in enumerate(starts.tolist()):
+                    ahead.append(pool.submit(self._batch, index, start))
+                    if len(ahead) == parallel + _PREFETCHED:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for batch in ahead:
+                    batch.cancel()

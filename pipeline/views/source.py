@@ -90,6 +90,8 @@ class ImageBank:
         raw = np.empty(capacity + _ALIGNMENT, np.uint8)
         shift = -raw.ctypes.data % _ALIGNMENT
         self.buffer = raw[shift : shift + capacity]
+        # The same memory; a conversion would copy it.
+        self.tensor: tf.Tensor = tf.experimental.dlpack.from_dlpack(self.buffer.__dlpack__())
         self.places = np.zeros((num_examples, 5), np.int64)  # offset, bytes, height, width, channels
         self.source_hash = np.zeros(num_examples, np.int64)
         self.used = 0
@@ -129,7 +131,7 @@ class ImageSource:
         self.images = images
         self.renderer = renderer
         self._prepare: Callable[[tf.Tensor], tf.Tensor] = tf.function(
-            renderer.prepare, input_signature=[tf.TensorSpec([], tf.string)]
+            renderer.prepare, input_signature=[tf.TensorSpec([], tf.string)], autograph=False
         )
         self._bank: ImageBank | None = None
         if cache_bytes and self._estimate() <= cache_bytes and (needed := self._measure()) <= cache_bytes:
@@ -154,6 +156,12 @@ class ImageSource:
     def cached(self) -> bool:
         """Whether decoded images are cached."""
         return self._bank is not None
+
+    @property
+    def bank(self) -> tf.Tensor:
+        """The cache, uint8 [bytes]: the memory of `LoadedImages.bank`."""
+        assert self._bank is not None
+        return self._bank.tensor
 
     def _estimate(self) -> int:
         """Estimated size of all decoded images in bytes, from a sample that is read image by image."""

@@ -70,4 +70,8 @@ def replica_starts(
     local = replicas // pipelines
     size = batch_size // replicas
     indices = tf.data.Dataset.range(start * local, stop * local)
-    return indices.map(lambda k: (k // local) * batch_size + (pipeline * local + k % local) * size)
+    return indices.map(
+        tf.autograph.experimental.do_not_convert(
+            lambda k: (k // local) * batch_size + (pipeline * local + k % local) * size
+        )
+    )

@@ -115,6 +115,7 @@ def labeled_batches(
     def annotate(views: np.ndarray, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return labels.read(examples), mixup_ratios(views[:size], seed=seed, alpha=alpha)
 
+    @tf.autograph.experimental.do_not_convert
     def select(batch: Batch) -> Batch:
         label, ratio = tf.numpy_function(
             annotate, [batch["views"], batch["example"]], [tf.int64, tf.float32], stateful=False

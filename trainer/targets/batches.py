@@ -124,7 +124,7 @@ class Targets:
             pipelines=context.num_input_pipelines if context else 1,
         )
         return self.input.dataset(starts, with_others=online).map(
-            lambda batch: self._select(batch, online=online)
+            tf.autograph.experimental.do_not_convert(lambda batch: self._select(batch, online=online))
         )
 
     def teacher_input(self, batch_size: int) -> ViewInput:
