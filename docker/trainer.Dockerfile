@@ -44,6 +44,7 @@ COPY docker/healthcheck.py /opt/healthcheck.py
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=2 \
+    TF_FORCE_GPU_ALLOW_GROWTH=true \
     VIEW_DISTILL_CACHE=/tmp/view-distill
 RUN --mount=type=bind,from=dependencies,source=/build/install.sh,target=/build/install.sh \
     --mount=type=bind,from=tools,source=/opt/uv,target=/opt/uv \

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 KERAS_VARIABLE = "TF_USE_LEGACY_KERAS"
+GROWTH_VARIABLE = "TF_FORCE_GPU_ALLOW_GROWTH"
 # Name of a package to its distributions, of which one is installed.
 _VERSIONED = {
     "tensorflow": ("tensorflow", "tensorflow-tpu", "tensorflow-cpu"),
@@ -32,6 +33,16 @@ def use_keras_2() -> None:
         os.environ[KERAS_VARIABLE] = "1"
     else:
         os.environ.pop(KERAS_VARIABLE, None)
+
+
+def grow_device_memory() -> None:
+    """Makes TensorFlow take GPU memory as it needs it, also in child processes; to be called before it uses a device.
+
+    By default, the first process takes nearly all of it, so that a second one on the same GPU fails, such as a parallel run or a
+    worker of the precompute. A value that the user has set stays. A variable, because `tf.config.experimental.set_memory_growth`
+    would have to come first in every process, and import TensorFlow there.
+    """
+    os.environ.setdefault(GROWTH_VARIABLE, "true")
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 from pipeline.cli.allocator import keep_freed_memory
-from pipeline.cli.environment import use_keras_2
+from pipeline.cli.environment import grow_device_memory, use_keras_2
 from pipeline.cli.logs import ReaderlessStandardError, show_warnings
 from pipeline.cli.parameters import with_flags
 from pipeline.errors import EXIT_INTERRUPTED, DataError, Interrupted, UserError
@@ -118,6 +118,7 @@ def run_module(name: str, *, flags: str | None = None) -> NoReturn:
     show_warnings()
     use_keras_2()
     keep_freed_memory()
+    grow_device_memory()
     try:
         run_command(main)
     except SystemExit as end:

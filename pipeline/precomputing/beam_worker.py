@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from pipeline.cli.allocator import keep_freed_memory
-from pipeline.cli.environment import use_keras_2
+from pipeline.cli.environment import grow_device_memory, use_keras_2
 from pipeline.cli.logs import show_warnings
 from pipeline.errors import Interrupted
 from pipeline.errors.causes import find_reason
@@ -113,5 +113,6 @@ if __name__ == "__main__":
     show_warnings()
     use_keras_2()
     keep_freed_memory()
+    grow_device_memory()
     sys.stderr = StandardError(sys.stderr)  # type: ignore[assignment]
     runpy.run_module(BEAM_COMMAND, run_name="__main__", alter_sys=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,31 @@ def test_keras_2_is_chosen_by_the_version_of_tensorflow(
     monkeypatch.setattr(environment.metadata, "version", lambda _: version)
     environment.use_keras_2()
     assert os.environ.get(environment.KERAS_VARIABLE) == expected
+
+
+@pytest.mark.parametrize(("inherited", "expected"), [(None, "true"), ("false", "false")])
+def test_commands_take_gpu_memory_as_they_need_it(inherited: str | None, expected: str) -> None:
+    """Of a process without TensorFlow: the variable also reaches child processes."""
+    code = (
+        "import os, sys, types; command = sys.modules['command'] = types.ModuleType('command'); "
+        f"command.main = lambda argv: print(os.environ['{environment.GROWTH_VARIABLE}']); "
+        "from pipeline.cli.main import run_module; run_module('command')"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != environment.GROWTH_VARIABLE}
+    given = {environment.GROWTH_VARIABLE: inherited} if inherited else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
+
+
+def test_tensorflow_reads_the_variable() -> None:
+    """No GPU is here to see the effect."""
+    name = environment.GROWTH_VARIABLE.encode()
+    libraries = [
+        path.read_bytes() for path in Path(tf.sysconfig.get_lib()).glob("libtensorflow_framework.so*")
+    ]
+    assert any(name in library for library in libraries)
 
 
 def test_the_processor_has_the_name_from_the_kernel() -> None:
