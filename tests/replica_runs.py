@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 from trainer import train
+from trainer.step import loss_scaling
 
 BATCH, STEPS = 8, 6
 RUNS = {
     "group_norm": ["--student=tiny"],
     "batch_norm": ["--student=tests.own_students:batch_norm"],
     "sync_batch_norm": ["--student=tests.own_students:batch_norm", "--sync_batch_norm"],
+    "float16": ["--student=tiny", "--precision=float16"],
     "dropout": ["--student=tests.own_students:nested", "--sync_batch_norm"],
 }
 FLAGS = [
@@ -38,7 +40,8 @@ train.make_strategy = functools.cache(train.make_strategy)
 
 
 def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:
-    """Runs the named entries of `RUNS`."""
+    """Runs the named entries of `RUNS`. The first steps of `float16` overflow."""
+    loss_scaling.INITIAL_SCALE = 2.0**19
     strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas > 1 else []
     for name in names:
         found = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={workdir / str(replicas) / name}"]

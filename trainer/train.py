@@ -115,6 +115,11 @@ def _complete(run: Run, options: TrainOptions, store: ViewStore) -> dict[str, An
 def _print_result(result: dict[str, Any], workdir: Path) -> None:
     for name, figures in result["evaluation"].items():
         print(evaluation_text(name, figures))
+    if skipped := result.get("skipped_steps"):
+        print(
+            f"{skipped:,} of {result['steps']:,} steps were skipped, because their float16 gradients overflowed; the loss scale is "
+            f"{result['loss_scale']:g}"
+        )
     if not result["evaluation"]:
         print(f"not evaluated: {result.get('not_evaluated', NOT_EVALUATED)}")
     print(f"student: {workdir / STUDENT_DIRECTORY}; figures: {workdir / RESULT_FILE}")

@@ -74,11 +74,11 @@ def test_run_is_not_continued_in_another_precision(
 def test_unknown_precision_is_refused_before_anything_is_created(
     published_store: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    argv = arguments(published_store, tmp_path / "run", data_dir, "--precision=float16")
+    argv = arguments(published_store, tmp_path / "run", data_dir, "--precision=float64")
     code, message = fail(argv, capsys)
     assert code == EXIT_USER_ERROR
     assert "--precision" in message
-    assert "float16" in message
+    assert "float64" in message
     assert not (tmp_path / "run").exists()
 
 

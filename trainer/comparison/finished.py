@@ -118,7 +118,7 @@ class FinishedRun:
 
     def curve(self, name: str) -> Curve:
         """A logged figure of the training by step, such as `loss` or `learning_rate`."""
-        lines = self._training
+        lines = [line for line in self._training if name in line]
         return Curve(
             np.array([line["step"] for line in lines], np.int64),
             np.array([line[name] for line in lines], np.float64),

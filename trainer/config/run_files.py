@@ -111,7 +111,7 @@ def parse_step(text: str) -> Line:
 class TrainLine(Line):
     """Training line of metrics.jsonl."""
 
-    loss: float
+    loss: NotRequired[float]  # not of a skipped step whose loss was not finite
     learning_rate: float
     views_per_second: NotRequired[Annotated[float, AtLeast(1e-9)]]
 

@@ -170,7 +170,7 @@ def _add_device_flags(parser: Parser) -> None:
         "--precision",
         default="float32",
         choices=PRECISIONS,
-        help="Compute precision of the student's convolutions.",
+        help="Compute precision of the student's convolutions. float16, for GPUs without bfloat16, scales the loss.",
     )
     add(
         "--sync_batch_norm",
@@ -241,6 +241,10 @@ def check_shared_flags(flags: argparse.Namespace) -> None:
     if flags.student is not None:
         student_kind(flags.student)
     check_strategy(flags.strategy, replicas=flags.replicas, tpu=flags.tpu)
+    if flags.precision == "float16" and flags.strategy == "tpu":
+        raise UserError(
+            "--precision=float16: got --strategy=tpu, whose cores compute in bfloat16; use --precision=bfloat16"
+        )
 
 
 def check_shared_paths(flags: argparse.Namespace, *, stores: Sequence[str]) -> None:

@@ -33,8 +33,9 @@ STUDENTS: dict[str, Callable[[int, int], tf.keras.Model]] = {
 # Values of `--precision`, and Keras's policy for each. Under `mixed_bfloat16`, convolutions and the layers between them
 # are bfloat16. Weights, the scaling of views, the moments of all norms, the standardization of kernels, the pooling
 # before the head, and the head itself stay float32, because they sum over thousands of numbers, too many for a mantissa
-# of 8 bits. bfloat16 has the range of float32, so the loss needs no scaling.
-PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+# of 8 bits. `mixed_float16` is the same with float16. bfloat16 has the range of float32, so the loss needs no scaling;
+# float16 needs it (`trainer.step.loss_scaling`).
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 # Image sizes from which a step of the student takes about twice as long as one of `small`, although that has more

@@ -34,6 +34,7 @@ from trainer.run.results import check_export
 from trainer.run.training import Run
 from trainer.run.write_back import TeacherPass
 from trainer.step.distiller import Distiller
+from trainer.step.loss_scaling import scale_loss
 from trainer.step.optimizers import recipe_optimizer
 from trainer.step.schedules import Scaled
 from trainer.targets.batches import Targets
@@ -106,6 +107,7 @@ def build_run(
             Path(flags.workdir) / "checkpoints",
             student=distiller.student,
             optimizer=distiller.optimizer,
+            skipped=distiller.skipped,
             identity=options.identity(store.identity()),
             writes=workers.chief,
         ),
@@ -190,6 +192,8 @@ def _make_distiller(
         round_trip=None if teachers is None else teachers.round_trip,
     )
     optimizer = recipe_optimizer(recipe, options.schedule.multiplier())
+    if flags.precision == "float16":
+        optimizer = scale_loss(optimizer)
     distiller.compile(
         optimizer=optimizer, steps_per_execution=flags.steps_per_execution, jit_compile=flags.jit_compile
     )

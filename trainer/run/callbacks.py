@@ -23,6 +23,7 @@ from trainer.distribution.workers import Workers
 from trainer.run.checkpoints import Checkpoints
 from trainer.run.evaluation import Evaluator, accuracy_text, unlabeled_text
 from trainer.run.preemption import Preemption
+from trainer.step.loss_scaling import SMALLEST_SCALE
 
 
 class DivergedError(UserError):
@@ -87,6 +88,28 @@ def _check_finite(step: int, figures: dict[str, Any]) -> None:
             raise DivergedError(
                 f"step {step}: the {name} is {value}; lower --learning_rate, and start in another --workdir"
             )
+
+
+def _without_overflow(step: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a step with a loss scale, without those that are not finite because the step was skipped.
+
+    Raises:
+      DivergedError: no smaller loss scale would help.
+    """
+    if unfit := figures.pop("unfit_steps"):
+        raise DivergedError(
+            f"step {step}: the logits to match were not finite in {unfit} of the steps so far; check the teacher, and start in "
+            "another --workdir"
+        )
+    if math.isfinite(figures["gradient_norm"]):
+        return figures
+    if figures["loss_scale"] <= SMALLEST_SCALE:
+        raise DivergedError(
+            f"step {step}: the gradients are not finite, and the loss scale is down to {figures['loss_scale']:g}, after "
+            f"{figures['skipped_steps']} skipped steps; use --precision=float32 or bfloat16, or a lower --learning_rate, in another "
+            "--workdir"
+        )
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _start_session(board: tf.summary.SummaryWriter, *, after: int) -> None:
@@ -229,7 +252,11 @@ class RunCallback(tf.keras.callbacks.Callback):
         return self.step // every > before // every
 
     def _write(self, logs: dict[str, Any]) -> None:
-        figures: dict[str, Any] = {name: float(value) for name, value in logs.items() if name != "views"}
+        figures: dict[str, Any] = {
+            name: np.asarray(value).item() for name, value in logs.items() if name != "views"
+        }
+        if "loss_scale" in figures:
+            figures = _without_overflow(self.step, figures)
         now = time.perf_counter()  # after the values have arrived from the device
         figures["epoch"] = self.step * self._length.batch_size / self._length.num_examples
         figures["learning_rate"] = self._learning_rate(self.step - 1)

@@ -104,6 +104,7 @@ class Checkpoints:
 
     Args:
       identity: values that must be the same for a run to continue; `spec` is the store's digest.
+      skipped: count of skipped steps, of a run with a loss scale.
       writes: False for workers other than the chief: `save` and `save_best` then do nothing.
     """
 
@@ -114,6 +115,7 @@ class Checkpoints:
         student: tf.keras.Model,
         optimizer: tf.keras.optimizers.legacy.Optimizer,
         identity: dict[str, Any],
+        skipped: tf.Module | None = None,
         keep: int = 3,
         writes: bool = True,
     ) -> None:
@@ -125,7 +127,8 @@ class Checkpoints:
         # Create slots before restoring, so that a checkpoint without them is noticed.
         optimizer._create_all_weights(student.trainable_variables)
         self._run = _RunState({"step": 0, **identity})
-        self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run)
+        counts = {} if skipped is None else {"skipped": skipped}
+        self._checkpoint = tf.train.Checkpoint(student=student, optimizer=optimizer, run=self._run, **counts)
         # Created at the first save otherwise, which is a collective that only the chief would run.
         _ = self._checkpoint.save_counter
         self._latest = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)

@@ -18,7 +18,10 @@ PREDICTIONS_FILE = "predictions.npz"  # of `student` on --eval_split
 NOT_EVALUATED = "the store has no teacher outputs for a held-out split"
 
 # Entries of result.json about the training; kept when a finished run is only evaluated again.
-OF_TRAINING = ("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes")
+OF_TRAINING = (
+    *("first_step", "seconds", "seconds_a_step", "epochs_written_back", "teacher_forward_passes"),
+    *("skipped_steps", "loss_scale"),
+)
 
 
 def export_student(student: tf.keras.Model, path: Path) -> Path:

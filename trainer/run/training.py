@@ -131,6 +131,16 @@ class Run:
             "teacher_forward_passes": len(self.store.stores)
             * (length.steps - max(length.online_from, first))
             * length.batch_size,
+            **self._loss_scaling(),
+        }
+
+    def _loss_scaling(self) -> dict[str, Any]:
+        """Skipped steps of the whole run, and the loss scale after the last one; empty without a loss scale."""
+        if (skipped := self.distiller.skipped) is None:
+            return {}
+        return {
+            "skipped_steps": int(tf.convert_to_tensor(skipped.total)),
+            "loss_scale": float(self.optimizer.loss_scale),
         }
 
     def _restore(self) -> int:

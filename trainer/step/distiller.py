@@ -14,6 +14,7 @@ import tensorflow as tf
 from pipeline.views.mix import mix
 from trainer.models.randomness import Generators
 from trainer.step.loss import DistillationLoss
+from trainer.step.loss_scaling import SkippedSteps, scales_loss
 from trainer.step.xla_loop import Batch, run_steps, stack_batches
 
 TensorFunction = Callable[[Any], Any]  # of tensors
@@ -92,6 +93,7 @@ class Distiller(tf.keras.Model):
         self.student = student
         self._distillation_loss = DistillationLoss(temperature, temperature_squared=temperature_squared)
         self._generators = Generators(student)
+        self.skipped: SkippedSteps | None = None
         self._codec: TensorFunction = round_trip or tf.identity
         self._teacher: TensorFunction | None = None
         if teacher is not None:  # inside a function, where Keras does not find its variables
@@ -102,8 +104,11 @@ class Distiller(tf.keras.Model):
         self.distribute_reduction_method = "first"
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Keras's, see `tf.keras.Model.compile`."""
+        """Keras's, see `tf.keras.Model.compile`. Under a `LossScaleOptimizer`, the loss is scaled."""
         super().compile(*args, **kwargs)
+        if scales_loss(self.optimizer):
+            with self.distribute_strategy.scope():
+                self.skipped = SkippedSteps()
         if self._generators:
             _ = self.optimizer.iterations  # is created when it is first read, which replicas cannot do
 
@@ -119,6 +124,7 @@ class Distiller(tf.keras.Model):
           `agreement` (fraction of views with the teacher's argmax), `gradient_norm` (global, before clipping).
           With one replica and `views` in the batch, also `views`. With `record` in the batch, also that dict with `ratio`
           and the teacher's `logits` float32 [B, C] before the codec, of this replica.
+          With a loss scale, also the figures of `SkippedSteps.count`; `gradient_norm` is not finite in a skipped step.
 
         Raises:
           ValueError: while tracing, if the batch has `stored` and there is no teacher.
@@ -131,24 +137,37 @@ class Distiller(tf.keras.Model):
         replicas = context.num_replicas_in_sync
         if self._generators:
             self._generators.reset(self.optimizer.iterations)
-        with tf.GradientTape() as tape:
-            logits = self.student(views, training=True)
-            losses = self._distillation_loss.call(targets, logits)
-            loss = (tf.reduce_mean(losses) + tf.add_n([0.0, *self.student.losses])) / replicas
+        loss, logits, gradients = self._differentiate(views, targets, replicas=replicas)
         agreement = _agreement(targets, logits) / replicas
-        variables = self.student.trainable_variables
-        gradients = tape.gradient(loss, variables)
         aggregation: dict[str, Any] = {}
         if replicas > 1:  # here and not in the optimizer, for the norm of the sum
             gradients, loss, agreement = context.all_reduce("sum", [gradients, loss, agreement])
             aggregation = {"experimental_aggregate_gradients": False}
+        variables = self.student.trainable_variables
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True), **aggregation)
-        figures = {"loss": loss, "agreement": agreement, "gradient_norm": tf.linalg.global_norm(gradients)}
+        norm = tf.linalg.global_norm(gradients)
+        figures = {"loss": loss, "agreement": agreement, "gradient_norm": norm}
+        if self.skipped is not None:
+            figures |= self.skipped.count(self.optimizer, gradient_norm=norm, targets=targets)
         if "views" in data and replicas == 1:
             figures["views"] = data["views"]
         if "record" in data:
             figures["record"] = {**data["record"], "ratio": data["ratio"], "logits": online}
         return figures
+
+    def _differentiate(
+        self, views: tf.Tensor, targets: tf.Tensor, *, replicas: int
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """The loss (a replica's share of the mean), the student's logits [B, C], and the gradients of its weights."""
+        with tf.GradientTape() as tape:
+            logits = self.student(views, training=True)
+            losses = self._distillation_loss.call(targets, logits)
+            loss = (tf.reduce_mean(losses) + tf.add_n([0.0, *self.student.losses])) / replicas
+            scaled = loss if self.skipped is None else self.optimizer.get_scaled_loss(loss)
+        gradients = tape.gradient(scaled, self.student.trainable_variables)
+        if self.skipped is not None:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
+        return loss, logits, gradients
 
     def train_steps(self, batches: Batch, count: tf.Tensor) -> dict[str, tf.Tensor]:
         """Performs several updates in one loop, which compiles under XLA as a whole.
@@ -161,6 +180,8 @@ class Distiller(tf.keras.Model):
           The outputs of `train_step` for the last of them.
         """
         empty = {name: tf.zeros([]) for name in ("loss", "agreement", "gradient_norm")}
+        if self.skipped is not None:
+            empty |= self.skipped.empty_figures()
         if "views" in batches:
             empty["views"] = tf.zeros_like(batches["views"][0])
         return run_steps(self.train_step, batches, count, initial=empty)

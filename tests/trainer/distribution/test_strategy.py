@@ -104,6 +104,18 @@ def test_losses_do_not_depend_on_the_number_of_replicas(replica_runs: Path, name
 
 
 @pytest.mark.slow
+def test_replicas_skip_the_same_steps_of_a_float16_run(replica_runs: Path):
+    alone, shared = (metrics(replica_runs / str(count) / "float16", "train") for count in (1, 2))
+    for name in ("skipped_steps", "loss_scale"):
+        assert [line[name] for line in shared] == [line[name] for line in alone]
+    assert 1 <= alone[-1]["skipped_steps"] < STEPS
+    # The sums over replicas differ in their rounding to float16.
+    np.testing.assert_allclose(
+        *(losses_of(replica_runs / str(count) / "float16") for count in (2, 1)), rtol=0.01
+    )
+
+
+@pytest.mark.slow
 def test_batch_norm_depends_on_the_number_of_replicas_which_is_reported(replica_runs: Path):
     alone, shared, together = (
         losses_of(replica_runs / name) for name in ("1/batch_norm", "2/batch_norm", "1/sync_batch_norm")

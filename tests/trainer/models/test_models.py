@@ -20,24 +20,32 @@ def test_every_student_scales_its_input_first() -> None:
         np.testing.assert_allclose(scale(tf.constant([0.0, 127.5, 255.0])), [-1, 0, 1], atol=1e-6)
 
 
-FLOAT32_UNDER_BFLOAT16 = {"Rescaling", "GroupNorm", "GroupNormalization", "GlobalAveragePooling2D", "Dense"}
+FLOAT32_UNDER_MIXED = {"Rescaling", "GroupNorm", "GroupNormalization", "GlobalAveragePooling2D", "Dense"}
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "resnet50v2", "bit_r50x1"])
-def test_bfloat16_is_for_convolutions_and_never_for_sums_weights_or_logits(name: str) -> None:
-    policy = tf.keras.mixed_precision.global_policy()
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "bfloat16") for name in ("tiny", "small", "resnet50v2", "bit_r50x1")),
+        ("tiny", "float16"),
+    ],
+)
+def test_low_precision_is_for_convolutions_and_never_for_sums_weights_or_logits(
+    name: str, precision: str
+) -> None:
+    policy = tf.keras.mixed_precision.global_policy().name
     with tf.Graph().as_default():  # variables without values
-        model = build_student(name, num_classes=5, image_size=32, precision="bfloat16")
+        model = build_student(name, num_classes=5, image_size=32, precision=precision)
         assert (model.inputs[0].dtype, model.outputs[0].dtype) == (tf.float32, tf.float32)
     assert {variable.dtype for variable in model.weights} == {tf.float32}
     kinds = {(type(layer).__name__, layer.compute_dtype) for layer in model.layers}
-    assert {kind for kind, dtype in kinds if dtype == "float32"} - {
-        "InputLayer"
-    } == FLOAT32_UNDER_BFLOAT16 & {kind for kind, _ in kinds}
+    assert {kind for kind, dtype in kinds if dtype == "float32"} - {"InputLayer"} == FLOAT32_UNDER_MIXED & {
+        kind for kind, _ in kinds
+    }
     convolutions = [layer for layer in model.layers if "Conv2D" in type(layer).__name__]
     assert len(convolutions) >= 7
-    assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
-    assert tf.keras.mixed_precision.global_policy() is policy
+    assert {layer.compute_dtype for layer in convolutions} == {precision}
+    assert tf.keras.mixed_precision.global_policy().name == policy
 
 
 def test_global_policy_is_neither_heeded_nor_changed() -> None:
@@ -55,8 +63,8 @@ def test_global_policy_is_neither_heeded_nor_changed() -> None:
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(UserError, match=r"`precision`=float16.*float32, bfloat16"):
-        build_student("tiny", num_classes=5, image_size=32, precision="float16")
+    with pytest.raises(UserError, match=r"`precision`=float64.*float32, bfloat16, float16"):
+        build_student("tiny", num_classes=5, image_size=32, precision="float64")
 
 
 def test_unknown_student_is_refused() -> None:
