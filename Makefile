@@ -41,12 +41,13 @@ $(BIN)/python:
 	echo "creating $(VENV) with $$python"; \
 	"$$python" -m venv $(VENV)
 
+# Compiled here, because with PYTHONDONTWRITEBYTECODE, as in many containers, each process would compile TensorFlow again (14 s).
 $(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
 	@echo "installing uv $(UV_VERSION) into $(VENV)"
 	@$(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@echo "installing $(LOCK) into $(VENV)"
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet $(LOCK)
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode $(LOCK)
 	@echo "installing this project into $(VENV), editable"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@

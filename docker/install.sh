@@ -47,11 +47,12 @@ dependencies() { # IMAGE VARIANT PYTHON VENV
         cpu) sed --in-place 's/^tensorflow==/tensorflow-cpu==/' "$listed" ;;
         tpu) sed --in-place '/^tensorflow==/d' "$listed" ;;
     esac
-    uv pip install --quiet --python "$4" --no-deps --requirement "$listed"
+    # Compiled here: the user of the image cannot write the compiled files, so each process would compile TensorFlow again.
+    uv pip install --quiet --compile-bytecode --python "$4" --no-deps --requirement "$listed"
 }
 
 package() { # WHEEL|CHECKOUT VENV
-    uv pip install --quiet --python "$2" --no-deps --reinstall "$1"
+    uv pip install --quiet --compile-bytecode --python "$2" --no-deps --reinstall "$1"
 }
 
 [[ $# -ge 3 ]] || mistake "usage: install.sh dependencies precompute|trainer cpu|gpu|tpu PYTHON VENV, or package WHEEL|CHECKOUT VENV"
