@@ -33,7 +33,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
 from pipeline.cli.choices import DEMO_STORE
-from pipeline.cli.environment import usable_cpus, usable_memory
+from pipeline.cli.environment import usable_cpus, usable_memory, use_keras_2
 from pipeline.cli.parser import Parser
 from pipeline.cli.units import counted
 from pipeline.errors import UserError
@@ -81,6 +81,7 @@ class ComputeShard(beam.DoFn):
 
     def setup(self) -> None:
         """Takes this process's worker, or makes one."""
+        use_keras_2()  # a worker of Dask or Dataflow is no command of ours
         job = self._job
         self._worker: ShardWorker = self._shared.acquire(lambda: ShardWorker(job), tag=job)
 
@@ -118,13 +119,22 @@ def beam_options(arguments: list[str], parser: Parser) -> PipelineOptions:
     for options in [PipelineOptions, *_subclasses(PipelineOptions)]:
         if "_add_argparse_args" in options.__dict__:
             options._add_argparse_args(beam_parser)
-    _, unknown = beam_parser.parse_known_args(arguments)
+    parsed, unknown = beam_parser.parse_known_args(arguments)
     if unknown:
         parser.refuse(unknown, also=beam_parser.flag_names())
+    if _is_dask(create_runner(name)) and parsed.partition_size is None and parsed.npartitions is None:
+        # Otherwise Beam makes one Dask task of 128 shards: at most one worker in 128 shards has work, and a lost worker
+        # takes all of them along.
+        arguments = [*arguments, "--dask_partition_size=1"]
     out = PipelineOptions(arguments)
     if mistakes := PipelineOptionsValidator(out, create_runner(name)).validate():
         raise UserError(f"--runner={name}: {'; '.join(' '.join(str(line).split()) for line in mistakes)}")
     return out
+
+
+def _is_dask(runner: PipelineRunner) -> bool:
+    """Whether a runner is Beam's Dask runner, whose module needs not be installed."""
+    return type(runner).__name__ == "DaskRunner"
 
 
 def make_runner(options: PipelineOptions) -> PipelineRunner:
@@ -173,17 +183,21 @@ def run_pipeline(
     Raises:
       UserError: a worker process was killed, or the runner's service refused or did not answer.
     """
-    pipeline = beam.Pipeline(make_runner(options), options=options)
-    _ = (
+    runner = make_runner(options)
+    pipeline = beam.Pipeline(runner, options=options)
+    shards = (
         pipeline
         | "CreatePendingShards" >> beam.Create([to_element(task) for task in tasks])
         | "Reshuffle" >> beam.Reshuffle()
         # Element: one ShardTask as a tuple
         | "ComputeShard" >> beam.ParDo(ComputeShard(job, shared))
-        # str: name of a shard. FnApiRunner notices a killed worker process only by its broken output stream, so without
-        # outputs of ComputeShard the command would wait for it forever.
-        | "CountShards" >> beam.combiners.Count.Globally()
+        # str: name of a shard
     )
+    if not _is_dask(runner):
+        # FnApiRunner notices a killed worker process only by its broken output stream, so without outputs of ComputeShard
+        # the command would wait for it forever. Dask notices by itself, and would shuffle all tasks for a count: the
+        # scheduler takes 12 times as many steps for 64 shards, and the factor grows with their number.
+        _ = shards | "CountShards" >> beam.combiners.Count.Globally()
     try:
         result = pipeline.run()
         result.wait_until_finish()
