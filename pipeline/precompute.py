@@ -25,10 +25,15 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner, create_runner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState, create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from apache_beam.utils.shared import Shared
 
@@ -47,7 +52,7 @@ from pipeline.precomputing.preflight import find_work, make_job, try_worker
 from pipeline.precomputing.progress import Progress
 from pipeline.precomputing.publishing import Publisher
 from pipeline.precomputing.reports import eval_splits_text, summary_text
-from pipeline.precomputing.services import service_failure
+from pipeline.precomputing.services import check_staging, service_failure
 from pipeline.precomputing.store_session import open_session, prepare_directory, recorded_classes
 from pipeline.precomputing.worker import PrecomputeJob, ShardWorker
 from pipeline.store.reader import StoreReader
@@ -149,6 +154,16 @@ def make_runner(options: PipelineOptions) -> PipelineRunner:
     return runner
 
 
+def staging_place(options: PipelineOptions) -> str | None:
+    """Where the job of a Dataflow runner is staged; None for other runners."""
+    runner = create_runner(options.view_as(StandardOptions).runner or DEFAULT_RUNNER)
+    if not type(runner).__name__.endswith("DataflowRunner"):
+        return None
+    google = options.view_as(GoogleCloudOptions)
+    place: str = google.staging_location or google.temp_location
+    return place
+
+
 def buffer_share(options: PipelineOptions) -> int | None:
     """Default of `--input_buffer_bytes` for worker processes that share this machine; None for a single process."""
     direct = options.view_as(DirectOptions)
@@ -198,17 +213,14 @@ def run_pipeline(
         # the command would wait for it forever. Dask notices by itself, and would shuffle all tasks for a count: the
         # scheduler takes 12 times as many steps for 64 shards, and the factor grows with their number.
         _ = shards | "CountShards" >> beam.combiners.Count.Globally()
+    result = None
     try:
         result = pipeline.run()
         result.wait_until_finish()
-    except Exception as error:
-        if "Channel closed prematurely" in str(error):
-            raise UserError(
-                "a worker process was killed, perhaps because memory ran out; published data is safe: run the same command "
-                "again, with fewer --direct_num_workers or a smaller --image_cache_bytes if memory is short"
-            ) from error
-        name = options.view_as(StandardOptions).runner or DEFAULT_RUNNER
-        if name.rsplit(".", 1)[-1] not in LOCAL_RUNNERS and (found := service_failure(error, runner=name)):
+    except BaseException as error:
+        if result is not None:
+            _cancel(result)
+        if isinstance(error, Exception) and (found := _service_error(error, options)) is not None:
             raise found from error
         raise
     try:
@@ -218,10 +230,35 @@ def run_pipeline(
     return {c.key.metric.name: c.result for c in counters if c.key.metric.namespace == _METRICS}
 
 
+def _service_error(error: Exception, options: PipelineOptions) -> UserError | None:
+    """The error of a killed worker process or of the runner's service; None for other errors."""
+    if "Channel closed prematurely" in str(error):
+        return UserError(
+            "a worker process was killed, perhaps because memory ran out; published data is safe: run the same command "
+            "again, with fewer --direct_num_workers or a smaller --image_cache_bytes if memory is short"
+        )
+    name = options.view_as(StandardOptions).runner or DEFAULT_RUNNER
+    return None if name.rsplit(".", 1)[-1] in LOCAL_RUNNERS else service_failure(error, runner=name)
+
+
+def _cancel(result: PipelineResult) -> None:
+    """Cancels the job of a service if it has not ended: its workers would go on, without a lock, and be billed."""
+    try:
+        if not PipelineState.is_terminal(result.state):
+            result.cancel()
+    except Exception as error:  # noqa: BLE001  # of any client library; the command ends for another reason
+        print(
+            f"the job cannot be canceled ({first_line(error)}); cancel it in the service's own console",
+            file=sys.stderr,
+        )
+
+
 def main(argv: list[str]) -> int:
     """Runs the command; see the module docstring."""
     flags = parse(argv)
     runner_options = beam_options(flags.beam, make_parser())
+    if (staging := staging_place(runner_options)) is not None:
+        check_staging(staging)
     is_demo = announce_demo(flags)
     location = flags.store or DEMO_STORE
     prepare_directory(location)

@@ -22,6 +22,15 @@ _PLACES = ("store", "data_dir", "teacher")
 _LOCAL_FLINK = ("[local]", "[auto]")
 _DATAFLOW_HOST, _JARS_HOST = "dataflow.googleapis.com", "repo.maven.apache.org"
 _CONNECT_SECONDS = 5.0
+_REGION = "CLOUDSDK_COMPUTE_REGION"
+# Options by which workers get this package.
+_SOFTWARE = (
+    "sdk_container_image",
+    "worker_harness_container_image",
+    "setup_file",
+    "requirements_file",
+    "extra_package",
+)
 _GCLOUD_FILE = "application_default_credentials.json"
 
 
@@ -45,6 +54,7 @@ def check(flags: argparse.Namespace, arguments: Sequence[str]) -> None:
     for flag, address, what in _addresses(name, options):
         _check_answers(f"{flag}={address}", *_host_and_port(flag, address), what)
     if name in _DATAFLOW:
+        _check_job(name, options)
         _check_google(name, options)
     elif name in _PORTABLE:
         _check_job_server(name, options)
@@ -198,6 +208,36 @@ def _check_job_server(name: str, options: argparse.Namespace) -> None:
             f"--runner={name}: {_JARS_HOST} does not answer ({why}), from which Beam downloads the job server; {other}, or a local "
             f"file with {jar}=FILE, and rerun the same command"
         )
+
+
+def _check_job(name: str, options: argparse.Namespace) -> None:
+    """Checks that Dataflow gets what a job needs, and that it is run now."""
+    if options.project is None:
+        raise UserError(f"--project is missing: --runner={name} needs the ID of a Google Cloud project")
+    if (
+        options.region is None
+        and _REGION not in os.environ
+        and shutil.which("gcloud") is None  # which Beam asks for its default region
+    ):
+        raise UserError(f"--region is missing: --runner={name} needs a region such as us-central1")
+    places = {"temp_location": options.temp_location, "staging_location": options.staging_location}
+    if not any(places.values()):
+        raise UserError(
+            f"--temp_location is missing: --runner={name} stages the job in a gs:// directory of a bucket that exists"
+        )
+    for flag, place in places.items():
+        if place is not None and not place.startswith("gs://"):
+            raise UserError(f"--{flag}={place}: expected a gs:// URL, which Dataflow can read")
+    if not any(getattr(options, flag) for flag in _SOFTWARE):
+        raise UserError(
+            f"--sdk_container_image is missing: workers of --runner={name} have no view-distill without it; build and push "
+            "docker/precompute.Dockerfile"
+        )
+    for flag in ("template_location", "dry_run"):
+        if value := getattr(options, flag):
+            raise UserError(
+                f"--{flag}={value}: cannot be used; a precompute holds the lock of its store until its job has ended: omit it"
+            )
 
 
 def _check_google(name: str, options: argparse.Namespace) -> None:

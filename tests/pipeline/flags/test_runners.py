@@ -17,7 +17,10 @@ DASK = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 FLINK = "--runner=FlinkRunner"
 SPARK = "--runner=SparkRunner"
 PORTABLE = "--runner=PortableRunner"
-DATAFLOW = ("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t")
+DATAFLOW = (
+    *("--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t"),
+    "--sdk_container_image=i",
+)
 URLS = ("--store=gs://b/s", "--data_dir=gs://b/d", "--teacher=gs://b/t")
 
 
@@ -29,6 +32,7 @@ def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "K_SERVICE",
         "HTTPS_PROXY",
         "https_proxy",
+        "CLOUDSDK_COMPUTE_REGION",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
@@ -174,6 +178,45 @@ def test_a_mistake_about_a_service_is_the_users(
     with pytest.raises(UserError, match=named) as caught:
         asked(*flags, *places, *(("--shared_filesystem",) if flags == (PORTABLE,) else ()))
     assert not isinstance(caught.value, TryAgainError)
+
+
+@pytest.mark.parametrize(
+    ("missing", "given", "named"),
+    [
+        ("--project", (), "--project"),
+        ("--region", (), "--region"),
+        ("--temp_location", (), "--temp_location"),
+        ("--temp_location", ("--temp_location=/tmp/t",), "--temp_location=/tmp/t"),
+        ("--temp_location", ("--staging_location=s3://b/t",), "--staging_location=s3://b/t"),
+        ("--sdk_container_image", (), "--sdk_container_image"),
+        (None, ("--template_location=gs://b/template",), "--template_location=gs://b/template"),
+        (None, ("--dry_run=true",), "--dry_run=true"),
+    ],
+)
+def test_a_dataflow_job_that_cannot_run_is_refused_before_anything_else(
+    missing: str | None, given: tuple[str, ...], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # without gcloud, which may have a default region
+    flags = [flag for flag in DATAFLOW if flag.split("=")[0] != missing]
+    with pytest.raises(UserError) as caught:
+        asked(*flags, *given, *URLS)
+    assert str(caught.value).startswith(named)
+    assert not isinstance(caught.value, TryAgainError)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--staging_location=gs://b/t", "--setup_file=./setup.py", "--region=r"),
+        ("--temp_location=gs://b/t", "--worker_harness_container_image=i"),
+    ],
+)
+def test_other_ways_to_stage_a_dataflow_job_are_taken(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUDSDK_COMPUTE_REGION", "us-central1")
+    with pytest.raises(UserError, match="credentials"):  # the next check
+        asked("--runner=dataflow", "--project=p", *flags, *URLS)
 
 
 def test_dataflow_without_credentials_ends_at_once() -> None:
