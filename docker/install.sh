@@ -27,7 +27,7 @@ mistake() {
 dependencies() { # IMAGE VARIANT PYTHON VENV
     local extras lock listed="$scratch/requirements.txt" more="$scratch/more.in"
     case $1 in
-        precompute) extras=(beam dataflow gcs s3) ;;
+        precompute) extras=(beam dask dataflow gcs s3) ;;
         trainer) extras=(train gcs s3) ;;
         *) mistake "$1: expected precompute or trainer" ;;
     esac

@@ -25,13 +25,14 @@ class FakeDataflow:
 
     Args:
       directory: directory for the output of the job's process.
-      runs: whether a job is run; otherwise it stays in `state`.
+      runs: whether a job is run; otherwise it is in `state` until `end`, if there is one.
       refuses: HTTP status and message of the answer to a job; None to take it.
 
     Attributes:
       port: port of the service.
       job: the job that arrived, as JSON; None before.
       state: state of the job.
+      end: last state of a job that is not run, a few requests later.
       error: message of a failed job.
       requests: (method, path, Authorization) of each request.
     """
@@ -41,6 +42,7 @@ class FakeDataflow:
         self._process: subprocess.Popen[str] | None = None
         self.job: dict[str, Any] | None = None
         self.state, self.error = "JOB_STATE_RUNNING", ""
+        self.end: str | None = None
         self.requests: list[tuple[str, str, str]] = []
         service = self
 
@@ -129,6 +131,8 @@ class FakeDataflow:
         if self._process is not None and (code := self._process.poll()) is not None:
             self.state = "JOB_STATE_DONE" if code == 0 else "JOB_STATE_FAILED"
             self.error = "" if code == 0 else (self._directory / "job.err").read_text()[-2000:]
+        if self.end is not None and sum(method == "GET" for method, _, _ in self.requests) > 5:
+            self.state = self.end
         return {**(self.job or {}), "id": _ID, "currentState": self.state}
 
     def _metrics(self) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ PARSERS = {
     "trainer.teacher": "trainer.flags.teacher",
 }
 # Programs of others whose command lines nothing here can parse.
-OTHERS = {".", "cd", "docker", "gcloud", "git", "pip", "tensorboard", "tfds"}
+OTHERS = {".", "cd", "docker", "gcloud", "git", "helm", "kubectl", "pip", "tensorboard", "tfds"}
 ids = {"ids": [str(page.relative_to(ROOT)) for page in PAGES]}
 
 

@@ -220,12 +220,13 @@ def test_a_job_that_fails_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with FakeDataflow(tmp_path, runs=False) as service:
-        service.state, service.error = state, error
+        service.end, service.error = state, error
         found, line = fail(flags(remote, service, "--no_auth"), capsys, main=main)
     assert found == code
     assert named in line
 
 
+@pytest.mark.slow
 def test_a_job_that_is_refused_is_one_line(
     remote: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
