@@ -88,7 +88,7 @@ def start(flags: list[str]) -> subprocess.Popen[str]:
 
 def test_dask_workers_write_the_same_bytes(cluster: Cluster, asked: Asked, published_store: Path) -> None:
     with start(asked.flags(*cluster.flags())) as process:
-        _, stderr = process.communicate(timeout=500)
+        _, stderr = process.communicate(timeout=1500)
     assert process.returncode == 0, stderr
     assert shard_files(asked.store) == shard_files(published_store)
 
@@ -98,12 +98,12 @@ def test_a_killed_dask_worker_loses_only_its_shard(
 ) -> None:
     """Dask moves its tasks to the other worker."""
     with start(asked.flags(*cluster.flags())) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not list(asked.store.rglob("*.array_record-*")):
             assert process.poll() is None, f"ended too early: {process.communicate()[1]}"
-            assert time.monotonic() < deadline, "no shard in 300 s"
+            assert time.monotonic() < deadline, "no shard"
             time.sleep(0.01)
         os.kill(cluster.workers[0].pid, signal.SIGKILL)
-        _, stderr = process.communicate(timeout=500)
+        _, stderr = process.communicate(timeout=1500)
     assert process.returncode == 0, stderr
     assert shard_files(asked.store) == shard_files(published_store)

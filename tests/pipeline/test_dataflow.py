@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from pipeline.precompute import main
+from pipeline.precompute import ComputeShard, main
 from pipeline.storage.bucket import BucketDirectory
 from pipeline.storage.lock import LOCK_FILE
-from tests.buckets import BUCKET
 from tests.fake_dataflow import ROOT, FakeDataflow, load
 from tests.runs import fail
 from tests.stores import Asked
@@ -119,23 +118,21 @@ def check_job(service: FakeDataflow, remote: Asked) -> None:
     assert set(BucketDirectory(directory).objects()) == {*staged, "pipeline.pb"}
 
 
-def check_pipeline(pipeline: beam_runner_api_pb2.Pipeline, places: list[str]) -> None:
+def check_pipeline(pipeline: beam_runner_api_pb2.Pipeline, remote: Asked) -> None:
     """Checks steps, environment and job of the staged pipeline."""
-    components = pipeline.components
-    names = {transform.unique_name for transform in components.transforms.values()}
-    assert {"CreatePendingShards", "Reshuffle", "ComputeShard", "CountShards"} <= {
-        name.split("/")[0] for name in names
-    }
+    transforms = pipeline.components.transforms.values()
+    steps = {transform.unique_name.split("/")[0] for transform in transforms}
+    assert {"CreatePendingShards", "Reshuffle", "ComputeShard", "CountShards"} <= steps
     images = {
         beam_runner_api_pb2.DockerPayload.FromString(found.payload).container_image
-        for found in components.environments.values()
+        for found in pipeline.components.environments.values()
     }
     assert images == {IMAGE}
-    proto = pipeline.SerializeToString()
-    assert str(ROOT).encode() not in proto
-    assert (
-        re.search(rb"gs://" + BUCKET.encode(), proto) or places
-    )  # places are compressed in the pickled DoFn
+    (payload,) = [t.spec.payload for t in transforms if t.unique_name == "ComputeShard"]
+    do_fn, *_ = pickler.loads(beam_runner_api_pb2.ParDoPayload.FromString(payload).do_fn.payload)
+    assert type(do_fn) is ComputeShard
+    job = do_fn._job
+    assert (job.store, job.data_dir, job.teacher) == (remote.store, remote.data_dir, remote.teacher)
 
 
 @pytest.mark.slow
@@ -153,7 +150,7 @@ def test_the_staged_job_writes_the_bytes_of_a_local_run(
     assert process.returncode == 0, f"{err[-3000:]}\n{job_errors[-3000:]}"
     assert "51 views" in out
     check_job(service, remote)
-    check_pipeline(load(service.staged), [str(remote.store)])
+    check_pipeline(load(service.staged), remote)
     asked_by = [token for method, path, token in service.requests if path != "/token"]
     assert set(asked_by) == {"Bearer token"}
     store = BucketDirectory(str(remote.store))
