@@ -105,14 +105,15 @@ def is_running(job: int) -> bool:
 
 @pytest.mark.slow
 def test_a_precompute_survives_a_killed_job_and_has_the_bytes_of_a_local_run(
-    jobs: Path, asked: Asked, published_store: Path, tmp_path: Path
+    jobs: Path, data_dir: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
+    asked, local = (Asked(data_dir, teacher_path, tmp_path / name) for name in ("dask", "local"))
     file = tmp_path / "dask.json"
     cluster = [sys.executable, SCRIPT, "--jobs=2", "--interface=lo", f"--scheduler_file={file}"]
     # Paths of this machine are seen by workers of this machine.
     flags = asked.flags(RUNNER, f"--dask_scheduler_file={file}", "--views_per_shard=4")
     with subprocess.Popen(cluster, cwd=tmp_path, stdout=subprocess.DEVNULL) as scheduler:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         while not file.exists() or len(submitted(jobs)) < 2:
             assert scheduler.poll() is None
             assert time.monotonic() < end, "no jobs"
@@ -126,13 +127,12 @@ def test_a_precompute_survives_a_killed_job_and_has_the_bytes_of_a_local_run(
             _, err = process.communicate(timeout=1000)
         assert process.returncode == 0, err[-3000:]
         scheduler.send_signal(signal.SIGINT)
-        assert scheduler.wait(timeout=100) == 0
+        assert scheduler.wait(timeout=300) == 0
     end = time.monotonic() + 60
     while any(is_running(job) for job in submitted(jobs)):
         assert time.monotonic() < end, "jobs are left"
         time.sleep(0.1)
     assert len(shard_files(asked.store)) == 13 + 2
-    local = Asked(asked.data_dir, asked.teacher, tmp_path / "local")
     command = [sys.executable, "-m", "pipeline.precompute", *local.flags("--views_per_shard=4")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert shard_files(asked.store) == shard_files(local.store)
