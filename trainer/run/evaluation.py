@@ -112,7 +112,13 @@ class Evaluator:
 
     Args:
       cache_bytes: memory for crops and teacher logits, which are kept if those of all images fit.
+
+    Attributes:
+      predictions: those of the student that was evaluated last, int64 [n] in the order of the split: classes of the teacher, or of
+        the data set where the store has a class map. None before the first evaluation.
     """
+
+    predictions: np.ndarray | None = None
 
     def __init__(
         self,
@@ -179,14 +185,12 @@ class Evaluator:
             yield ours[:left], logits.numpy()[:left]
             left -= self._size
 
-    def write_predictions(self, student: Network, path: Path) -> None:
-        """Writes predictions `top1` and `labels`, int32 [n] each, in the order of the split, to an .npz file.
-
-        Predictions are classes of the teacher, or of the data set where the store has a class map.
-        """
-        top1 = np.concatenate([self._match.predict(ours) for ours, _ in self.logits(student)])
+    def write_predictions(self, path: Path) -> None:
+        """Writes `predictions` as `top1` and `labels`, int32 [n] each, in the order of the split, to an .npz file."""
+        if self.predictions is None:
+            raise ValueError("nothing was evaluated")
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, top1=top1.astype(np.int32), labels=self._labels.astype(np.int32))
+            np.savez(file, top1=self.predictions.astype(np.int32), labels=self._labels.astype(np.int32))
 
     def evaluate(self, student: Network, *, on_batch: OnBatch | None = None) -> Evaluation:
         """Evaluates a student.
@@ -208,6 +212,7 @@ class Evaluator:
             same.append(own[-1] == theirs.argmax(axis=1))
             losses.append(self._loss.call(tf.constant(theirs), tf.constant(ours)).numpy())
         choice, teacher_choice = np.concatenate(choices), np.concatenate(teacher_choices)
+        self.predictions = choice
         computed = self._match.no_accuracy is None
         found = Evaluation(
             examples=self._count,

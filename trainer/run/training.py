@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -83,6 +84,11 @@ class Run:
     @property
     def workdir(self) -> Path:
         return Path(self.options.flags.workdir)
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator | None:
+        """The evaluator of `--eval_split`; it keeps the predictions of the last step for `finish`."""
+        return None if self.options.eval_split is None else self.evaluator(self.options.eval_split)
 
     def train(self) -> dict[str, Any]:
         """Trains from the latest checkpoint to the end.
@@ -166,7 +172,7 @@ class Run:
         return first
 
     def _callback(self, first: int) -> RunCallback:
-        split, flags = self.options.eval_split, self.options.flags
+        flags = self.options.flags
         callback = RunCallback(
             length=self.options.length,
             step=first,
@@ -176,7 +182,7 @@ class Run:
             checkpoint_every=flags.checkpoint_every,
             preemption=self.preemption,
             workers=self.workers,
-            evaluator=self.evaluator(split) if split is not None and self.workers.chief else None,
+            evaluator=self._evaluator if self.workers.chief else None,
             learning_rate=lambda step: float(self.learning_rate(step)),
         )
         callback.set_model(self.distiller)
@@ -304,9 +310,10 @@ class Run:
             name: self.evaluated.get(name) or self.evaluator(name).evaluate(self.student)
             for name in store.held_out_splits
         }
-        if options.eval_split is not None:
-            predictions = self.workdir / PREDICTIONS_FILE
-            self.evaluator(options.eval_split).write_predictions(self.student, predictions)
+        if (evaluator := self._evaluator) is not None:
+            if evaluator.predictions is None:  # an earlier process evaluated the last step
+                evaluator.evaluate(self.student)
+            evaluator.write_predictions(self.workdir / PREDICTIONS_FILE)
         export_student(self.student, self.workdir / STUDENT_DIRECTORY)
         best = self._export_best()
         if training["first_step"] == training["steps"]:  # nothing was trained: keep what was measured then
