@@ -23,9 +23,10 @@ pytest.importorskip("dask_jobqueue", reason="the extra `dask` is not installed")
 
 SCRIPT = ROOT / "docker" / "slurm_cluster.py"
 RUNNER = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
-# A job is a process group with the job's ID.
+# A job is a process group with the job's ID. Like SLURM, it runs a copy of the script, which dask-jobqueue removes at once.
 SBATCH = """#!/bin/sh
-setsid bash "$1" > "$SLURM_JOBS/log.$$" 2>&1 &
+cp "$1" "$SLURM_JOBS/script.$$"
+setsid bash "$SLURM_JOBS/script.$$" > "$SLURM_JOBS/log.$$" 2>&1 &
 echo "$!" >> "$SLURM_JOBS/submitted"
 echo "Submitted batch job $!"
 """
