@@ -49,6 +49,9 @@ def _filesystem(scheme: str) -> Any:
         if scheme == "gs":
             import aiohttp
 
+            # Before gcsfs is imported: from 2026 on, it asks for the type of each bucket by gRPC, without a timeout, and hangs
+            # where only HTTPS gets through. Hierarchical namespaces change nothing for whole objects.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
             options["requests_timeout"] = aiohttp.ClientTimeout(
                 sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
             )
