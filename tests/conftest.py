@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib.abc
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -17,8 +20,17 @@ from pipeline.store.spec import Spec
 from tests import buckets, stores
 
 
+class WithoutBeam(importlib.abc.MetaPathFinder):
+    """Skips a test, or a module of tests, that imports Beam where it is not installed, as in the environment for TPUs."""
+
+    def find_spec(self, fullname: str, *others: Any) -> None:
+        if fullname == "apache_beam":
+            pytest.skip("needs Beam, which this environment does not have", allow_module_level=True)
+
+
 def pytest_configure() -> None:
-    """Restores SIGINT, which background processes of a shell and all their children ignore."""
+    """Adds the rule above, and restores SIGINT, which background processes of a shell and all their children ignore."""
+    sys.meta_path.append(WithoutBeam())  # it is asked last, for what no other finder has
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,6 +41,12 @@ def forget_models() -> Iterator[None]:
     yield
     tf.keras.backend.clear_session()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def beam() -> None:
+    """For tests that start Beam in another process."""
+    import apache_beam  # noqa: F401
 
 
 @pytest.fixture(scope="session")

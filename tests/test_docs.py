@@ -86,6 +86,8 @@ def test_other_commands_exist(page: Path) -> None:
             assert {word for word in words if "=" not in word} <= targets, line
         elif program == "python" and words[0] != "-m":
             assert (ROOT / words[0]).is_file(), line
+        elif program.startswith(".venv/bin/"):  # of the default environment, whichever this one is
+            assert f"\n{Path(program).name}==" in (ROOT / "requirements.lock").read_text(), line
         elif program not in ("python", *OTHERS):
             assert (ROOT / program).is_file(), line
 
