@@ -17,6 +17,8 @@ else ifeq ($(ENVIRONMENT),tpu)
   VENV ?= .venv-tpu
   LOCK := requirements-tpu.lock
   VERSIONS := 3.12
+  # Without a TPU, libtpu asks for its place for minutes.
+  export TPU_SKIP_MDS_QUERY := 1
 else
   $(error ENVIRONMENT=$(ENVIRONMENT): expected default, tf221 or tpu)
 endif
@@ -28,6 +30,8 @@ UV_VERSION := 0.13.9
 DEMO_DIR ?= runs/demo
 # Number of test processes. Each needs about 2 GB.
 TEST_PROCESSES ?= 2
+# What `make test` and `make test-slow` run.
+TESTS ?= tests
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -58,11 +62,11 @@ lint: install ## Check format, style, types and import rules
 	$(BIN)/mypy pipeline trainer docker/healthcheck.py
 	$(BIN)/lint-imports
 
-test: install ## Run the tests, without the slow ones and the benchmarks
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+test: install ## Run the tests, without the slow ones and the benchmarks; TESTS= chooses files
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(TESTS)
 
 test-slow: install ## Run the slow tests
-	$(BIN)/python -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --timeout=1800
+	$(BIN)/python -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --timeout=1800 $(TESTS)
 
 bench: install ## Run the benchmarks (tests/benchmarks)
 	$(BIN)/python -m pytest -m benchmark tests/benchmarks

@@ -66,8 +66,10 @@ def run(venv: str, *argv: str, code: int = 0) -> str:
     python = ROOT / venv / "bin" / "python"
     if not python.exists():
         pytest.skip(f"{venv} is not installed: `make install` with its ENVIRONMENT")
+    # Without a TPU, libtpu asks for its place for minutes.
+    variables = {**environment(), "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(
-        [str(python), *argv], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
+        [str(python), *argv], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == code, f"{venv}: {done.stderr[-2000:]}"
     return done.stdout

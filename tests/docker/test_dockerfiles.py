@@ -14,7 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-SCRIPTS = [ROOT / "docker" / "install.sh", ROOT / "trainer" / "cloud" / "templates" / "tpu_host.sh"]
+SCRIPTS = [
+    ROOT / ".ci" / "run",
+    ROOT / "docker" / "install.sh",
+    ROOT / "trainer" / "cloud" / "templates" / "tpu_host.sh",
+]
 
 
 def linter(name: str) -> str:
