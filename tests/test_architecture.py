@@ -29,6 +29,8 @@ for name in [package.__name__, *(m.name for m in modules)]:
 
 def test_import_contracts_are_kept():
     lint_imports = Path(sys.executable).parent / "lint-imports"
+    if not lint_imports.exists():
+        pytest.skip("needs the extra lint")
     done = subprocess.run(
         [lint_imports, "--config", "pyproject.toml", "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )

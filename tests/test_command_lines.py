@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,12 @@ CASES: dict[str, tuple[list[str], tuple[str, str], list[str] | None, list[str] |
 }
 
 
+def marked(commands: Iterable[str]) -> list[Any]:
+    """The commands as parameters of a test, which skips one whose runner is not installed."""
+    beam = pytest.mark.usefixtures("beam")
+    return [pytest.param(name, marks=beam if name == "pipeline.precompute" else ()) for name in commands]
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A directory with the outside of a store."""
@@ -133,7 +141,7 @@ def test_every_command_is_tried() -> None:
     assert {*CASES} == commands()
 
 
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.parametrize("command", marked(CASES))
 def test_help_is_answered_at_once(command: str, place: Path) -> None:
     given = [argument for argument in CASES[command][0] if not argument.startswith("-")]
     for arguments in ([], given):
@@ -154,7 +162,7 @@ def test_help_is_answered_at_once(command: str, place: Path) -> None:
         assert examples.count(f"python -m {command}") == 2
 
 
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.parametrize("command", marked(CASES))
 def test_a_mistake_is_answered_at_once(command: str, place: Path) -> None:
     given, (misspelt, meant), *others = CASES[command]
     misspelt_answer = answer(command, *given, misspelt, cwd=place)
@@ -179,7 +187,7 @@ WHOLE = {name: given for name, (given, *_) in CASES.items() if name not in ("tra
 WHOLE["pipeline.dataset"] = [*WHOLE["pipeline.dataset"], "--folder=store", "--name=x"]
 
 
-@pytest.mark.parametrize("command", WHOLE)
+@pytest.mark.parametrize("command", marked(WHOLE))
 def test_an_interrupt_in_the_middle_of_the_imports_is_like_any_other(command: str, place: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", command, *WHOLE[command]],

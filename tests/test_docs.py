@@ -119,6 +119,7 @@ def test_python_of_a_page_names_what_is_public(page: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("beam")
 def test_python_of_the_first_pages_runs(tmp_path: Path) -> None:
     """On the store of the quickstart, with fewer epochs."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}

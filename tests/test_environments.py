@@ -18,12 +18,12 @@ from pipeline.store.reader import StoreReader
 from tests.campaigns.exact_resume import differences
 from tests.runs import ROOT, environment, metrics
 from tests.stores import assert_same_store
-from tests.test_golden import GOLDEN
 
 VENVS = os.environ.get("VIEW_DISTILL_VENVS", ".venv:.venv-tf221:.venv-tpu").split(":")
 WRITERS = [
     venv for venv in VENVS if any((ROOT / venv).glob("lib/python*/site-packages/apache_beam"))
 ]  # they have Beam
+GOLDEN = ROOT / "tests" / "golden"
 SAVED = 5
 PRECOMPUTE = ("--runner=FnApiRunner", "--dataset=golden_images", f"--teacher={GOLDEN / 'teacher'}")
 PRECOMPUTE += ("--image_size=24", "--teacher_batch_size=4", "--views_per_shard=14", "--epochs=5")

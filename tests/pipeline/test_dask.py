@@ -19,7 +19,7 @@ from tests.stores import Asked, shard_files
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("beam")]
 
 
 class Cluster:

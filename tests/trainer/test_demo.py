@@ -19,6 +19,7 @@ from trainer.demo import run_stage
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("beam")
 def test_demo_prints_a_table_of_its_measurements(tmp_path: Path):
     argv = [sys.executable, "-m", "trainer.demo", f"--workdir={tmp_path / 'demo'}"]
     env = {**environment(), "VIEW_DISTILL_CACHE": str(tmp_path / "cache")}

@@ -207,6 +207,7 @@ finally:
 
 @pytest.mark.slow  # takes about four minutes on 2 cores and 7 GB of memory
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("beam")
 def test_r101x3_is_exported_and_precomputes_a_shard(tmp_path: Path):
     """382,416,678 parameters with random weights; one shard of 256 views at 128 in batches of 16."""
     classes = 102

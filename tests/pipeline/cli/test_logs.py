@@ -115,6 +115,7 @@ def test_a_defect_is_logged_with_its_traceback(capsys: pytest.CaptureFixture[str
     assert err.endswith("ZeroDivisionError: a defect\n")
 
 
+@pytest.mark.usefixtures("beam")
 def test_the_import_of_beam_logs_nothing() -> None:
     code = "from pipeline.cli.logs import show_warnings; show_warnings(); import apache_beam, logging; logging.warning('x')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

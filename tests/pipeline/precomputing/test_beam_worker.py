@@ -33,6 +33,7 @@ def test_other_attributes_are_those_of_the_stream() -> None:
     assert wrapped.encoding == sys.__stderr__.encoding
 
 
+@pytest.mark.usefixtures("beam")
 def test_a_worker_without_a_runner_prints_only_its_error() -> None:
     """Errors of Beam's own command are not hidden."""
     environment = {k: v for k, v in os.environ.items() if "API_SERVICE_DESCRIPTOR" not in k}
@@ -49,6 +50,7 @@ def test_a_worker_without_a_runner_prints_only_its_error() -> None:
     assert "apitools" not in done.stderr
 
 
+@pytest.mark.usefixtures("beam")
 def test_an_interrupt_ends_it_without_output() -> None:
     """It waits for a control channel to a closed port."""
     environment = {**os.environ, "CONTROL_API_SERVICE_DESCRIPTOR": "url: 'localhost:1'"}

@@ -323,6 +323,7 @@ class Real:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("beam")
 def test_killed_precompute_and_killed_follower_continue(
     tmp_path: Path, data_dir: Path, teacher_path: Path
 ) -> None:
