@@ -160,17 +160,19 @@ class Teacher:
         signatures = self._model.signatures
         if self.signature not in signatures:
             raise UserError(
-                f"`{self._parameter}_signature`={self.signature}: {self.path} has signatures {', '.join(signatures) or 'none'}"
+                f"`{self._parameter}_signature`={self.signature}: {self.path} has signatures {', '.join(sorted(signatures)) or 'none'}"
             )
         function = signatures[self.signature]
         inputs = function.structured_input_signature[1]
         if len(inputs) != 1:
             raise UserError(
-                f"{self.what}: signature {self.signature} takes {', '.join(inputs) or 'nothing'}; expected "
+                f"{self.what}: signature {self.signature} takes {', '.join(sorted(inputs)) or 'nothing'}; expected "
                 "one image input"
             )
         name, spec = next(iter(inputs.items()))
-        output = self._choose_output({key: found.shape for key, found in function.structured_outputs.items()})
+        # Sorted: the order in a SavedModel is that of a hash table, another one in each process.
+        outputs = sorted(function.structured_outputs.items())
+        output = self._choose_output({key: found.shape for key, found in outputs})
         self._dtype = spec.dtype
         self._check_input(spec.shape)
         self._variables = function.variables
