@@ -199,7 +199,7 @@ def _variables(path: str) -> Sequence[tf.Variable]:
     except (ValueError, OSError, KeyError, tf.errors.OpError) as error:
         raise UserError(f"`init`={path}: TensorFlow cannot load it: {first_line(error)}") from error
     variables = getattr(loaded, "variables", None) or [
-        variable for function in loaded.signatures.values() for variable in function.variables
+        variable for _, function in sorted(loaded.signatures.items()) for variable in function.variables
     ]
     return list({id(variable): variable for variable in variables}.values())
 
