@@ -144,12 +144,14 @@ def find_features(
     for key in info.supervised_keys or ():
         if isinstance(key, str) and key not in info.features:
             raise UserError(
-                f"{info.full_name}: its supervised keys name feature {key!r:.100}, but it has {', '.join(info.features)}; "
+                f"{info.full_name}: its supervised keys name feature {key!r:.100}, but it has {', '.join(sorted(info.features))}; "
                 "prepare the data set again"
             )
     image_key = _choose(info, tfds.features.Image, image, position=0, parameter="image_feature")
     if image_key is None:
-        kinds = ", ".join(f"{name}: {type(feature).__name__}" for name, feature in info.features.items())
+        kinds = ", ".join(
+            f"{name}: {type(feature).__name__}" for name, feature in sorted(info.features.items())
+        )
         raise UserError(f"{info.full_name}: expected an Image feature, got {kinds}; use a data set of images")
     label_key = None
     if label != NO_LABELS:
@@ -176,7 +178,8 @@ def check_features(info: tfds.core.DatasetInfo) -> None:
 
 
 def _names(info: tfds.core.DatasetInfo, kind: type) -> list[str]:
-    return [name for name, feature in info.features.items() if isinstance(feature, kind)]
+    # Sorted: the order in features.json is lost in protobuf's hash table.
+    return sorted(name for name, feature in info.features.items() if isinstance(feature, kind))
 
 
 def _default(info: tfds.core.DatasetInfo, kind: type, *, position: int) -> str | None:
