@@ -2,16 +2,21 @@
 
 The environments are the directories in VIEW_DISTILL_VENVS, separated by colons; by default those of `make install`. A test of one
 that is not installed is skipped. Each command is a process of its environment's Python.
+
+Bytes and losses are bit-equal on the machines where this was tried (docs/guarantees.md). Another processor may round otherwise from one
+TensorFlow to the next; VIEW_DISTILL_TOLERANCE is a relative difference of logits and losses that is accepted. All else is exact.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.store.reader import StoreReader
@@ -24,6 +29,7 @@ WRITERS = [
     venv for venv in VENVS if any((ROOT / venv).glob("lib/python*/site-packages/apache_beam"))
 ]  # they have Beam
 GOLDEN = ROOT / "tests" / "golden"
+TOLERANCE = float(os.environ.get("VIEW_DISTILL_TOLERANCE", "0"))
 SAVED = 5
 PRECOMPUTE = ("--runner=FnApiRunner", "--dataset=golden_images", f"--teacher={GOLDEN / 'teacher'}")
 PRECOMPUTE += ("--image_size=24", "--teacher_batch_size=4", "--views_per_shard=14", "--epochs=5")
@@ -40,7 +46,7 @@ store = sys.argv[1]
 verify.main([f"--store={store}", "--fraction=1"])
 digest = hashlib.sha256()
 for views, logits in open_store(store).as_numpy(batch_size=5):
-    digest.update(views.tobytes() + logits.tobytes())
+    digest.update(views.tobytes())
 print("batches:", digest.hexdigest())
 train.main(sys.argv[2:])
 """
@@ -125,12 +131,26 @@ class Crossing:
         return workdir
 
 
-def shown(workdir: Path) -> list[dict]:
-    """Lines of metrics.jsonl without what depends on the speed of the machine."""
-    return [
-        {name: value for name, value in line.items() if name != "views_per_second"}
-        for line in metrics(workdir)
-    ]
+def assert_same_records(ours: Path, theirs: Path) -> None:
+    """Asserts that stores have equal specs, and equal records in all splits; logits up to the tolerance."""
+    pair = StoreReader(ours), StoreReader(theirs)
+    assert pair[0].spec.digest() == pair[1].spec.digest()
+    for readers in zip(*(store.readers() for store in pair), strict=True):
+        got, expected = (reader.read(np.arange(reader.num_records)) for reader in readers)
+        for field in dataclasses.fields(expected):
+            tolerance = TOLERANCE if field.name == "logits" else 0
+            columns = (getattr(records, field.name) for records in (got, expected))
+            np.testing.assert_allclose(*columns, rtol=tolerance, atol=tolerance, err_msg=field.name)
+
+
+def assert_same_metrics(ours: Path, theirs: Path) -> None:
+    """Asserts that runs trained on the same views, with equal losses up to the tolerance."""
+    got, expected = metrics(ours), metrics(theirs)
+    assert len(got) == len(expected) > 10
+    for line, other in zip(got, expected, strict=True):
+        for values in (line, other):
+            values.pop("views_per_second", None)
+        assert line == pytest.approx(other, rel=TOLERANCE, abs=0)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +163,9 @@ def crossing(tmp_path_factory: pytest.TempPathFactory) -> Crossing:
 @pytest.mark.parametrize("writer", WRITERS[1:])
 def test_environments_write_equal_stores(writer: str, crossing: Crossing) -> None:
     ours, theirs = crossing.store(writer), crossing.store(WRITERS[0])
-    assert_same_store(ours, theirs)
-    assert StoreReader(ours).spec.digest() == StoreReader(theirs).spec.digest()
+    assert_same_records(ours, theirs)
+    if not TOLERANCE:
+        assert_same_store(ours, theirs)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -155,10 +176,12 @@ def test_stores_are_verified_replayed_and_trained_on_everywhere(
     workdir, digest = crossing.used(reader, writer)
     expected_workdir, expected_digest = crossing.used(WRITERS[0])
     assert digest == expected_digest
-    assert len(shown(workdir)) > 10
-    assert shown(workdir) == shown(expected_workdir)
+    assert_same_metrics(workdir, expected_workdir)
 
 
 @pytest.mark.parametrize(("begun", "ended"), list(itertools.permutations(VENVS, 2)))
-def test_runs_continue_in_another_environment_bit_equal(begun: str, ended: str, crossing: Crossing) -> None:
-    assert differences(crossing.continued(begun, ended), crossing.used(WRITERS[0])[0]) == []
+def test_runs_continue_in_another_environment(begun: str, ended: str, crossing: Crossing) -> None:
+    workdir, expected = crossing.continued(begun, ended), crossing.used(WRITERS[0])[0]
+    assert_same_metrics(workdir, expected)
+    if not TOLERANCE:
+        assert differences(workdir, expected) == []
