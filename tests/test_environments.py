@@ -75,7 +75,7 @@ def run(venv: str, *argv: str, code: int = 0) -> str:
     # Without a TPU, libtpu asks for its place for minutes.
     variables = {**environment(), "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(
-        [str(python), *argv], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900
+        [str(python), *argv], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == code, f"{venv}: {done.stderr[-2000:]}"
     return done.stdout
