@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 SCRIPTS = [
-    ROOT / ".ci" / "run",
     ROOT / "docker" / "install.sh",
     ROOT / "trainer" / "cloud" / "templates" / "tpu_host.sh",
+    ROOT / ".ci" / "run",
 ]
 
 
