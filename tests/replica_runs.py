@@ -21,6 +21,7 @@ RUNS = {
     "batch_norm": ["--student=tests.own_students:batch_norm"],
     "sync_batch_norm": ["--student=tests.own_students:batch_norm", "--sync_batch_norm"],
     "float16": ["--student=tiny", "--precision=float16"],
+    "overflow": ["--student=tiny", "--precision=float16"],
     "dropout": ["--student=tests.own_students:nested", "--sync_batch_norm"],
 }
 FLAGS = [
@@ -40,10 +41,11 @@ train.make_strategy = functools.cache(train.make_strategy)
 
 
 def run_all(store: str, data_dir: str, workdir: Path, replicas: int, names: list[str]) -> None:
-    """Runs the named entries of `RUNS`. The first steps of `float16` overflow."""
-    loss_scaling.INITIAL_SCALE = 2.0**19
+    """Runs the named entries of `RUNS`. Every step of `overflow` does."""
     strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas > 1 else []
+    usual = loss_scaling.INITIAL_SCALE
     for name in names:
+        loss_scaling.INITIAL_SCALE = 2.0**40 if name == "overflow" else usual
         found = [f"--store={store}", f"--data_dir={data_dir}", f"--workdir={workdir / str(replicas) / name}"]
         (workdir / str(replicas)).mkdir(parents=True, exist_ok=True)
         with (workdir / str(replicas) / f"{name}.txt").open("w") as file, contextlib.redirect_stdout(file):

@@ -104,15 +104,17 @@ def test_losses_do_not_depend_on_the_number_of_replicas(replica_runs: Path, name
 
 
 @pytest.mark.slow
-def test_replicas_skip_the_same_steps_of_a_float16_run(replica_runs: Path):
-    alone, shared = (metrics(replica_runs / str(count) / "float16", "train") for count in (1, 2))
-    for name in ("skipped_steps", "loss_scale"):
-        assert [line[name] for line in shared] == [line[name] for line in alone]
-    assert 1 <= alone[-1]["skipped_steps"] < STEPS
-    # The sums over replicas differ in their rounding to float16.
-    np.testing.assert_allclose(
-        *(losses_of(replica_runs / str(count) / "float16") for count in (2, 1)), rtol=0.01
-    )
+def test_replicas_of_a_float16_run_scale_and_skip_together(replica_runs: Path):
+    # Sums over the views of a replica round to float16.
+    np.testing.assert_allclose(*(losses_of(replica_runs / f"{n}/float16") for n in (2, 1)), rtol=0.01)
+    for replicas in (1, 2):
+        lines = metrics(replica_runs / f"{replicas}/overflow", "train")
+        assert [line["skipped_steps"] for line in lines] == [*range(1, STEPS + 1)]
+        assert [line["loss_scale"] for line in lines] == [2.0**40 / 2**n for n in range(1, STEPS + 1)]
+        assert (
+            f"{STEPS} of {STEPS} steps were skipped"
+            in (replica_runs / f"{replicas}/overflow.txt").read_text()
+        )
 
 
 @pytest.mark.slow
