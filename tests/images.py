@@ -10,14 +10,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 
-def photo(height: int, width: int, *, seed: int) -> np.ndarray:
-    """An image with soft shapes, a hard edge and noise: uint8 [height, width, 3]."""
+def photo(height: int, width: int, *, seed: int, grain: float = 12) -> np.ndarray:
+    """An image with soft shapes, a hard edge and noise of a standard deviation: uint8 [height, width, 3]."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (5, 6, 3), np.uint8))
     soft = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     soft[:, width // 3 : width // 2 + 1] = soft[:, width // 3 : width // 2 + 1, ::-1] // 2
-    grain = generator.normal(0, 12, soft.shape).astype(np.int16)
-    return np.clip(soft + grain, 0, 255).astype(np.uint8)
+    noise = generator.normal(0, grain, soft.shape).astype(np.int16)
+    return np.clip(soft + noise, 0, 255).astype(np.uint8)
 
 
 def encode(pixels: np.ndarray, kind: str) -> bytes:
