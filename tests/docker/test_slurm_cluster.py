@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import runpy
 import shlex
@@ -19,7 +20,9 @@ import pytest
 from tests.documents import ROOT, command_lines
 from tests.stores import Asked, shard_files
 
-pytest.importorskip("dask_jobqueue", reason="the extra `dask` is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("dask_jobqueue") is None, reason="the extra `dask` is not installed"
+)
 
 SCRIPT = ROOT / "docker" / "slurm_cluster.py"
 RUNNER = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -35,7 +38,12 @@ SCANCEL = '#!/bin/sh\nfor job in "$@"; do kill -TERM -- "-$job"; done\n'
 
 @pytest.fixture(scope="module")
 def script() -> dict:
-    return runpy.run_path(str(SCRIPT))
+    # dask_jobqueue handles both signals of the process that imports it.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = runpy.run_path(str(SCRIPT))
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return names
 
 
 def parsed(script: dict, *argv: str) -> argparse.Namespace:

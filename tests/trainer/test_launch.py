@@ -152,7 +152,7 @@ def test_short_outage_of_the_service_does_not_end_the_launch(
 @pytest.mark.parametrize(
     "trainer",
     [
-        ("--student=keras:MobileNetV3Small",),
+        ("--student=keras:MobileNetV3Small", "--image_size=32"),
         ("--student=my_image.models:build",),
         ("--student=/mnt/disks/student.keras", "--init=/mnt/disks/weights.h5"),
     ],
