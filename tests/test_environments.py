@@ -148,9 +148,10 @@ def assert_same_metrics(ours: Path, theirs: Path) -> None:
     got, expected = metrics(ours), metrics(theirs)
     assert len(got) == len(expected) > 10
     for line, other in zip(got, expected, strict=True):
+        for rates in (line, other):  # a process that continues has no rate at its first step
+            rates.pop("views_per_second", None)
         assert line.keys() == other.keys()
-        for name in other.keys() - {"views_per_second"}:
-            value = other[name]
+        for name, value in other.items():
             close = pytest.approx(value, rel=TOLERANCE, abs=0) if isinstance(value, float) else value
             assert line[name] == close, name
 
