@@ -328,8 +328,8 @@ class ViewInput:
         """The batch that starts at view `start`, rendered and compared. One `index` in `CHECK_EVERY` compares other sizes, too."""
         try:
             fetched = self._fetch(np.int64(start))
-            if self.source.cached:
-                fetched[-3] = self.source.bank
+            if (bank := self.source.bank) is not None:
+                fetched[-3] = bank
             batch = self._rendered(*fetched)
         except tf.errors.OpError as error:
             raise self.explain(start, error) from error

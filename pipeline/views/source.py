@@ -158,10 +158,9 @@ class ImageSource:
         return self._bank is not None
 
     @property
-    def bank(self) -> tf.Tensor:
-        """The cache, uint8 [bytes]: the memory of `LoadedImages.bank`."""
-        assert self._bank is not None
-        return self._bank.tensor
+    def bank(self) -> tf.Tensor | None:
+        """The memory of `LoadedImages.bank` as a tensor, uint8 [bytes]; None without a cache."""
+        return None if self._bank is None else self._bank.tensor
 
     def _estimate(self) -> int:
         """Estimated size of all decoded images in bytes, from a sample that is read image by image."""
